@@ -1,0 +1,25 @@
+"""What an architecture costs in time: a table measured on the device, and the sum of its rows.
+
+Nothing here imports torch; measuring does, in `nfsearch.latency_lut.profiler`, `.verify` and `.device`.
+"""
+
+from nfsearch.latency_lut.keys import Key, keys_for, keys_of
+from nfsearch.latency_lut.provenance import Provenance, kernel_digest
+from nfsearch.latency_lut.settings import LatencySettings
+from nfsearch.latency_lut.table import Estimate, LatencyTable, OutOfMemory, Row, TableError
+from nfsearch.latency_lut.workload import Workload
+
+__all__ = [
+    "Estimate",
+    "Key",
+    "LatencySettings",
+    "LatencyTable",
+    "OutOfMemory",
+    "Provenance",
+    "Row",
+    "TableError",
+    "Workload",
+    "kernel_digest",
+    "keys_for",
+    "keys_of",
+]

@@ -1,0 +1,94 @@
+"""Which device this is, and the provenance that a table measured on it carries."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from nfsearch.latency_lut.provenance import Provenance, kernel_digest
+
+
+def resolve(setting: str) -> str:
+    """The kind of device, "cpu" or "cuda", that `auto`, `cpu`, `cuda` or a device's short name means here.
+
+    Raises ValueError for a GPU that is not there and for the name of another machine's device.
+    """
+    cuda = torch.cuda.is_available()
+    if setting == "auto":
+        return "cuda" if cuda else "cpu"
+    kinds = {"cpu": "cpu", device_slug("cpu"): "cpu"}
+    if cuda:
+        kinds |= {"cuda": "cuda", device_slug("cuda"): "cuda"}
+    if setting not in kinds:
+        raise ValueError(f"device {setting!r} is not here; this machine has {', '.join(sorted(kinds))}")
+    return kinds[setting]
+
+
+def device_name(kind: str) -> str:
+    """As the driver names the GPU, or the system the processor."""
+    return torch.cuda.get_device_name() if kind == "cuda" else cpu_name()
+
+
+def device_slug(kind: str) -> str:
+    """The short name that tables go by: `NVIDIA H200` is nvidia-h200."""
+    name = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|\d+-core|@.*", " ", device_name(kind).lower())
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-") or kind
+
+
+def cpu_name() -> str:
+    """The model name of the processor, or its architecture where the system tells no more."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def provenance(kind: str) -> Provenance:
+    """What a table measured here and now carries. On a GPU, call it after the warm-up: it reads the clock."""
+    driver, clock = _nvidia_smi() if kind == "cuda" else (None, None)
+    return Provenance(
+        device=device_slug(kind),
+        device_name=device_name(kind),
+        kind=kind,
+        driver=driver,
+        cuda=torch.version.cuda if kind == "cuda" else None,
+        torch=torch.__version__,
+        triton=_version("triton"),
+        python=platform.python_version(),
+        nfsearch=_version("nfsearch") or "unknown",
+        kernels=kernel_digest(),
+        os=f"{platform.system()} {platform.release()}",
+        cpu=cpu_name(),
+        threads=torch.get_num_threads(),
+        clock_mhz=clock,
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _nvidia_smi() -> tuple[str | None, float | None]:
+    """The driver's version and the SM clock in MHz, each None where the driver does not tell."""
+    uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    query = ["nvidia-smi", f"--id={uuid}", "--query-gpu=driver_version,clocks.sm", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        driver, clock = (part.strip() for part in answer.strip().split(","))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None, None
+    return driver, float(clock) if re.fullmatch(r"[\d.]+", clock) else None

@@ -1,0 +1,68 @@
+"""Where a latency table comes from, and the digest of the code that was timed. No torch is needed to read it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nfsearch.space.operators import operators
+
+# Rows may stand in one table only if all of these are equal; on a GPU its host's processor is no part of the bargain.
+_IDENTITY = ("device", "device_name", "driver", "cuda", "torch", "triton", "python", "nfsearch", "kernels")
+_CPU_IDENTITY = ("cpu", "threads", "os")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What was measured, on what, with which versions. `None` where it does not apply or could not be found out."""
+
+    device: str  # short name: "nvidia-h200", or of the processor: "amd-epyc-9654"
+    device_name: str  # as the driver or the system gives it
+    kind: str  # "cuda" or "cpu"
+    driver: str | None
+    cuda: str | None
+    torch: str
+    triton: str | None
+    python: str
+    nfsearch: str
+    kernels: str  # `kernel_digest` of the operators' sources
+    os: str
+    cpu: str
+    threads: int  # torch's threads
+    clock_mhz: float | None  # SM clock under load, after the warm-up
+    date: str  # of the first row, UTC
+    command: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
+        """The inverse of `to_dict`. Raises KeyError for a missing field."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+    def differences(self, other: Provenance) -> list[str]:
+        """Why rows of `other` may not join rows of this one: `torch 2.11, now 2.12`; nothing where they may."""
+        names = _IDENTITY + (_CPU_IDENTITY if self.kind == "cpu" else ())
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        return [f"{name} {old}, now {new}" for name, old, new in pairs if old != new]
+
+
+def kernel_digest() -> str:
+    """Twelve hex digits over the sources of all operators: nfsearch.ops and the modules of operators added to it."""
+    package = find_spec("nfsearch.ops")
+    assert package is not None and package.submodule_search_locations
+    root = Path(package.submodule_search_locations[0])
+    sources = {f"nfsearch.ops/{path.relative_to(root)}": path for path in root.rglob("*.py")}
+    for spec in operators().values():
+        module = spec.module.partition(":")[0]
+        if not module.startswith("nfsearch.ops.") and (found := find_spec(module)) and found.origin:
+            sources[module] = Path(found.origin)
+    digest = hashlib.blake2b(digest_size=6)
+    for name, path in sorted(sources.items()):
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()

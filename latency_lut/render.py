@@ -1,0 +1,45 @@
+"""A latency table as text for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from nfsearch.latency_lut.table import LatencyTable, Row
+
+
+def render(table: LatencyTable) -> Table:
+    """A line for each block and workload, a column for each width; cells are milliseconds ± half the spread."""
+    came = table.provenance
+    where = f"{came.device_name}, {came.threads} threads" if came.kind == "cpu" else came.device_name
+    shown = Table(
+        title=f"{where}: milliseconds per block",
+        caption=f"torch {came.torch}, kernels {came.kernels}, {came.date}; {len(table.rows)} rows; "
+        "± half the interquartile range; * no slope, whole chain",
+    )
+    keys = list(table.rows)
+    widths = sorted({key.width for key in keys})
+    several = [name for name in ("phase", "dtype", "batch") if len({getattr(key, name) for key in keys}) > 1]
+    for name in ("block", *several, "context"):
+        shown.add_column(name, justify="left" if name in ("block", "phase", "dtype") else "right")
+    for width in widths:
+        shown.add_column(str(width), justify="right", no_wrap=True)
+    lines: dict[tuple[str, ...], dict[int, Row]] = {}
+    for key in sorted(keys):
+        line = (key.block, *(str(getattr(key, name)) for name in several), str(key.context))
+        lines.setdefault(line, {})[key.width] = table.rows[key]
+    for line, cells in lines.items():
+        # Square brackets are rich's markup.
+        shown.add_row(*(text.replace("[", r"\[") for text in line), *(_cell(cells.get(width)) for width in widths))
+    return shown
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row.latency_ms is None:
+        return "no memory"
+    percent = 50 * row.spread_ms / row.latency_ms
+    return f"{row.latency_ms:.4g} ±{percent:.0f}%" + ("" if row.status == "slope" else "*")

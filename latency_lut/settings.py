@@ -1,0 +1,49 @@
+"""The `latency:` section of a config."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from nfsearch.latency_lut.workload import Workload
+
+
+class LatencySettings(BaseModel):
+    """On what, and for which passes, candidates are timed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = Field(
+        "auto",
+        min_length=1,
+        description="auto (the GPU if there is one), cpu, cuda, or the name of a device such as nvidia-h200",
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="of weights and activations; auto = bfloat16 on CUDA, float32 on a CPU"
+    )
+    table: str = Field(
+        "auto", min_length=1, description="a latency table's path; auto = measured at the start, into the run's folder"
+    )
+    workloads: dict[str, Workload] = Field(
+        default_factory=lambda: {"tpot": Workload()},
+        min_length=1,
+        description="what is timed, by the name that objectives and limits use",
+    )
+    verify: int = Field(
+        10, ge=0, description="random whole models that are measured to check the table's estimates; 0 = none"
+    )
+
+    @field_validator("workloads")
+    @classmethod
+    def _names(cls, workloads: dict[str, Workload]) -> dict[str, Workload]:
+        for name in workloads:
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} is not a name: letters, digits and underscores, no digit first")
+        return workloads
+
+    def dtype_on(self, kind: str) -> str:
+        """The dtype on a device of this kind, "cpu" or "cuda"."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if kind == "cuda" else "float32"

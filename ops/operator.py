@@ -1,0 +1,106 @@
+"""What every operator offers, and how one is built from a layer."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nfsearch.space import Layer
+
+State = dict[str, Tensor]
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype recurrences are computed and kept in: float32, or float64 for a float64 model."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class Operator(nn.Module, ABC):
+    """One residual sub-layer without its norm and its residual: [batch, time, width] to the same.
+
+    A subclass takes the width and, as keywords, exactly the sizes of `Layer.shape(width)`. It owns as many parameters,
+    and `init_state` as many bytes, as `Layer.cost(width)` says.
+
+    Weight normalization projects each row (`row_normalised`) or each column (`column_normalised`) of the named
+    parameters to length one: the axis of the model's width in both cases.
+    """
+
+    row_normalised: ClassVar[tuple[str, ...]] = ()
+    column_normalised: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
+        """The parallel form. x [batch, time, width], the result likewise.
+
+        With a state, continues after the `position` tokens it holds and writes the new ones into it, in place and
+        outside autograd (a continued sequence is for inference).
+        """
+
+    @abstractmethod
+    def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
+        """One token. x [batch, width]; `position` int64 [] on x's device: how many tokens the state holds.
+
+        Writes the state in place, never waits for the device and has no shape that depends on data: it can be
+        captured in a CUDA graph.
+        """
+
+    @abstractmethod
+    def recurrence(self, x: Tensor) -> Tensor:
+        """The specification: a plain loop over time from an empty state, which every faster path is tested against."""
+
+    def init_state(self, batch: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """The empty state for up to `max_length` tokens, activations being of `dtype`."""
+        return {}
+
+    def reset_parameters(self) -> None:
+        """Draws the initial weights: linear layers normal with standard deviation 0.02, unless a subclass says more."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, computed in float32 or wider."""
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A projection without bias."""
+    return nn.Linear(inputs, outputs, bias=False)
+
+
+def xavier_rows_(weight: Tensor, rows: tuple[int, ...], gain: float = 2**-2.5) -> None:
+    """Xavier-uniform initialisation of several projections stacked in one matrix, each with its own fan-out."""
+    with torch.no_grad():
+        for part in weight.split(rows):
+            nn.init.xavier_uniform_(part, gain=gain)
+
+
+def build_operator(layer: Layer, width: int) -> Operator:
+    """The module a layer stands for. Raises ValueError where its settings do not fit the width."""
+    module, name = layer.spec.module.split(":")
+    kind: type[Operator] = getattr(importlib.import_module(module), name)
+    operator = kind(width, **layer.shape(width))
+    operator.reset_parameters()
+    return operator

@@ -1,0 +1,62 @@
+"""The `proxy:` section of a config: what a candidate is trained on, and for how long."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_SMALLEST_BPE = 257  # every byte, and the end of a document
+
+
+class SplitData(BaseModel):
+    """Training and validation data that are separate already."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str = Field(description="what to train on: anything that `data` itself may be")
+    validation: str = Field(description="what to measure the loss on")
+
+
+class ProxySettings(BaseModel):
+    """A short training run whose validation loss ranks architectures."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str | SplitData = Field(
+        "python-stdlib",
+        description="python-stdlib, a file or folder (text, JSONL, Parquet; also .xz or .gz), hf:NAME, hf:NAME:CONFIG, "
+        "or {train: ..., validation: ...}; undivided data is split by a hash of its documents",
+    )
+    tokenizer: str = Field("bytes", description="bytes, bpe:VOCAB (trained on the data), or a tokenizer.json")
+    tokens: int = Field(2_000_000, gt=0, description="training tokens per candidate")
+    sequence: int = Field(512, gt=1, description="tokens in a training sequence")
+    batch: int = Field(32, gt=0, description="sequences in a step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="share of the steps spent warming up; cosine to a tenth after it"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="AdamW's weight decay of matrices; none with weight normalization"
+    )
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    weight_norm: bool = Field(True, description="project weights to unit norm after each step, as Nemotron-Flash does")
+    validation_tokens: int = Field(200_000, gt=0, description="tokens of the fixed validation set")
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _known_tokenizer(cls, value: str) -> str:
+        if not value.startswith("bpe:"):
+            return value
+        size = value.removeprefix("bpe:")
+        if not (size.isascii() and size.isdigit() and _SMALLEST_BPE <= int(size) <= 2**31):
+            raise ValueError(f"{value}: expected bpe:VOCAB with a whole number of at least {_SMALLEST_BPE}")
+        return value
+
+    @property
+    def fidelity(self) -> str:
+        """Everything here that a loss depends on, data and tokenizer apart: equal text, comparable losses."""
+        norm = ", weight norm" if self.weight_norm else ""
+        decay = f", decay {self.weight_decay:g}" if self.weight_decay else ""
+        return (
+            f"{self.tokens} tokens, sequence {self.sequence}, batch {self.batch}, learning rate {self.learning_rate:g}, "
+            f"warm-up {self.warmup:g}, clip {self.clip:g}{decay}{norm}, validation {self.validation_tokens}"
+        )

@@ -1,0 +1,125 @@
+"""Text to token ids: bytes, a `tokenizer.json`, or a byte-level BPE trained on the data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from nfsearch.proxies.cache import digest, publish
+from nfsearch.proxies.sources import SPLIT_VERSION, Source
+
+_END = "<|endoftext|>"
+_ENDS = (_END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")  # the first that a tokenizer knows
+_BPE_CHARACTERS = 32_000_000  # of training text that merges are learned from
+
+
+class Tokenizer(Protocol):
+    """`vocab` is one more than the largest id; `digest` names the mapping itself, whatever file it came from."""
+
+    vocab: int
+    digest: str
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One integer array per text, with the end-of-document id at its end (where the tokenizer has one)."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text again, without end-of-document marks."""
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are the bytes of UTF-8, 256 ends a document."""
+
+    vocab = 257
+    digest = "bytes"
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.append(np.frombuffer(utf8(text), np.uint8).astype(np.uint16), np.uint16(256)) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+
+class JsonTokenizer:
+    """Any file that the `tokenizers` library reads. Raises ValueError, naming the file, when it does not."""
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            known = "`tokenizer` is bytes, bpe:VOCAB or the path of a tokenizer.json"
+            raise ValueError(f"{path}: {error.strerror}; {known}") from None
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises nothing more precise
+            raise ValueError(f"{path}: not a tokenizer.json ({error})") from None
+        # Lengths are the data's business here, not those of the model that the file was saved for.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        ids = self._tokenizer.get_vocab()
+        if not ids:
+            raise ValueError(f"{path}: the tokenizer has an empty vocabulary")
+        self.vocab = max(ids.values()) + 1
+        self.digest = hashlib.blake2b(content, digest_size=10).hexdigest()
+        self._end = next((ids[name] for name in _ENDS if name in ids), None)
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        end = [] if self._end is None else [self._end]
+        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(one.ids + end, dtype=np.uint32) for one in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def utf8(text: str) -> bytes:
+    """Lone surrogates, which JSON can smuggle in, become question marks."""
+    return text.encode("utf-8", "replace")
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """`bytes`, or the path of a tokenizer.json: what `Corpus.tokenizer` holds."""
+    return ByteTokenizer() if name == "bytes" else JsonTokenizer(Path(name).expanduser())
+
+
+def resolve_tokenizer(name: str, source: Source, cache: Path) -> str:
+    """The name that `load_tokenizer` takes; `bpe:VOCAB` is trained on the source, once, and kept in `cache`."""
+    if not name.startswith("bpe:"):
+        return name
+    vocab = int(name.removeprefix("bpe:"))
+    folder = cache / "tokenizers" / digest(["bpe", SPLIT_VERSION, vocab, _BPE_CHARACTERS, source.identity])
+    if not folder.is_dir():
+        with publish(folder) as scratch:
+            _train_bpe(vocab, source, scratch / "tokenizer.json")
+    return str(folder / "tokenizer.json")
+
+
+def _train_bpe(vocab: int, source: Source, path: Path) -> None:
+    """Learns merges from documents for training only, so that validation text stays unseen."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    def texts() -> Iterator[str]:
+        left = _BPE_CHARACTERS
+        for text, validation in source.documents():
+            if not validation:
+                yield utf8(text).decode()
+                left -= len(text)
+            if left <= 0:
+                return
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts(), trainer)
+    bpe.save(str(path))

@@ -1,0 +1,29 @@
+"""What can be built: the notation, architectures, and spaces of architectures. No torch here."""
+
+from nfsearch.space.architecture import Architecture, Layer
+from nfsearch.space.limits import Limits
+from nfsearch.space.notation import NotationError, parse, parse_definitions, print_layers, print_node
+from nfsearch.space.operators import Cost, OperatorSpec, Setting, find_operator, operators
+from nfsearch.space.search_space import Member, Question, SearchSpace, Unreachable
+from nfsearch.space.settings import SpaceSettings
+
+__all__ = [
+    "Architecture",
+    "Cost",
+    "Layer",
+    "Limits",
+    "Member",
+    "NotationError",
+    "OperatorSpec",
+    "Question",
+    "SearchSpace",
+    "Setting",
+    "SpaceSettings",
+    "Unreachable",
+    "find_operator",
+    "operators",
+    "parse",
+    "parse_definitions",
+    "print_layers",
+    "print_node",
+]

@@ -1,0 +1,144 @@
+"""The two types that describe a model, everywhere: a layer, and an architecture made of layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from nfsearch.space.operators import Cost, OperatorSpec, Shape, Value, find_operator, nearest, operator_names, operators
+
+
+@dataclass(frozen=True, order=True)
+class Layer:
+    """One residual sub-layer: an operator and the settings that differ from its defaults, sorted by name.
+
+    Built from any name of the operator and any mapping of settings; stored in one normal form, so that equal layers
+    compare equal. Raises ValueError for an unknown operator, an unknown setting or a value it does not take.
+    """
+
+    op: str
+    settings: tuple[tuple[str, Value], ...] = ()
+
+    def __post_init__(self) -> None:
+        spec = find_operator(self.op)
+        if spec is None:
+            raise ValueError(f"unknown operator {self.op!r}{nearest(self.op, operator_names())}")
+        kept = []
+        for name, value in sorted(dict(self.settings).items()):
+            setting = spec.settings.get(name)
+            if setting is None:
+                raise ValueError(f"{spec.name} has no setting {name!r}{nearest(name, list(spec.settings))}")
+            if not setting.accepts(value):
+                raise ValueError(f"{spec.name}[{name}={value}]: expected {setting.expected()}")
+            if setting.type is float and value is not None:
+                value = float(value)
+            if value != setting.default:
+                kept.append((name, value))
+        object.__setattr__(self, "op", spec.name)
+        object.__setattr__(self, "settings", tuple(kept))
+
+    @classmethod
+    def of(cls, op: str, /, **settings: Value) -> Layer:
+        return cls(op, tuple(settings.items()))
+
+    @property
+    def spec(self) -> OperatorSpec:
+        return operators()[self.op]
+
+    def shape(self, width: int) -> Shape:
+        """The concrete sizes at this width. Raises ValueError where the settings do not fit it."""
+        values = {name: setting.default for name, setting in self.spec.settings.items()}
+        try:
+            return self.spec.shape(width, **{**values, **dict(self.settings)})
+        except ValueError as error:
+            raise ValueError(f"{self}: {error}") from None
+
+    def cost(self, width: int) -> Cost:
+        return self.spec.cost(width, **self.shape(width))
+
+    def __str__(self) -> str:
+        from nfsearch.space.notation import print_layers
+
+        return print_layers((self,))
+
+
+@dataclass(frozen=True, order=True)
+class Architecture:
+    """A whole model: token embedding, optional meta tokens, residual layers x + op(norm(x)), final norm, tied head.
+
+    `head_norm` divides each logit by the length of its row of the head, as the released Nemotron-Flash models do.
+    """
+
+    width: int
+    layers: tuple[Layer, ...]
+    vocab: int = 32000
+    meta_tokens: int = 0
+    head_norm: bool = False
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+
+    @classmethod
+    def parse(cls, layers: str, *, width: int, **rest: Any) -> Architecture:
+        """From notation. Raises `NotationError` for bad text and ValueError for settings that do not fit the width."""
+        from nfsearch.space.notation import parse_layers
+
+        architecture = cls(width, parse_layers(layers), **rest)
+        architecture.check()
+        return architecture
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Architecture:
+        """The inverse of `to_dict`: what JSON and YAML hold."""
+        return cls.parse(**dict(fields))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "width": self.width,
+            "layers": self.notation,
+            "vocab": self.vocab,
+            "meta_tokens": self.meta_tokens,
+            "head_norm": self.head_norm,
+            "norm_eps": self.norm_eps,
+        }
+
+    def check(self) -> None:
+        """Raises ValueError if a layer's settings do not fit the width."""
+        for layer in set(self.layers):
+            layer.shape(self.width)
+
+    @cached_property
+    def notation(self) -> str:
+        from nfsearch.space.notation import print_layers
+
+        return print_layers(self.layers)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits that name the model built: equal for equal sizes, however the settings were written."""
+        shapes = {layer: layer.shape(self.width) for layer in set(self.layers)}
+        content = {**self.to_dict(), "layers": [[layer.op, shapes[layer]] for layer in self.layers]}
+        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def costs(self) -> Iterable[Cost]:
+        """The cost of each layer's operator, in order."""
+        known = {layer: layer.cost(self.width) for layer in set(self.layers)}
+        return [known[layer] for layer in self.layers]
+
+    @cached_property
+    def parameters(self) -> int:
+        """All learned numbers: embedding (the head is tied to it), meta tokens, operators and their norms."""
+        operators = sum(cost.parameters + self.width for cost in self.costs())
+        return (self.vocab + self.meta_tokens + 1) * self.width + operators
+
+    def state_bytes(self, batch: int, length: int, itemsize: int = 2) -> int:
+        """Bytes of state that decoding keeps for `length` tokens of text, meta tokens included."""
+        return sum(cost.state_bytes(batch, length + self.meta_tokens, itemsize) for cost in self.costs())
+
+    def __str__(self) -> str:
+        return f"{self.notation} @ {self.width}"

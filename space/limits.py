@@ -1,0 +1,53 @@
+"""Limits that a member of a space must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from nfsearch.space.architecture import Architecture, Layer
+from nfsearch.space.operators import find_operator, nearest, operator_names
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Limits(BaseModel):
+    """What the paper and common sense bound. None means no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: int | None = Field(None, gt=0, description="most operators in a model, FFNs counted")
+    params: int | None = Field(None, gt=0, description="most parameters, embedding included")
+    kinds_per_stage: int | None = Field(None, gt=0, description="most kinds of token mixer in one stage")
+    required: tuple[str, ...] = Field((), description="operators every model must contain")
+
+    @field_validator("required")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if find_operator(name) is None:
+                raise ValueError(f"unknown operator {name!r}{nearest(name, operator_names())}")
+        return tuple(spec.name for name in names if (spec := find_operator(name)))
+
+    def too_large(self, architecture: Architecture) -> bool:
+        """Whether taking layers away could mend it."""
+        return bool(
+            (self.layers and len(architecture.layers) > self.layers)
+            or (self.params and architecture.parameters > self.params)
+        )
+
+    def too_many_kinds(self, stage: Iterable[Layer]) -> bool:
+        mixers = {layer.op for layer in stage if layer.spec.kind == "mixer"}
+        return self.kinds_per_stage is not None and len(mixers) > self.kinds_per_stage
+
+    def broken_by(self, stages: Sequence[Iterable[Layer]], architecture: Architecture) -> str | None:
+        """The name of the first limit a member breaks, or None. `stages` are its layers, stage by stage."""
+        if not architecture.layers:
+            return "no layers"
+        if self.layers and len(architecture.layers) > self.layers:
+            return "layers"
+        if self.params and architecture.parameters > self.params:
+            return "params"
+        if any(map(self.too_many_kinds, stages)):
+            return "kinds_per_stage"
+        if not set(self.required) <= {layer.op for layer in architecture.layers}:
+            return "required"
+        return None

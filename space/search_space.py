@@ -1,0 +1,405 @@
+"""A space of architectures is a program that asks questions.
+
+Building a member walks the expression and asks at each open point "which of these?" under a stable name. Who answers
+makes the difference: a random generator samples, recorded answers replay, an odometer enumerates, a mutator replays
+with one answer changed, a crossover answers from two parents. There is one traversal and no second encoding.
+
+A question is named by its place: `layers/0/unit/1.count` is the repeat count of item 1 of the expression `unit`, which
+is item 0 of `layers`. Every question has the same options whenever it is asked.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+from nfsearch.space.architecture import Architecture, Layer
+from nfsearch.space.limits import Limits
+from nfsearch.space.membership import Matcher, body_path
+from nfsearch.space.notation import MAX_LAYERS, Choice, Node, Op, Ref, Repeat, Seq, children, print_node
+
+Answers = Mapping[str, Any]
+Fits = Callable[[Architecture], bool]
+TRIES = 200  # draws before a limit is called unreachable
+
+
+class Unreachable(ValueError):
+    """No member within the limits was found in a bounded number of tries."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """`kind` is what a change of the answer changes: operator, ratio, ffn, blocks (the paper's four), pattern, setting,
+    width or meta_tokens."""
+
+    name: str
+    kind: str
+    options: tuple[Any, ...]
+
+
+Ask = Callable[[Question], int]  # the index of the option taken
+
+
+@dataclass(frozen=True)
+class Member:
+    """An architecture of a space, the answers that lead to it, the questions they answer (in the order asked), and the
+    index of the first layer of each stage."""
+
+    architecture: Architecture
+    answers: dict[str, Any]
+    questions: tuple[Question, ...] = field(repr=False, compare=False)
+    stages: tuple[int, ...] = field(repr=False, compare=False)
+
+    def stage_layers(self) -> list[tuple[Layer, ...]]:
+        layers = self.architecture.layers
+        return [layers[a:b] for a, b in zip(self.stages, (*self.stages[1:], len(layers)), strict=True)]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What can be built: an expression for the layers, whose top-level items are the stages, and a choice of widths.
+
+    With `fit_width` the width is not a question: it is the widest for which the caller's `fits` holds (the paper's
+    rule: the widest that meets the latency budget), and the widest of all where no `fits` is given.
+
+    Raises ValueError where an operator cannot have one of the widths, a member could exceed 1000 layers, or a limit
+    names an operator that the space does not have.
+    """
+
+    layers: Node
+    widths: tuple[int, ...]
+    where: Mapping[str, Node] = field(default_factory=dict)
+    fit_width: bool = False
+    limits: Limits = field(default_factory=Limits)
+    vocab: int = 32000
+    meta_tokens: tuple[int, ...] = (0,)
+    head_norm: bool = False
+
+    def __post_init__(self) -> None:
+        deepest = self._deepest(self.layers)
+        if deepest > MAX_LAYERS:
+            raise ValueError(f"the space has members of {deepest} layers; {MAX_LAYERS} is the most")
+        for layer in self.alphabet():
+            for width in self.widths:
+                layer.shape(width)
+        unknown = set(self.limits.required) - {layer.op for layer in self.alphabet()}
+        if unknown:
+            raise ValueError(f"limits.required names {', '.join(sorted(unknown))}, which the space does not have")
+
+    # --- building --------------------------------------------------------------------------------------------------
+
+    def build(self, answers: Answers, fits: Fits | None = None) -> Member:
+        """The member with these answers, whatever its limits. Raises ValueError if one is missing or is no option."""
+
+        def replay(question: Question) -> int:
+            if question.name not in answers:
+                raise ValueError(f"no answer to {question.name} (one of {_listed(question.options)})")
+            if answers[question.name] not in question.options:
+                answer = answers[question.name]
+                raise ValueError(f"{question.name}: {answer!r} is none of {_listed(question.options)}")
+            return question.options.index(answers[question.name])
+
+        return self._build(replay, fits)
+
+    def sample(self, rng: random.Random, fits: Fits | None = None) -> Member:
+        """A random member within the limits: each question is answered uniformly (answers are uniform, members are
+        not: one that few answers lead to is rare). Raises `Unreachable`."""
+        return self._first_within_limits(lambda: self._build(_at_random(rng), fits), fits)
+
+    def enumerate(self) -> Iterator[Member]:
+        """Every member, limits aside, once for each set of answers that leads to it."""
+        prefix: list[int] = []
+        while True:
+            taken: list[tuple[int, int]] = []  # (index, number of options) of each question asked
+
+            def odometer(question: Question, prefix: list[int] = prefix, taken: list[tuple[int, int]] = taken) -> int:
+                index = prefix[len(taken)] if len(taken) < len(prefix) else 0
+                taken.append((index, len(question.options)))
+                return index
+
+            yield self._build(odometer)
+            while taken and taken[-1][0] == taken[-1][1] - 1:
+                taken.pop()
+            if not taken:
+                return
+            prefix = [index for index, _ in taken[:-1]] + [taken[-1][0] + 1]
+
+    def mutate(self, answers: Answers, rng: random.Random, fits: Fits | None = None) -> tuple[Member, str]:
+        """A different member with one question answered anew, and that question's kind.
+
+        Questions that only the new answer raises are answered at random; repair to the limits may shorten further.
+        Raises `Unreachable`."""
+        parent = self.build(answers, fits)
+        if not parent.questions:
+            raise Unreachable("the space has one member; nothing can be mutated")
+        changed = parent.questions[0]
+
+        def draw() -> Member:
+            nonlocal changed
+            changed = rng.choice(parent.questions)
+            others = [option for option in changed.options if option != answers[changed.name]]
+            return self._build(_replay({**answers, changed.name: rng.choice(others)}, _at_random(rng)), fits)
+
+        member = self._first_within_limits(draw, fits, other_than=parent.architecture)
+        return member, changed.kind
+
+    def cross(self, one: Answers, other: Answers, rng: random.Random, fits: Fits | None = None) -> Member:
+        """A member that takes each answer from one of two parents (at random where both have one). Raises
+        `Unreachable`."""
+
+        def draw() -> Member:
+            def ask(question: Question) -> int:
+                first, second = (one, other) if rng.random() < 0.5 else (other, one)
+                return _replay(first, _replay(second, _at_random(rng)))(question)
+
+            return self._build(ask, fits)
+
+        return self._first_within_limits(draw, fits)
+
+    def _build(self, ask: Ask, fits: Fits | None = None) -> Member:
+        answers: dict[str, Any] = {}
+        questions: list[Question] = []
+
+        def record(question: Question) -> int:
+            if len(question.options) == 1:
+                return 0
+            index = ask(question)
+            questions.append(question)
+            answers[question.name] = question.options[index]
+            return index
+
+        meta_tokens = self.meta_tokens[record(Question("meta_tokens", "meta_tokens", self.meta_tokens))]
+        widths = self.widths
+        if not self.fit_width:
+            widths = (self.widths[record(Question("width", "width", self.widths))],)
+        layers: list[Layer] = []
+        starts = []
+        for path, stage in self._stages():
+            starts.append(len(layers))
+            layers += self._layers(stage, path, record, inner=False)
+        for width in sorted(widths, reverse=True):
+            architecture = Architecture(width, tuple(layers), self.vocab, meta_tokens, self.head_norm)
+            if fits is None or fits(architecture):
+                break
+        return Member(architecture, answers, tuple(questions), tuple(starts))
+
+    def _stages(self) -> list[tuple[str, Node]]:
+        if isinstance(self.layers, Seq) and self.layers.items:
+            return [(f"layers/{i}", item) for i, item in enumerate(self.layers.items)]
+        return [("layers", self.layers)]
+
+    def _layers(self, node: Node, path: str, ask: Ask, inner: bool) -> list[Layer]:
+        """`inner`: inside a repeat, where a count is a ratio between operators rather than a number of blocks."""
+        match node:
+            case Op(name, settings):
+                chosen = {
+                    key: values[ask(Question(f"{path}.{key}", "setting", values)) if len(values) > 1 else 0]
+                    for key, values in settings
+                }
+                return [_layer(name, tuple(chosen.items()))]
+            case Ref(name):
+                return self._layers(self.where[name], f"{path}/{name}", ask, inner)
+            case Seq(items):
+                return [
+                    layer for i, item in enumerate(items) for layer in self._layers(item, f"{path}/{i}", ask, inner)
+                ]
+            case Choice(options):
+                index = ask(self._choice(options, path))
+                return self._layers(options[index], f"{path}/{index}", ask, inner)
+            case Repeat(body, low, _, tied):
+                count = low + ask(self._count(node, path, inner))
+                if not count:
+                    return []
+                if tied:
+                    return self._layers(body, body_path(node, path), ask, True) * count
+                copies = (self._layers(body, f"{path}/{k}", ask, True) for k in range(count))
+                return [layer for copy in copies for layer in copy]
+
+    def _choice(self, options: tuple[Node, ...], path: str) -> Question:
+        single = all(isinstance(option, Op) for option in options)
+        return Question(path, "operator" if single else "pattern", tuple(map(print_node, options)))
+
+    def _count(self, node: Repeat, path: str, inner: bool) -> Question:
+        if node not in self._only_ffn:
+            self._only_ffn[node] = {layer.spec.kind for layer in self._alphabet(node)} == {"ffn"}
+        kind = "ffn" if self._only_ffn[node] else "ratio" if inner else "blocks"
+        return Question(f"{path}.count", kind, tuple(range(node.low, node.high + 1)))
+
+    @cached_property
+    def _only_ffn(self) -> dict[Repeat, bool]:
+        return {}
+
+    # --- limits ----------------------------------------------------------------------------------------------------
+
+    def _first_within_limits(
+        self, draw: Callable[[], Member], fits: Fits | None, other_than: Architecture | None = None
+    ) -> Member:
+        broken: Counter[str] = Counter()
+        for _ in range(TRIES):
+            member = self._repaired(draw(), fits)
+            reason = self.limits.broken_by(member.stage_layers(), member.architecture)
+            if reason is None and member.architecture != other_than:
+                return member
+            broken[reason or "no change"] += 1
+        worst = ", ".join(f"{reason} {count} times" for reason, count in broken.most_common())
+        raise Unreachable(f"no member within the limits in {TRIES} tries: {worst}")
+
+    def _repaired(self, member: Member, fits: Fits | None) -> Member:
+        """While a member is too deep or too large, its last stage loses a block (paper, section on the search space);
+        where no stage can, the last count that can shrink does."""
+        while self.limits.too_large(member.architecture):
+            counts = [
+                question
+                for question in member.questions
+                if question.name.endswith(".count") and member.answers[question.name] > question.options[0]
+            ]
+            if not counts:
+                return member
+            last = ([q for q in counts if q.kind == "blocks"] or counts)[-1]
+            answers = {**member.answers, last.name: member.answers[last.name] - 1}
+            member = self._build(_replay(answers, lambda question: 0), fits)
+        return member
+
+    # --- counting --------------------------------------------------------------------------------------------------
+
+    def count(self) -> int:
+        """The number of answer sets, exactly and without enumerating, limits aside.
+
+        A member that several answer sets lead to counts several times."""
+        return sum(self.count_by_depth().values())
+
+    def count_within_depth(self) -> int:
+        """The same for members that keep the layer limit."""
+        limit = self.limits.layers
+        return sum(n for depth, n in self.count_by_depth().items() if limit is None or depth <= limit)
+
+    def count_by_depth(self) -> dict[int, int]:
+        """Answer sets by the number of layers of the member: the coefficients of a generating function."""
+        heads = len(self.meta_tokens) * (1 if self.fit_width else len(self.widths))
+        return {depth: n * heads for depth, n in sorted(self._polynomial(self.layers).items())}
+
+    def _polynomial(self, node: Node) -> Counter[int]:
+        match node:
+            case Op(_, settings):
+                ways = 1
+                for _, values in settings:
+                    ways *= len(values)
+                return Counter({1: ways})
+            case Ref(name):
+                return self._polynomial(self.where[name])
+            case Seq(items):
+                return _product([self._polynomial(item) for item in items])
+            case Choice(options):
+                total: Counter[int] = Counter()
+                for option in options:
+                    total.update(self._polynomial(option))
+                return total
+            case Repeat(body, low, high, tied):
+                once, total, power = self._polynomial(body), Counter(), Counter({0: 1})
+                for n in range(high + 1):
+                    if n >= low:
+                        total.update({d * n: ways for d, ways in once.items()} if tied and n else power)
+                    if not tied:
+                        power = _product([power, once])
+                return total
+
+    def _deepest(self, node: Node) -> int:
+        match node:
+            case Op():
+                return 1
+            case Ref(name):
+                return self._deepest(self.where[name])
+            case Repeat(body, _, high):
+                return high * self._deepest(body)
+            case Choice(options):
+                return max(map(self._deepest, options))
+            case Seq(items):
+                return sum(map(self._deepest, items))
+
+    def alphabet(self) -> tuple[Layer, ...]:
+        """Every layer that a member can contain, sorted."""
+        return tuple(sorted(self._alphabet(self.layers), key=str))
+
+    def _alphabet(self, node: Node) -> set[Layer]:
+        if isinstance(node, Op):
+            return set(node.layers())
+        inside = (self.where[node.name],) if isinstance(node, Ref) else children(node)
+        return set().union(*map(self._alphabet, inside))
+
+    # --- membership ------------------------------------------------------------------------------------------------
+
+    def locate(self, architecture: Architecture) -> dict[str, Any] | None:
+        """Answers that lead to this architecture, or None if it is not a member or breaks a limit."""
+        if architecture.width not in self.widths or architecture.meta_tokens not in self.meta_tokens:
+            return None
+        if self.limits.broken_by([], architecture):
+            return None
+        answers = self.locate_layers(architecture.layers)
+        if answers is None:
+            return None
+        if len(self.meta_tokens) > 1:
+            answers = {"meta_tokens": architecture.meta_tokens, **answers}
+        if not self.fit_width and len(self.widths) > 1:
+            answers["width"] = architecture.width
+        return answers
+
+    def locate_layers(self, layers: tuple[Layer, ...]) -> dict[str, Any] | None:
+        """Answers whose member has these layers and keeps the limit on kinds per stage, or None."""
+        matcher = Matcher(self.where, layers)
+        ends: dict[int, dict[str, Any]] = {0: {}}
+        for path, stage in self._stages():
+            reached: dict[int, dict[str, Any]] = {}
+            for start, before in ends.items():
+                for end, answers in matcher.match(stage, path, start).items():
+                    if not self.limits.too_many_kinds(layers[start:end]):
+                        reached.setdefault(end, {**before, **answers})
+            ends = reached
+        return ends.get(len(layers))
+
+    @cached_property
+    def notation(self) -> str:
+        """The expression of the layers and, below it, each named one."""
+        lines = [print_node(self.layers)]
+        return "\n".join([*lines, *(f"{name} = {print_node(node)}" for name, node in self.where.items())])
+
+
+@cache
+def _layer(name: str, settings: tuple[tuple[str, Any], ...]) -> Layer:
+    return Layer(name, settings)
+
+
+def _product(factors: list[Counter[int]]) -> Counter[int]:
+    result = Counter({0: 1})
+    for factor in factors:
+        grown: Counter[int] = Counter()
+        for depth, ways in result.items():
+            for more, other in factor.items():
+                grown[depth + more] += ways * other
+        result = grown
+    return result
+
+
+def _at_random(rng: random.Random) -> Ask:
+    return lambda question: rng.randrange(len(question.options))
+
+
+def _index(question: Question, answers: Answers) -> int:
+    return question.options.index(answers[question.name])
+
+
+def _replay(answers: Answers, otherwise: Ask) -> Ask:
+    """Answers from a record where it has one, else from somebody else."""
+
+    def ask(question: Question) -> int:
+        known = question.name in answers and answers[question.name] in question.options
+        return _index(question, answers) if known else otherwise(question)
+
+    return ask
+
+
+def _listed(options: tuple[Any, ...]) -> str:
+    return ", ".join(map(str, options))

@@ -1,0 +1,74 @@
+"""The `space:` section of a config."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from nfsearch.space.limits import Limits
+from nfsearch.space.notation import parse, parse_definitions
+from nfsearch.space.search_space import SearchSpace
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class FitWidth(BaseModel):
+    """`{fit: latency, from: [...]}`: the widest of these that meets the latency limits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    fit: Literal["latency"]
+    widths: tuple[int, ...] = Field(alias="from", min_length=1)
+
+
+class SpaceSettings(BaseModel):
+    """What may be built."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int | tuple[int, ...] | FitWidth = Field(
+        description="hidden size: one, a list, or {fit: latency, from: [...]}"
+    )
+    layers: str = Field(description="the notation; its top-level items are the stages")
+    where: dict[str, str] = Field(default_factory=dict, description="named expressions")
+    limits: Limits = Field(default_factory=Limits)
+    vocab: int | Literal["auto"] = Field("auto", description="size of the vocabulary; auto = the tokenizer's")
+    meta_tokens: int | tuple[int, ...] = Field(
+        0, description="learned vectors before every sequence: a number or a list"
+    )
+    head_norm: bool = Field(False, description="divide logits by the norm of their row of the head, as released")
+
+    @field_validator("where")
+    @classmethod
+    def _definitions(cls, where: dict[str, str]) -> dict[str, str]:
+        parse_definitions(where)
+        return where
+
+    @field_validator("width", "meta_tokens")
+    @classmethod
+    def _positive(cls, value: int | tuple[int, ...] | FitWidth, info) -> int | tuple[int, ...] | FitWidth:  # type: ignore[no-untyped-def]
+        numbers = value.widths if isinstance(value, FitWidth) else value if isinstance(value, tuple) else (value,)
+        least = 1 if info.field_name == "width" else 0
+        if not numbers or min(numbers) < least:
+            raise ValueError(f"expected whole numbers of at least {least}, found {list(numbers)}")
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"a number stands twice in {list(numbers)}")
+        return value
+
+    @model_validator(mode="after")
+    def _builds(self) -> SpaceSettings:
+        self.build(vocab=32000)
+        return self
+
+    def build(self, vocab: int) -> SearchSpace:
+        """The space; `vocab` is the tokenizer's, used where the setting is auto."""
+        fit = isinstance(self.width, FitWidth)
+        widths = self.width.widths if isinstance(self.width, FitWidth) else self.width
+        return SearchSpace(
+            layers=parse(self.layers, self.where),
+            where=parse_definitions(self.where),
+            widths=widths if isinstance(widths, tuple) else (widths,),
+            fit_width=fit,
+            limits=self.limits,
+            vocab=vocab if self.vocab == "auto" else self.vocab,
+            meta_tokens=self.meta_tokens if isinstance(self.meta_tokens, tuple) else (self.meta_tokens,),
+            head_norm=self.head_norm,
+        )

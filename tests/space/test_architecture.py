@@ -1,0 +1,61 @@
+import json
+
+import pytest
+import yaml
+from hypothesis import given, settings
+
+from nfsearch.space import Architecture, Layer
+from tests.space.strategies import layer_lists
+
+FLASH_1B = Architecture.parse("(D F M2 F A F M2 F){2} (D F M2 F){2}", width=2048, vocab=131072, meta_tokens=256)
+FLASH_3B = Architecture.parse("(D F M2 F A F M2 F){3} (D F M2 F){3}", width=3072, vocab=131072, meta_tokens=256)
+
+
+def test_the_released_models_have_their_published_sizes() -> None:
+    assert round(FLASH_1B.parameters / 1e6, 1) == 965.4
+    assert round(FLASH_3B.parameters / 1e6, 1) == 2750.0
+
+
+@given(layer_lists)
+@settings(max_examples=100, deadline=None)
+def test_json_and_yaml_both_ways(layers: tuple[Layer, ...]) -> None:
+    architecture = Architecture(2048, layers, vocab=259, meta_tokens=4)
+    fields = architecture.to_dict()
+    assert (
+        Architecture(**{**fields, "layers": Architecture.from_dict({**fields, "width": 128 * 16}).layers})
+        == architecture
+    )
+    for loads, dumps in ((json.loads, json.dumps), (yaml.safe_load, yaml.safe_dump)):
+        assert loads(dumps(fields)) == fields
+
+
+def test_equal_models_share_a_digest_however_they_are_written() -> None:
+    def digest(text: str, **rest: object) -> str:
+        return Architecture.parse(text, width=2048, **rest).digest
+
+    assert digest("A F") == digest("A[kv_heads=4,window=none] F[ratio=3.01]")
+    assert digest("A F") != digest("A[kv_heads=2] F")
+    assert digest("A F") != digest("F A")
+    assert digest("A F") != digest("A F", meta_tokens=1)
+    assert digest("A F") == "e1c5dd6f2ab0d7b0"  # must never change: studies and caches are keyed by it
+
+
+def test_settings_that_do_not_fit_the_width_are_named() -> None:
+    with pytest.raises(ValueError, match="A: width 100 is not a multiple of head_dim 128"):
+        Architecture.parse("A F", width=100)
+    with pytest.raises(ValueError, match="kv_heads 3 does not divide the 16 heads"):
+        Architecture.parse("A[kv_heads=3]", width=2048)
+    with pytest.raises(ValueError, match=r"F\[ratio=0.1\]: ratio 0.1 of width 128"):
+        Architecture.parse("F[ratio=0.1]", width=128)
+
+
+def test_layers_compare_by_what_they_are() -> None:
+    assert Layer("deltanet") == Layer("D") == Layer.of("d", head_dim=128)
+    assert Layer.of("A", window=512) != Layer("A")
+    assert sorted([Layer("F"), Layer("A")]) == [Layer("A"), Layer("F")]
+    with pytest.raises(ValueError, match="unknown operator 'mamba'"):
+        Layer("mamba")
+    with pytest.raises(ValueError, match="A has no setting 'windw', did you mean window"):
+        Layer.of("A", windw=3)
+    with pytest.raises(ValueError, match="expected a whole number"):
+        Layer.of("A", window=-1)
