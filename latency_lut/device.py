@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import platform
 import re
 import shlex
@@ -63,6 +64,7 @@ def provenance(kind: str) -> Provenance:
         cuda=torch.version.cuda if kind == "cuda" else None,
         torch=torch.__version__,
         triton=_version("triton"),
+        fla=_version("fla-core"),
         python=platform.python_version(),
         nfsearch=_version("nfsearch") or "unknown",
         kernels=kernel_digest(),
@@ -92,3 +94,15 @@ def _nvidia_smi() -> tuple[str | None, float | None]:
     except (OSError, subprocess.SubprocessError, ValueError):
         return None, None
     return driver, float(clock) if re.fullmatch(r"[\d.]+", clock) else None
+
+
+def free_memory(kind: str) -> float:
+    """Bytes that a measurement may take: most of a GPU's free memory, a quarter of what the host has to spare."""
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+        return 0.8 * torch.cuda.mem_get_info()[0]
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return 0.25 * 1024 * int(found.group(1)) if found else math.inf

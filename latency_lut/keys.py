@@ -23,7 +23,7 @@ class Key:
     """What one row measures. Two passes that cost the same share one key, because `context` is in normal form.
 
     `block` is the notation of a layer (its row covers norm, operator and residual), or `embedding[vocab=N]`, or
-    `head[vocab=N]` (final norm and head, for the last token of each sequence; `head[head_norm=true, vocab=N]` where
+    `head[vocab=N]` (final norm and head, for the last token of each sequence; `head[head_norm=true,vocab=N]` where
     logits are divided by the lengths of the head's rows). `context` counts meta tokens. In decode it is the tokens
     that the state holds: 0 for a block whose cost does not grow with them, at most the window for a windowed one. In
     prefill it is the tokens read. A head is a decode row of context 0 in both phases: it sees one token a sequence.
@@ -52,7 +52,7 @@ class Key:
     def end_settings(self) -> dict[str, str]:
         """What stands in the brackets of an end: `vocab`, and `head_norm`."""
         inside = self.block.partition("[")[2].rstrip("]")
-        return dict(part.split("=", 1) for part in inside.split(", "))
+        return dict(part.split("=", 1) for part in inside.split(","))
 
 
 def layer_key(layer: Layer, width: int, workload: Workload, dtype: str, meta_tokens: int = 0) -> Key:
@@ -69,7 +69,7 @@ def end_keys(
 ) -> tuple[Key, Key]:
     """The rows that price the embedding, and the final norm with the head."""
     read = workload.context + meta_tokens if workload.phase == "prefill" else 0
-    norm = "head_norm=true, " if head_norm else ""
+    norm = "head_norm=true," if head_norm else ""
     return (
         Key(workload.phase, dtype, workload.batch, width, f"{EMBEDDING}[vocab={vocab}]", read),
         Key("decode", dtype, workload.batch, width, f"{HEAD}[{norm}vocab={vocab}]", 0),

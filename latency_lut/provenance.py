@@ -12,7 +12,7 @@ from typing import Any
 from nfsearch.space.operators import operators
 
 # Rows may stand in one table only if all of these are equal; on a GPU its host's processor is no part of the bargain.
-_IDENTITY = ("device", "device_name", "driver", "cuda", "torch", "triton", "python", "nfsearch", "kernels")
+_IDENTITY = ("device", "device_name", "driver", "cuda", "torch", "triton", "fla", "python", "nfsearch", "kernels")
 _CPU_IDENTITY = ("cpu", "threads", "os")
 
 
@@ -27,6 +27,7 @@ class Provenance:
     cuda: str | None
     torch: str
     triton: str | None
+    fla: str | None  # fla-core, whose kernels serve prefill where it is installed
     python: str
     nfsearch: str
     kernels: str  # `kernel_digest` of the operators' sources
@@ -55,8 +56,8 @@ class Provenance:
 def kernel_digest() -> str:
     """Twelve hex digits over the sources of all operators: nfsearch.ops and the modules of operators added to it."""
     package = find_spec("nfsearch.ops")
-    assert package is not None and package.submodule_search_locations
-    root = Path(package.submodule_search_locations[0])
+    assert package is not None
+    root = Path((package.submodule_search_locations or ["."])[0])
     sources = {f"nfsearch.ops/{path.relative_to(root)}": path for path in root.rglob("*.py")}
     for spec in operators().values():
         module = spec.module.partition(":")[0]

@@ -23,7 +23,7 @@ def render(table: LatencyTable) -> Table:
     widths = sorted({key.width for key in keys})
     several = [name for name in ("phase", "dtype", "batch") if len({getattr(key, name) for key in keys}) > 1]
     for name in ("block", *several, "context"):
-        shown.add_column(name, justify="left" if name in ("block", "phase", "dtype") else "right")
+        shown.add_column(name, justify="left" if name in ("block", "phase", "dtype") else "right", overflow="fold")
     for width in widths:
         shown.add_column(str(width), justify="right", no_wrap=True)
     lines: dict[tuple[str, ...], dict[int, Row]] = {}

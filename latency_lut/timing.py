@@ -13,7 +13,6 @@ import torch
 from nfsearch.latency_lut.table import quartile_range, standard_error
 
 Run = Callable[[], object]
-Round = tuple[float, ...]  # seconds of one pass of each run
 
 
 @dataclass(frozen=True)
@@ -22,16 +21,49 @@ class Bounds:
 
     warm_up: float  # seconds of work before the first sample of a row
     sample: float  # seconds that a sample lasts at least, the shortest run repeated
-    seconds: float  # spent on the samples of a row at most, once `least` are taken
+    keep: float  # the share of the samples that counts, the fastest
     least: int  # rounds
     most: int
+    seconds: float  # for the rounds of a row, once `least` are done
     target: float  # relative standard error at which a row is good
-    working_set: float  # bytes that a short chain should touch, so that the caches hold what they hold in a model
+    cached: float  # bytes of a long chain up to which it is kept within the last cache, as a small model is
+    working_set: float  # bytes of a short chain otherwise: several caches full, as the weights of a larger model are
     longest: int  # blocks in a short chain at most; a real model is no deeper
 
+    def chain(self, size: float) -> int:
+        """Blocks in the short chain, where one touches `size` bytes. A chain half in the cache would tell nothing."""
+        short = self.cached // (2 * size)
+        if short < 2:
+            short = max(2, math.ceil(self.working_set / size))
+        return int(min(short, self.longest))
 
-CPU = Bounds(warm_up=0.05, sample=1e-3, seconds=0.6, least=5, most=60, target=0.005, working_set=8e6, longest=16)
-CUDA = Bounds(warm_up=0.05, sample=1e-3, seconds=0.4, least=10, most=200, target=0.001, working_set=240e6, longest=32)
+
+# A CPU is shared with whatever else runs: its samples have a floor and a long tail of disturbances, so that only the
+# fastest tenth says what the work itself takes. A GPU is ours alone.
+CPU = Bounds(
+    warm_up=0.03,
+    sample=1e-4,
+    keep=0.1,
+    least=30,
+    most=400,
+    seconds=0.6,
+    target=0.005,
+    cached=10e6,
+    working_set=32e6,
+    longest=4,
+)
+CUDA = Bounds(
+    warm_up=0.05,
+    sample=1e-3,
+    keep=1.0,
+    least=10,
+    most=200,
+    seconds=0.4,
+    target=0.001,
+    cached=0,
+    working_set=240e6,
+    longest=32,
+)
 
 
 def bounds(kind: str) -> Bounds:
@@ -74,17 +106,13 @@ def warm_up(kind: str) -> None:
 
 
 def sample(run: Run, times: int, kind: str) -> float:
-    """Seconds of one pass, over `times` passes back to back.
-
-    One pass more goes before: it leaves the caches as they are between passes, and on a GPU the launch of the timed
-    ones hides behind it, as a decode loop's launches do.
-    """
-    run()
+    """Seconds of one pass, over `times` passes back to back."""
     if kind == "cpu":
         started = time.perf_counter()
         for _ in range(times):
             run()
         return (time.perf_counter() - started) / times
+    run()  # the launches of the timed passes hide behind this one, as a decode loop's do
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in range(times):
@@ -94,25 +122,41 @@ def sample(run: Run, times: int, kind: str) -> float:
     return start.elapsed_time(end) / 1e3 / times
 
 
-def rounds(runs: Sequence[Run], value: Callable[[Round], float], kind: str, within: Bounds) -> list[Round]:
+@dataclass(frozen=True)
+class Samples:
+    """Seconds of one pass of each of several runs, those samples that are kept."""
+
+    runs: list[list[float]]
+
+    @property
+    def count(self) -> int:
+        return len(self.runs[0])
+
+    def combine(self, *weights: float) -> tuple[float, float]:
+        """The weighted sum of the runs' medians, and the spread it has from their interquartile ranges."""
+        value = sum(weight * statistics.median(times) for weight, times in zip(weights, self.runs, strict=True))
+        spread = math.hypot(*(w * quartile_range(times) for w, times in zip(weights, self.runs, strict=True)))
+        return value, spread
+
+
+def take(runs: Sequence[Run], weights: Sequence[float], kind: str, within: Bounds) -> Samples:
     """Samples of each run, taken in turn so that a drifting clock meets all of them alike.
 
-    Ends when the median of `value` over the rounds is known to `within.target`, or the time or the number is used up.
+    Ends when the runs' sum with these weights is known to `within.target`, or the time or the number is used up.
     """
     started, once = time.perf_counter(), math.inf
     while once == math.inf or time.perf_counter() - started < within.warm_up:
         once = min(once, sample(runs[0], 1, kind))
     times = max(1, math.ceil(within.sample / once))
-    taken: list[Round] = []
+    rounds: list[list[float]] = []
     started = time.perf_counter()
-    while len(taken) < within.most:
-        taken.append(tuple(sample(run, times, kind) for run in runs))
-        if len(taken) < within.least:
+    while True:
+        rounds.append([sample(run, times, kind) for run in runs])
+        if len(rounds) < within.least:
             continue
-        values = [value(one) for one in taken]
-        middle = statistics.median(values)
-        if standard_error(quartile_range(values), len(values)) <= within.target * middle:
-            break
-        if time.perf_counter() - started > within.seconds:
-            break
-    return taken
+        kept = math.ceil(within.keep * len(rounds))
+        samples = Samples([sorted(column)[:kept] for column in zip(*rounds, strict=True)])
+        value, spread = samples.combine(*weights)
+        good = standard_error(spread, kept) <= within.target * value
+        if good or len(rounds) == within.most or time.perf_counter() - started > within.seconds:
+            return samples

@@ -34,9 +34,8 @@ def write_outputs(result: RunResult, folder: str | Path) -> list[Path]:
 def candidates_frame(result: RunResult) -> pd.DataFrame:
     """One row per candidate. Latencies are in milliseconds, one column and one error column per workload."""
     workloads, front = result.workloads(), set(result.front)
-    others = [o.name for o in result.objectives if o.name not in {"loss", "parameters", *workloads}]
-    rows = [_row(record, workloads, others, record.number in front) for record in result.candidates]
-    return pd.DataFrame(rows, columns=_columns(workloads, others))
+    rows = [_row(record, workloads, record.number in front) for record in result.candidates]
+    return pd.DataFrame(rows, columns=_columns(workloads))
 
 
 def front_frame(result: RunResult) -> pd.DataFrame:
@@ -47,16 +46,16 @@ def front_frame(result: RunResult) -> pd.DataFrame:
 
 def front_png(result: RunResult) -> bytes:
     """The front as a picture: the first objective over the second (over parameters, if there is only one)."""
-    scale, names = 1e3, [o.name for o in result.objectives]
+    units = {objective.name: objective.unit for objective in result.objectives}
+    names = list(units)
     x_name = names[1] if len(names) > 1 else "parameters"
 
     def value(record: CandidateRecord, name: str) -> float:
-        return record.values.get(name, float(record.parameters)) * (scale if name in record.latency else 1)
+        return record.values.get(name, float(record.parameters)) * (1e3 if units.get(name) == "seconds" else 1)
 
     def label(name: str) -> str:
-        unit = {o.name: o.unit for o in result.objectives}.get(name, "")
-        unit = "ms" if unit == "seconds" else unit
-        return f"{name} ({unit})" if unit and unit != name else name
+        unit = "ms" if units.get(name) == "seconds" else units.get(name)
+        return f"{name} ({unit})" if unit else name
 
     done = [record for record in result.candidates if record.state == "done"]
     front = sorted((result.candidate(number) for number in result.front), key=lambda r: value(r, x_name))
@@ -80,19 +79,19 @@ def front_png(result: RunResult) -> bytes:
     return buffer.getvalue()
 
 
-def _columns(workloads: list[str], others: list[str]) -> list[str]:
+def _columns(workloads: list[str]) -> list[str]:
     latencies = [column for name in workloads for column in (f"latency_ms_{name}", f"latency_error_ms_{name}")]
     return [
         *("number", "state", "front", "notation", "width", "parameters", "digest", "loss", "bits_per_byte"),
-        *("perplexity", *latencies, *others, "origin", "generation", "parents", "seconds", "attempts", "error"),
+        *("perplexity", *latencies, "origin", "generation", "parents", "seconds", "attempts", "error"),
     ]
 
 
-def _row(record: CandidateRecord, workloads: list[str], others: list[str], front: bool) -> dict[str, object]:
-    row: dict[str, object] = record.model_dump(include=set(_columns([], [])))
+def _row(record: CandidateRecord, workloads: list[str], front: bool) -> dict[str, object]:
+    row: dict[str, object] = record.model_dump(include=set(_columns([])))
     row |= {"front": front, "parents": " ".join(map(str, record.parents))}
     for name in workloads:
         if (latency := record.latency.get(name)) is not None:
             row[f"latency_ms_{name}"] = latency.seconds * 1e3
             row[f"latency_error_ms_{name}"] = latency.error_seconds * 1e3
-    return row | {name: record.values.get(name) for name in others}
+    return row

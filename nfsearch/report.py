@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
@@ -26,21 +28,31 @@ _COLOURS = {
 _MORE_COLOURS = (("#b1567b", "#fff"), ("#6f8f1f", "#fff"), ("#b3612a", "#fff"), ("#4f6d9c", "#fff"))
 
 _UNITS = {"seconds": "ms"}  # what a unit of the result is shown as
+_TIMES = (("s", 1e3), ("ms", 1.0))  # units of latency limits, in milliseconds
 
 
 def render(result: RunResult, folder: str | Path = ".") -> str:
     """The whole page; `folder` is the run's, for the commands the page tells the reader to type."""
     environment = Environment(
-        loader=PackageLoader("nfsearch"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("nfsearch"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters.update(short=short, digits=digits, ms=milliseconds, duration=duration, size=size)
+    environment.filters["pretty"] = lambda fields: yaml.safe_dump(
+        fields, sort_keys=False, allow_unicode=True, width=100
+    )
+    environment.filters["lowest"] = lambda records, name: min(records, key=lambda record: record.values[name])
     records = {record.number: record for record in result.candidates}
     front = [records[number] for number in result.front]
     return environment.get_template("report.html").render(
         result=result,
         title=Path(folder).resolve().name,
         folder=shlex.quote(str(folder)),
+        verify=shlex.join(_verify_command(result, Path(folder))),
         plotly=get_plotlyjs(),
         data=plot_data(result),
         records=records,
@@ -55,6 +67,11 @@ def render(result: RunResult, folder: str | Path = ".") -> str:
     )
 
 
+def _verify_command(result: RunResult, folder: Path) -> list[str]:
+    table = folder / result.table.path if result.table else folder
+    return ["nfsearch", "lut", "verify", str(table), "--config", str(folder / "config.yaml")]
+
+
 # --- what the plots are drawn from -----------------------------------------------------------------------------------
 
 
@@ -63,7 +80,10 @@ def plot_data(result: RunResult) -> dict[str, Any]:
     axes = _axes(result)
     front = set(result.front)
     names = [objective.name for objective in result.objectives]
+    places = {record.number: place for place, record in enumerate(result.candidates, start=1)}
     done = [record for record in result.candidates if record.state == "done"]
+    trajectory = result.hypervolume.trajectory if result.hypervolume else []
+    scale = math.prod(axes[name][1] for name in names)
     return {
         "axes": [{"key": key, "label": label} for key, (label, _) in axes.items()],
         "x": names[1] if len(names) > 1 else "parameters",
@@ -72,6 +92,7 @@ def plot_data(result: RunResult) -> dict[str, Any]:
         "points": [
             {
                 "number": record.number,
+                "place": places[record.number],
                 "notation": record.notation,
                 "width": record.width,
                 "parameters": short(record.parameters),
@@ -88,12 +109,16 @@ def plot_data(result: RunResult) -> dict[str, Any]:
         ],
         "limits": _limits(result),
         "best": _best_so_far(result.candidates, names[0], axes[names[0]][1]),
-        "hypervolume": result.hypervolume.trajectory if result.hypervolume else [],
+        "hypervolume": [(count, volume * scale) for count, volume in trajectory],
+        "volume": f"hypervolume ({' × '.join(_UNITS.get(o.unit, o.unit) or o.name for o in result.objectives)})",
         "evaluations": len(result.candidates),
         "curves": [
-            {"number": record.number, "tokens": [t for t, _ in record.curve], "loss": [loss for _, loss in record.curve]}
-            for record in done
-            if record.number in front
+            {
+                "number": record.number,
+                "tokens": [t for t, _ in record.curve],
+                "loss": [loss for _, loss in record.curve],
+            }
+            for record in map(result.candidate, result.front)
         ],
         "check": _check(result),
     }
@@ -123,7 +148,8 @@ def _value(record: CandidateRecord, key: str, scale: float) -> float | None:
 def _limits(result: RunResult) -> dict[str, float]:
     """The latency budgets of the config, in milliseconds, by workload."""
     limits = result.config.resolved.get("limits") or {}
-    return {name: limits[f"{name}_ms"] for name in result.workloads() if limits.get(f"{name}_ms") is not None}
+    given = [(name, limits.get(f"{name}_{unit}"), scale) for name in result.workloads() for unit, scale in _TIMES]
+    return {name: limit * scale for name, limit, scale in given if limit is not None}
 
 
 def _best_so_far(records: Iterable[CandidateRecord], objective: str, scale: float) -> list[tuple[int, float]]:
@@ -137,16 +163,8 @@ def _best_so_far(records: Iterable[CandidateRecord], objective: str, scale: floa
 
 
 def _check(result: RunResult) -> list[dict[str, Any]]:
-    rows = (result.table.verification or {}).get("rows", []) if result.table else []
-    return [
-        {
-            "text": f"{row['notation']} @ {row['width']}",
-            "workload": row["workload"],
-            "measured": row["measured"] * 1e3,
-            "estimated": row["estimated"] * 1e3,
-        }
-        for row in rows
-    ]
+    verification = result.table.verification if result.table else None
+    return [check.model_dump() for check in verification.checks] if verification else []
 
 
 # --- what the tables show --------------------------------------------------------------------------------------------
@@ -175,10 +193,13 @@ def mutation_table(result: RunResult) -> list[dict[str, Any]]:
         kinds.setdefault(record.origin, []).append(record)
     table = []
     for kind, made in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        pairs = [
+            (record, records[record.parents[0]]) for record in made if record.parents and record.parents[0] in records
+        ]
         gains = [
-            record.values[objective] - records[record.parents[0]].values[objective]
-            for record in made
-            if record.state == "done" and record.parents and objective in records[record.parents[0]].values
+            child.values[objective] - parent.values[objective]
+            for child, parent in pairs
+            if child.state == parent.state == "done"
         ]
         table.append(
             {
@@ -209,10 +230,10 @@ def digits(value: float | None, places: int = 3) -> str:
     return "–" if value is None else f"{value:.{places}f}"
 
 
-def milliseconds(seconds: float) -> str:
-    """Three digits, without an exponent."""
+def milliseconds(seconds: float, places: int = 3) -> str:
+    """So many digits that count, all of those before the point, and no exponent."""
     value = seconds * 1e3
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 10 ** (places - 1) else f"{value:.{places}g}"
 
 
 def duration(seconds: float) -> str:

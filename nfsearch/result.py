@@ -20,7 +20,7 @@ from nfsearch.search.pareto import front, hypervolume
 
 SCHEMA_VERSION = 1
 
-_UNITS = {"loss": "nats per token", "parameters": "parameters", "memory": "bytes"}
+_UNITS = {"loss": "nats per token"}  # of the objectives that have one, latencies apart
 _LIBRARIES = ("nfsearch", "torch", "triton", "ray", "optuna")
 
 
@@ -52,10 +52,12 @@ class SpaceRecord(_Part):
     """The space that was searched."""
 
     notation: str = Field(description="the layers expression")
-    where: dict[str, str] = Field({}, description="named expressions it uses")
-    count: int | None = Field(None, description="how many answer sets it has, exactly; null if it was not counted")
+    where: dict[str, str] = Field(default={}, description="named expressions it uses")
+    count: int | None = Field(
+        default=None, description="how many answer sets it has, exactly; null if it was not counted"
+    )
     widths: list[int] = Field(description="hidden sizes")
-    fit_width: bool = Field(False, description="true: the widest that meets the latency budget is taken")
+    fit_width: bool = Field(default=False, description="true: the widest that meets the latency budget is taken")
     limits: dict[str, Any] = {}
 
 
@@ -90,7 +92,7 @@ class CandidateRecord(_Part):
     perplexity: float | None
     values: dict[str, float] = Field(description="objective -> value; empty if failed")
     latency: dict[str, Latency] = Field(description="workload -> estimate")
-    origin: str = Field(description="known, random, crossover, mutation:KIND or crossover+mutation:KIND")
+    origin: str = Field(description="known, random, crossover or mutation:KIND")
     generation: int
     parents: list[int] = Field(description="candidate numbers")
     seconds: float = Field(description="wall time spent on it, retries included")
@@ -111,13 +113,47 @@ class Hypervolume(_Part):
     trajectory: list[tuple[int, float]] = Field(description="(evaluations finished, hypervolume), where it changed")
 
 
+class Check(_Part):
+    """One whole model, measured and estimated."""
+
+    workload: str
+    architecture: str = Field(description="notation @ width")
+    digest: str
+    depth: int
+    estimated_ms: float
+    error_ms: float = Field(description="of the estimate")
+    measured_ms: float
+    spread_ms: float = Field(description="interquartile range of the measurement")
+
+
+class Agreement(_Part):
+    """Estimates against measurements under one workload; errors are fractions of the measured time."""
+
+    models: int
+    mape: float = Field(description="mean absolute error")
+    bias: float = Field(description="mean error; positive: estimates are too high")
+    worst: float = Field(description="the largest error, with its sign")
+    spearman: float | None = Field(description="null for fewer than three models")
+    kendall: float | None
+
+
+class VerificationRecord(_Part):
+    """What `nfsearch lut verify` found."""
+
+    device: str
+    dtype: str
+    seed: int
+    agreement: dict[str, Agreement] = Field(description="by workload")
+    checks: list[Check]
+
+
 class TableRecord(_Part):
     """The latency table used, where its figures come from, and how well they predict whole models."""
 
     path: str
     rows: int
     provenance: dict[str, Any]
-    verification: dict[str, Any] | None = Field(None, description="measured against estimated; null if never checked")
+    verification: VerificationRecord | None = Field(default=None, description="null if the table was never checked")
 
 
 class RunResult(_Part):
@@ -185,7 +221,7 @@ def build_result(
     ordered = sorted(candidates, key=lambda candidate: candidate.number)
     done = [(count, c) for count, c in enumerate(ordered, start=1) if c.state == "done"]
     points = np.array([[c.values[name] for name in objectives] for _, c in done], dtype=float)
-    best = np.flatnonzero(front(points)) if done else []
+    best = np.flatnonzero(front(points)) if done else np.zeros(0, dtype=int)
     workloads = {name for candidate in ordered for name in candidate.proposal.latency}
     return RunResult(
         run=run,
@@ -219,7 +255,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -95,6 +96,13 @@ def xavier_rows_(weight: Tensor, rows: tuple[int, ...], gain: float = 2**-2.5) -
     with torch.no_grad():
         for part in weight.split(rows):
             nn.init.xavier_uniform_(part, gain=gain)
+
+
+def initial_step_bias(heads: int, device: torch.device) -> Tensor:
+    """dt_bias of Mamba2 and Gated DeltaNet: softplus of it is log-uniform in [1e-3, 1e-1]. [heads]"""
+    low, high = math.log(1e-3), math.log(1e-1)
+    dt = torch.exp(torch.rand(heads, device=device) * (high - low) + low)
+    return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
 
 
 def build_operator(layer: Layer, width: int) -> Operator:

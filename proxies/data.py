@@ -19,6 +19,7 @@ from nfsearch.proxies.sources import SPLIT_VERSION, Source, open_source
 from nfsearch.proxies.tokenizers import Tokenizer, load_tokenizer, resolve_tokenizer, utf8
 
 Part = Literal["train", "validation"]
+PARTS: tuple[Part, ...] = ("train", "validation")
 _LEAST_READ = 2**24  # training tokens to keep where there are that many, so that short proxies share one cache
 _ENCODE_AT_ONCE = 2_000_000  # characters handed to the tokenizer together
 
@@ -63,8 +64,8 @@ def prepare(settings: ProxySettings, cache_dir: Path | None = None) -> Corpus:
         corpus = _open(folder, source.name, name)
         if corpus is None:
             raise OSError(f"{folder}: tokens were written but do not read back")
-    for part in ("train", "validation"):
-        _starts(corpus.tokens(part), settings.sequence, f"{source.name}: the {part} part")  # type: ignore[arg-type]
+    for part in PARTS:
+        _starts(corpus.tokens(part), settings.sequence, f"{source.name}: the {part} part")
     return corpus
 
 
@@ -153,11 +154,7 @@ def _grouped(source: Source, shards: dict[bool, _Shard]) -> Iterator[tuple[list[
     texts: list[str] = []
     parts: list[bool] = []
     size = 0
-    for text, part in source.documents():
-        if shards[part].full or not text.strip():
-            if shards[False].full and shards[True].full:
-                return
-            continue
+    for text, part in source.documents(lambda part: not shards[part].full):
         texts.append(text)
         parts.append(part)
         size += len(text)

@@ -54,9 +54,15 @@ class ProxySettings(BaseModel):
     @property
     def fidelity(self) -> str:
         """Everything here that a loss depends on, data and tokenizer apart: equal text, comparable losses."""
-        norm = ", weight norm" if self.weight_norm else ""
-        decay = f", decay {self.weight_decay:g}" if self.weight_decay else ""
-        return (
-            f"{self.tokens} tokens, sequence {self.sequence}, batch {self.batch}, learning rate {self.learning_rate:g}, "
-            f"warm-up {self.warmup:g}, clip {self.clip:g}{decay}{norm}, validation {self.validation_tokens}"
-        )
+        parts = [
+            f"{self.tokens} tokens",
+            f"sequence {self.sequence}",
+            f"batch {self.batch}",
+            f"learning rate {self.learning_rate:g}",
+            f"warm-up {self.warmup:g}",
+            f"weight decay {self.weight_decay:g}",
+            f"clip {self.clip:g}",
+            f"weight norm {'on' if self.weight_norm else 'off'}",
+            f"validation {self.validation_tokens}",
+        ]
+        return ", ".join(parts)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import platform
 import sysconfig
 import zlib
@@ -23,26 +24,42 @@ _PIECE = 8192  # characters
 _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _TEXT = {".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".csv", ".py", ".c", ".h", ".cc", ".cpp", ".cu"}
 _TEXT |= {".java", ".js", ".ts", ".go", ".rs", ".sh", ".json", ".yaml", ".yml", ".toml"}
-_TESTS = {"test", "tests", "idle_test"}
-_INSTALLED = {"site-packages", "dist-packages", "__pycache__"}
+_NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
 
 @dataclass(frozen=True)
 class Source:
     """Documents, and a JSON value `identity` that changes whenever they may have changed.
 
-    `documents()` starts from the first document each time and yields (text, whether it is for validation).
+    A stream yields (text, key) from its first document on each time it is called. All of a stream belongs to training
+    (False) or validation (True), or each document goes where the hash of its key says (None).
     """
 
     name: str
     identity: Any
-    documents: Callable[[], Iterator[tuple[str, bool]]]
+    streams: tuple[tuple[Callable[[], Iterator[tuple[str, str]]], bool | None], ...]
+
+    def documents(self, wanted: Callable[[bool], bool]) -> Iterator[tuple[str, bool]]:
+        """(text, whether it is for validation), blank texts and unwanted parts left out.
+
+        `wanted(part)` is asked before each document, and no more is read than it needs.
+        """
+        for stream, fixed in self.streams:
+            parts = (False, True) if fixed is None else (fixed,)
+            for text, key in stream():
+                if not any(wanted(part) for part in parts):
+                    break
+                part = _for_validation(key) if fixed is None else fixed
+                if wanted(part) and text.strip():
+                    yield text, part
 
 
 def open_source(data: str | SplitData) -> Source:
     """The source that a config names. Raises ValueError when there is nothing of that name; reads no text yet."""
     if isinstance(data, SplitData):
-        return _both(open_source(data.train), open_source(data.validation))
+        parts = [(open_source(data.validation), True), (open_source(data.train), False)]
+        streams = tuple((stream, part) for source, part in parts for stream, _ in source.streams)
+        return Source(f"{data.train} | {data.validation}", ["split", *(one.identity for one, _ in parts)], streams)
     if data == "python-stdlib":
         return _stdlib()
     if data.startswith("hf:"):
@@ -59,18 +76,6 @@ def _for_validation(key: str) -> bool:
     return _hash(key) % _VALIDATION_SHARE == 0
 
 
-def _both(train: Source, validation: Source) -> Source:
-    def documents() -> Iterator[tuple[str, bool]]:
-        # Validation first: it is bounded, while reading stops as soon as there is enough to train on.
-        for text, _ in validation.documents():
-            yield text, True
-        for text, _ in train.documents():
-            yield text, False
-
-    name = f"{train.name} / {validation.name}"
-    return Source(name, ["split", train.identity, validation.identity], documents)
-
-
 def _stdlib() -> Source:
     """The `.py` files of the running interpreter's own standard library, whole files, split by their relative names.
 
@@ -79,20 +84,20 @@ def _stdlib() -> Source:
     """
     root = Path(sysconfig.get_path("stdlib"))
     files = []
-    for path in root.rglob("*.py"):
-        folders = path.relative_to(root).parts[:-1]
-        if not (set(folders) & (_INSTALLED | _TESTS)) and not path.name.startswith("_sysconfigdata"):
-            files.append(path)
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in _NOT_STDLIB]
+        names = [name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata")]
+        files += [Path(folder, name) for name in names]
     if not files:
         raise ValueError(f"python-stdlib: {root} holds no .py files; name a text file or folder as `data` instead")
 
-    def documents() -> Iterator[tuple[str, bool]]:
+    def stream() -> Iterator[tuple[str, str]]:
         for path in _shuffled(root, files):
             text = path.read_bytes().decode("utf-8", "replace")
-            yield text, _for_validation(path.relative_to(root).as_posix())
+            yield text, path.relative_to(root).as_posix()
 
     version = f"{platform.python_implementation()} {platform.python_version()}"
-    return Source(f"python-stdlib ({version})", ["stdlib", version, _listing(root, files)], documents)
+    return Source(f"python-stdlib ({version})", ["stdlib", version, _listing(root, files)], ((stream, None),))
 
 
 def _local(data: str) -> Source:
@@ -111,12 +116,16 @@ def _local(data: str) -> Source:
     else:
         raise ValueError(f"{data}: no such file or folder; `data` is python-stdlib, a file, a folder or hf:NAME")
 
-    def documents() -> Iterator[tuple[str, bool]]:
+    def stream() -> Iterator[tuple[str, str]]:
         for path in _shuffled(root, files):
             for text in _read(path):
-                yield text, _for_validation(text)
+                yield text, text
 
-    return Source(data, ["local", str(root.resolve()), _listing(root, files)], documents)
+    return Source(data, ["local", str(root.resolve()), _listing(root, files)], ((stream, None),))
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _hidden(root: Path, path: Path) -> bool:
@@ -157,7 +166,7 @@ def _read(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start} of a block)") from None
     except (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError, ArrowException) as error:
-        raise ValueError(f"{path}: damaged or not what its name says ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: damaged or not what its name says ({_reason(error)})") from None
 
 
 def _read_text(path: Path, stream: IO[bytes]) -> Iterator[str]:
@@ -172,7 +181,7 @@ def _read_jsonl(path: Path, stream: IO[bytes]) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}:{number}: not a line of JSON ({error})") from None
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             seen = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
@@ -205,7 +214,7 @@ def _hub(data: str) -> Source:
     if not name:
         raise ValueError(f"{data}: expected hf:NAME or hf:NAME:CONFIG")
 
-    def documents() -> Iterator[tuple[str, bool]]:
+    def stream() -> Iterator[tuple[str, str]]:
         try:
             from datasets import load_dataset
         except ImportError:
@@ -214,9 +223,8 @@ def _hub(data: str) -> Source:
             for row in load_dataset(name, config or None, split="train", streaming=True):
                 if not isinstance(row.get("text"), str):
                     raise ValueError(f"expected a string field `text`, found {', '.join(map(str, row)) or 'none'}")
-                yield row["text"], _for_validation(row["text"])
+                yield row["text"], row["text"]
         except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{data}: {reason}") from None
+            raise ValueError(f"{data}: {_reason(error)}") from None
 
-    return Source(data, ["hub", name, config], documents)
+    return Source(data, ["hub", name, config], ((stream, None),))

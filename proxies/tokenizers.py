@@ -104,13 +104,14 @@ def _train_bpe(vocab: int, source: Source, path: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     def texts() -> Iterator[str]:
-        left = _BPE_CHARACTERS
-        for text, validation in source.documents():
-            if not validation:
-                yield utf8(text).decode()
-                left -= len(text)
-            if left <= 0:
-                return
+        seen = 0
+
+        def wanted(validation: bool) -> bool:
+            return not validation and seen < _BPE_CHARACTERS
+
+        for text, _ in source.documents(wanted):
+            seen += len(text)
+            yield utf8(text).decode()
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

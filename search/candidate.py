@@ -10,26 +10,28 @@ from nfsearch.proxies import Score
 from nfsearch.space import Architecture
 
 Answers = Mapping[str, Any]  # question name -> answer, in the order asked
+SCORES = ("loss", "bits_per_byte", "perplexity")  # the objectives that training gives; any other one is a workload
 
 
 @dataclass(frozen=True)
 class Proposal:
     """An architecture a strategy wants evaluated, and where it came from."""
 
-    index: int  # the place in the sequence of proposals; the trial's number once finished
+    index: int  # its place in the sequence of proposals; with several workers not its place among the finished
     architecture: Architecture
     answers: Answers
-    origin: str  # "known", "random", "mutation:<kind>", "crossover", "crossover+mutation:<kind>"
+    origin: str  # "known", "random", "mutation:<kind>" or "crossover"
     generation: int = 0
     parents: tuple[int, ...] = ()  # candidate numbers
     latency: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # workload -> (seconds, error in seconds)
+    refused: Mapping[str, int] = field(default_factory=dict)  # reason -> drafts refused before this one was found
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A finished evaluation. A failed one has an error instead of a score."""
 
-    number: int
+    number: int  # its place among the finished, from 0; also the number of its trial in the study
     proposal: Proposal
     state: Literal["done", "failed"]
     score: Score | None
@@ -37,3 +39,14 @@ class Candidate:
     seconds: float  # wall time spent on it, retries included
     error: str | None = None
     attempts: int = 1
+
+
+def objective_value(objective: str, proposal: Proposal, score: Score) -> float:
+    """The value of `loss`, `bits_per_byte`, `perplexity`, or of the estimated seconds of a workload.
+
+    Raises ValueError for any other name."""
+    if objective in SCORES:
+        return float(getattr(score, objective))
+    if objective not in proposal.latency:
+        raise ValueError(f"unknown objective {objective!r}; expected one of {', '.join((*SCORES, *proposal.latency))}")
+    return proposal.latency[objective][0]

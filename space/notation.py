@@ -21,7 +21,7 @@ from nfsearch.space.architecture import Layer
 from nfsearch.space.operators import OperatorSpec, Value, find_operator, nearest, operator_names
 
 MAX_DEPTH = 100  # brackets in brackets
-MAX_LAYERS = 1000  # of the longest member
+MAX_LAYERS = 2000  # of the longest member
 
 
 class NotationError(ValueError):
@@ -144,8 +144,8 @@ class _Parser:
         while True:
             starts.append(self.here)
             options.append(self.sequence())
-            if options[-1] in options[:-1]:
-                raise self.fail(f"'{print_node(options[-1])}' stands twice in this choice", starts[-1])
+            if (last := options[-1]) is not None and last in options[:-1]:
+                raise self.fail(f"'{print_node(last)}' stands twice in this choice", starts[-1])
             if not self.take("|"):
                 break
         for option, start in zip(options, starts, strict=True):

@@ -66,7 +66,7 @@ class SearchSpace:
     With `fit_width` the width is not a question: it is the widest for which the caller's `fits` holds (the paper's
     rule: the widest that meets the latency budget), and the widest of all where no `fits` is given.
 
-    Raises ValueError where an operator cannot have one of the widths, a member could exceed 1000 layers, or a limit
+    Raises ValueError where an operator cannot have one of the widths, a member could exceed 2000 layers, or a limit
     names an operator that the space does not have.
     """
 

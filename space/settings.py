@@ -7,7 +7,7 @@ from typing import Literal
 from nfsearch.space.limits import Limits
 from nfsearch.space.notation import parse, parse_definitions
 from nfsearch.space.search_space import SearchSpace
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class FitWidth(BaseModel):
@@ -27,8 +27,8 @@ class SpaceSettings(BaseModel):
     width: int | tuple[int, ...] | FitWidth = Field(
         description="hidden size: one, a list, or {fit: latency, from: [...]}"
     )
-    layers: str = Field(description="the notation; its top-level items are the stages")
     where: dict[str, str] = Field(default_factory=dict, description="named expressions")
+    layers: str = Field(description="the notation; its top-level items are the stages")
     limits: Limits = Field(default_factory=Limits)
     vocab: int | Literal["auto"] = Field("auto", description="size of the vocabulary; auto = the tokenizer's")
     meta_tokens: int | tuple[int, ...] = Field(
@@ -42,9 +42,17 @@ class SpaceSettings(BaseModel):
         parse_definitions(where)
         return where
 
+    @field_validator("layers")
+    @classmethod
+    def _expression(cls, layers: str, info: ValidationInfo) -> str:
+        parse(layers, info.data.get("where", {}))
+        return layers
+
     @field_validator("width", "meta_tokens")
     @classmethod
-    def _positive(cls, value: int | tuple[int, ...] | FitWidth, info) -> int | tuple[int, ...] | FitWidth:  # type: ignore[no-untyped-def]
+    def _positive(
+        cls, value: int | tuple[int, ...] | FitWidth, info: ValidationInfo
+    ) -> int | tuple[int, ...] | FitWidth:
         numbers = value.widths if isinstance(value, FitWidth) else value if isinstance(value, tuple) else (value,)
         least = 1 if info.field_name == "width" else 0
         if not numbers or min(numbers) < least:
@@ -58,15 +66,18 @@ class SpaceSettings(BaseModel):
         self.build(vocab=32000)
         return self
 
+    @property
+    def fit_width(self) -> bool:
+        return isinstance(self.width, FitWidth)
+
     def build(self, vocab: int) -> SearchSpace:
         """The space; `vocab` is the tokenizer's, used where the setting is auto."""
-        fit = isinstance(self.width, FitWidth)
         widths = self.width.widths if isinstance(self.width, FitWidth) else self.width
         return SearchSpace(
             layers=parse(self.layers, self.where),
             where=parse_definitions(self.where),
             widths=widths if isinstance(widths, tuple) else (widths,),
-            fit_width=fit,
+            fit_width=self.fit_width,
             limits=self.limits,
             vocab=vocab if self.vocab == "auto" else self.vocab,
             meta_tokens=self.meta_tokens if isinstance(self.meta_tokens, tuple) else (self.meta_tokens,),

@@ -82,7 +82,7 @@ def test_an_architecture_leaves_nothing_open(text: str) -> None:
 
 
 def test_an_architecture_has_a_bounded_size() -> None:
-    with pytest.raises(NotationError, match="more than 1000 layers"):
+    with pytest.raises(NotationError, match="more than 2000 layers"):
         parse_layers("((D{999}){999}){999}")
 
 

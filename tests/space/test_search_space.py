@@ -153,7 +153,7 @@ def test_the_widest_that_fits() -> None:
     ("fields", "message"),
     [
         (dict(width=100, layers="A"), "width 100 is not a multiple of head_dim 128"),
-        (dict(width=128, layers="D{900} F{900}"), "members of 1800 layers"),
+        (dict(width=128, layers="D{1900} F{900}"), "members of 2800 layers"),
         (dict(width=128, layers="D F", limits={"required": ["A"]}), "limits.required names A"),
         (dict(width=128, layers="D F", limits={"required": ["Q"]}), "unknown operator 'Q'"),
         (dict(width=[], layers="D"), "expected whole numbers of at least 1"),

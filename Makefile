@@ -1,0 +1,33 @@
+# `make run` and `make test` set up a virtual environment first and then do their job.
+VENV ?= .venv
+BIN := $(VENV)/bin
+comma := ,
+EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)fla)
+FOLDERS := space ops latency_lut proxies search
+
+.PHONY: run test check types setup
+
+run: setup
+	@$(BIN)/nfsearch run experiments/quickstart/config.yaml
+
+test: setup
+	@$(BIN)/python -m pytest
+
+check: setup types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+# The folders at the root are parts of one package; mypy reads them through a tree of links that looks like it.
+types: setup
+	@mkdir -p build/types/nfsearch
+	@ln -sfn $(CURDIR)/nfsearch/* $(foreach folder,$(FOLDERS),$(CURDIR)/$(folder)) build/types/nfsearch/
+	@cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p nfsearch
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@python3 -c 'import sys; sys.exit("nfsearch needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	@python3 -m venv $(VENV) || { echo "python3 cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing nfsearch and what it needs into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,64 @@
+"""`nfsearch space`: what a space holds, without torch."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+from nfsearch.space import SearchSpace, SpaceSettings
+from nfsearch.space.notation import parse, parse_definitions, parse_layers, print_layers
+from nfsearch.yaml_file import read_yaml
+
+EXPRESSION_WIDTH = 1024  # an expression alone leaves the width open; any that fits every operator will do
+
+
+def read_space(source: str) -> SearchSpace:
+    """The space of a config file, or of an expression; `name = expression` after a `;` or on lines of their own define
+    names. Raises ValueError."""
+    if Path(source).suffix in (".yaml", ".yml") or Path(source).is_file():
+        return read_yaml(Path(source)).validate(SpaceSettings, section="space").build(vocab=32000)
+    where = {}
+    expressions = []
+    for part in re.split(r"[;\n]", source):
+        if match := re.match(r"\s*(\w+)\s*=(.*)", part):
+            where[match[1]] = match[2]
+        elif part.strip():
+            expressions.append(part)
+    if len(expressions) != 1:
+        raise ValueError(f"expected one expression and `name = expression` after a ';', found {len(expressions)}")
+    layers, names = expressions[0], parse_definitions(where)
+    return SearchSpace(parse(layers, names), (EXPRESSION_WIDTH,), names)
+
+
+def describe_space(space: SearchSpace) -> None:
+    total = space.count()
+    print(space.notation)
+    print(f"widths       {', '.join(map(str, space.widths))}" + (" (the widest that fits)" if space.fit_width else ""))
+    print(f"operators    {', '.join(map(str, space.alphabet()))}")
+    print(f"answer sets  {total:,} (a member that several of them lead to counts several times)")
+    if space.limits.layers:
+        print(f"             {space.count_within_depth():,} of them within {space.limits.layers} layers")
+
+
+def sample_members(space: SearchSpace, number: int, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(number):
+        print(space.sample(rng).architecture)
+
+
+def check_member(space: SearchSpace, notation: str) -> int:
+    """Prints whether the layers are a member, and the answers that lead to them; the exit status is 0 if they are."""
+    layers = parse_layers(notation)
+    answers = space.locate_layers(layers)
+    limit = space.limits.layers
+    if answers is not None and limit and len(layers) > limit:
+        print(f"not a member: {len(layers)} layers, the limit is {limit}")
+        return 1
+    if answers is None:
+        print(f"not a member: no answers lead to {print_layers(layers)}")
+        return 1
+    print(f"a member: {print_layers(layers)}")
+    for name, answer in answers.items():
+        print(f"  {name} = {answer}")
+    return 0

@@ -1,0 +1,51 @@
+"""`nfsearch report` and `nfsearch export`: what is done with the folder of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nfsearch.config import Config
+from nfsearch.display import duration, say
+from nfsearch.outputs import write_outputs
+from nfsearch.records import CONFIG, JOURNAL, result_of
+from nfsearch.search.study import Store, load_store
+from nfsearch.space import Architecture
+from nfsearch.yaml_file import read_yaml
+
+
+def open_run(folder: Path) -> tuple[Config, Store]:
+    """The config and the study of a run's folder. Raises ValueError if it is none."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG}")
+    config = read_yaml(path).validate(Config)
+    return config, load_store(config.storage or folder / JOURNAL)
+
+
+def rebuild_report(folder: Path) -> list[Path]:
+    """Writes everything that is derived from a run's study once more. Raises ValueError or OSError."""
+    _, store = open_run(folder)
+    return write_outputs(result_of(store), folder)
+
+
+def export_candidate(folder: Path, to: str, output: Path, *, pick: int | None, max_latency_ms: float | None) -> Path:
+    """Writes a candidate of a run in another form and returns the path. Raises ValueError or OSError."""
+    from nfsearch.export import choose, export_hf, export_yaml, require_free
+
+    config, store = open_run(folder)
+    result = result_of(store)
+    record = choose(result, pick=pick, max_latency_ms=max_latency_ms)
+    if to == "yaml":
+        return export_yaml(result, record, output)
+    from nfsearch.latency_lut import device
+    from nfsearch.proxies.data import prepare
+    from nfsearch.proxies.training import train_model
+
+    require_free(output)
+    corpus = prepare(config.proxy)
+    kind = device.resolve(config.latency.device)
+    architecture = Architecture.from_dict(record.architecture)
+    say(f"Training candidate {record.number} as the search did ({duration(record.seconds)} there)")
+    model, score = train_model(architecture, corpus, config.proxy, seed=config.search.seed, device=kind)
+    say(f"loss {score.loss:.4f}, in the search {record.loss:.4f}")
+    return export_hf(model.cpu(), output, tokenizer=corpus.tokenizer, result=result, record=record)

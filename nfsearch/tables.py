@@ -1,0 +1,123 @@
+"""Latency tables for the command line and for a run: build, show, check, ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from nfsearch.config import Config, load_config
+from nfsearch.display import say, steps
+from nfsearch.latency_lut import LatencyTable, Workload, keys_for
+from nfsearch.latency_lut.table import Row
+from nfsearch.proxies.data import prepare
+from nfsearch.space import Architecture, SearchSpace
+from nfsearch.space.search_space import Fits
+
+if TYPE_CHECKING:
+    from nfsearch.latency_lut.verify import Verification
+
+SUFFIX = ".parquet"
+
+
+def _wide() -> Console:
+    """Standard output; wide where it is no terminal, so that tables in files do not break."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def vocabulary(config: Config) -> int:
+    """The space's vocabulary where it says one; else the tokenizer's, which may have to be trained."""
+    return config.space.vocab if isinstance(config.space.vocab, int) else prepare(config.proxy).vocab
+
+
+def measure(config: Config, space: SearchSpace, path: Path) -> LatencyTable:
+    """Builds, or completes, the table that a config needs."""
+    from nfsearch.latency_lut import device, profiler
+
+    kind = device.resolve(config.latency.device)
+    keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(kind))
+    with steps(f"latency table on {device.device_name(kind)}") as step:
+
+        def progress(done: int, total: int, row: Row | None) -> None:
+            step(done, total)
+
+        return profiler.build(keys, path, device=config.latency.device, progress=progress)
+
+
+def check(
+    config: Config, space: SearchSpace, table: LatencyTable, number: int, seed: int, fits: Fits | None = None
+) -> Verification:
+    """Whole random models measured against the table's estimates."""
+    from nfsearch.latency_lut import device, verify
+
+    dtype = config.latency.dtype_on(device.resolve(config.latency.device))
+    with steps("checking the table on whole models") as step:
+
+        def progress(done: int, total: int, made: verify.Check) -> None:
+            step(done, total)
+
+        return verify.verify(
+            table, space, config.latency.workloads, dtype=dtype, n=number, seed=seed, fits=fits, progress=progress
+        )
+
+
+def build_table(config_path: Path, output: Path, assignments: Sequence[str]) -> None:
+    config, _ = load_config(config_path, assignments)
+    if output.suffix != SUFFIX:
+        raise ValueError(f"{output}: a latency table's name ends in {SUFFIX}")
+    if not output.parent.is_dir():
+        raise ValueError(f"{output.parent} is not a folder")
+    space = config.space.build(vocabulary(config))
+    table = measure(config, space, output)
+    say(f"{output}: {len(table.rows)} rows")
+
+
+def show_table(path: Path) -> None:
+    table = LatencyTable.load(path)
+    _wide().print(table.render())
+
+
+def verify_table(path: Path, config_path: Path, number: int, seed: int) -> None:
+    from nfsearch.latency_lut import device
+
+    config, _ = load_config(config_path)
+    table = LatencyTable.load(path)
+    kind = device.resolve(config.latency.device)
+    table.require_device(device.device_slug(kind))
+    space = config.space.build(vocabulary(config))
+    table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(kind)))
+    found = check(config, space, table, number, seed)
+    shown = Table(title=f"{path} against {found.device}, {found.dtype}")
+    for name in ("workload", "architecture", "estimated ms", "measured ms", "error"):
+        shown.add_column(name, justify="left" if name in ("workload", "architecture") else "right", overflow="fold")
+    for each in found.checks:
+        estimated = f"{each.estimated_ms:.4g} ± {each.error_ms:.2g}"
+        architecture = each.architecture.replace("[", r"\[")
+        shown.add_row(each.workload, architecture, estimated, f"{each.measured_ms:.4g}", f"{each.relative:+.1%}")
+    _wide().print(shown)
+    for name, agreement in found.agreement.items():
+        ranks = ", ".join(
+            f"{label} {value:.3f}"
+            for label, value in (("Spearman", agreement.spearman), ("Kendall", agreement.kendall))
+            if value is not None
+        )
+        print(
+            f"{name}: {agreement.models} models, MAPE {agreement.mape:.1%}, bias {agreement.bias:+.1%}, "
+            f"worst {agreement.worst:+.1%}{', ' + ranks if ranks else ''}"
+        )
+
+
+def estimate_from_table(
+    path: Path, notation: str, width: int, vocab: int, meta_tokens: int, phase: str, batch: int, context: int
+) -> None:
+    table = LatencyTable.load(path)
+    architecture = Architecture.parse(notation, width=width, vocab=vocab, meta_tokens=meta_tokens)
+    workload = Workload.model_validate({"phase": phase, "batch": batch, "context": context})
+    estimate = table.estimate(architecture, workload)
+    print(f"{estimate.seconds * 1e3:.4g} ms ± {estimate.error * 1e3:.2g} ms  {architecture}, {table.provenance.device}")
+    for part, seconds in table.breakdown(architecture, workload).items():
+        print(f"  {seconds * 1e3:10.4g} ms  {part}")

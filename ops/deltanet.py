@@ -1,0 +1,92 @@
+"""DeltaNet, as Nemotron-Flash runs it: short convolutions, no output gate, no negative eigenvalues."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nfsearch.ops.dispatch import delta_rule
+from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide, xavier_rows_
+from nfsearch.ops.recurrence import delta_rule_step
+from nfsearch.ops.shortconv import causal_conv, causal_conv_recurrence, causal_conv_step, conv_weight
+
+
+def l2_normalise(x: Tensor) -> Tensor:
+    """x / sqrt(|x|^2 + 1e-6) over the last axis."""
+    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+class DeltaNet(Operator):
+    """u_t = beta_t (v_t - S_{t-1}^T k_t);  S_t = S_{t-1} + k_t u_t^T;  o_t = S_t^T q_t / sqrt(dim), per head.
+
+    q, k, v pass a short convolution and silu, q and k are scaled to length one, beta = sigmoid. The output is
+    RMS-normalised per head (one weight for all heads) and projected.
+
+    Rows of `in_proj`: q | k | v (each heads x head_dim) | beta (heads). `conv` [3 heads head_dim, taps] runs over
+    q|k|v.
+
+    State: `conv`, the ring [batch, taps, 3 heads head_dim]; `state` [batch, heads, key, value] in float32 or wider.
+    """
+
+    row_normalised = ("in_proj.weight",)
+    column_normalised = ("out_proj.weight",)
+
+    def __init__(self, width: int, *, heads: int, head_dim: int, conv: int) -> None:
+        super().__init__(width)
+        self.heads, self.head_dim, self.inner = heads, head_dim, heads * head_dim
+        self.in_proj = linear(width, 3 * self.inner + heads)
+        self.conv = conv_weight(3 * self.inner, conv)
+        self.norm = RMSNorm(head_dim, 1e-5)
+        self.out_proj = linear(self.inner, width)
+
+    def reset_parameters(self) -> None:
+        xavier_rows_(self.in_proj.weight, (self.inner, self.inner, self.inner, self.heads))
+        xavier_rows_(self.out_proj.weight, (self.width,))
+
+    def init_state(self, batch: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        ring = torch.zeros(batch, self.conv.shape[1], 3 * self.inner, device=device, dtype=dtype)
+        shape = (batch, self.heads, self.head_dim, self.head_dim)
+        return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
+
+    def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
+        qkv, beta = self.in_proj(x).split((3 * self.inner, self.heads), dim=-1)
+        held = state or {}
+        q, k, v = self._heads(causal_conv(qkv, self.conv, None, held.get("conv"), position))
+        out, last = delta_rule(q, k, v, beta.to(q.dtype).sigmoid(), None, held.get("state"), like=x)
+        if state is not None:
+            state["state"].copy_(last.detach())
+        return self._project(out, x)
+
+    def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
+        qkv, beta = self.in_proj(x).split((3 * self.inner, self.heads), dim=-1)
+        q, k, v = self._heads(causal_conv_step(qkv, self.conv, None, state["conv"], position))
+        return self._project(delta_rule_step(q, k, v, beta.to(q.dtype).sigmoid(), None, state["state"]), x)
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (scaled), k, v [..., heads, head_dim], in float32 or wider, of the convolved [..., 3 inner]."""
+        parts = F.silu(qkv.to(wide(qkv.dtype))).unflatten(-1, (3, self.heads, self.head_dim))
+        q, k, v = parts.unbind(-3)
+        return l2_normalise(q) * self.head_dim**-0.5, l2_normalise(k), v
+
+    def _project(self, out: Tensor, like: Tensor) -> Tensor:
+        return self.out_proj(self.norm(out).flatten(-2).to(like.dtype))
+
+    def recurrence(self, x: Tensor) -> Tensor:
+        d = self.head_dim
+        rows = x @ self.in_proj.weight.T
+        qkv = causal_conv_recurrence(rows[..., : 3 * self.inner], self.conv)
+        qkv = qkv * qkv.sigmoid()
+        q, k, v = (z.unflatten(-1, (self.heads, d)) for z in qkv.chunk(3, dim=-1))
+        q, k = (z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt() for z in (q, k))
+        beta = rows[..., 3 * self.inner :].sigmoid()
+        state = x.new_zeros(len(x), self.heads, d, d)  # S, key x value
+        outputs = []
+        for t in range(x.shape[1]):
+            recalled = torch.einsum("bhkv,bhk->bhv", state, k[:, t])
+            update = beta[:, t, :, None] * (v[:, t] - recalled)
+            state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], update)
+            out = torch.einsum("bhkv,bhk->bhv", state, q[:, t]) / d**0.5
+            out = out / (out.square().mean(-1, keepdim=True) + self.norm.eps).sqrt() * self.norm.weight
+            outputs.append(out.flatten(1) @ self.out_proj.weight.T)
+        return torch.stack(outputs, dim=1)

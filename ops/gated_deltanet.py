@@ -1,0 +1,111 @@
+"""Gated DeltaNet: the delta rule with a decay per head, and a gated output."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nfsearch.ops.deltanet import l2_normalise
+from nfsearch.ops.dispatch import delta_rule
+from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide, xavier_rows_
+from nfsearch.ops.recurrence import delta_rule_step
+from nfsearch.ops.shortconv import causal_conv, causal_conv_recurrence, causal_conv_step, conv_weight
+
+
+class GatedDeltaNet(Operator):
+    """S' = a_t S_{t-1};  u_t = beta_t (v_t - S'^T k_t);  S_t = S' + k_t u_t^T;  o_t = S_t^T q_t / sqrt(key_dim).
+
+    Per head, log a_t = -exp(A_log) softplus(decay_t + dt_bias). q, k, v pass a short convolution and silu, q and k are
+    scaled to length one, beta = sigmoid. The output is RMS-normalised per head, multiplied by silu(gate), projected.
+
+    Rows of `in_proj`: q | k (each heads x key_dim) | v | gate (each heads x value_dim) | beta | decay (each heads).
+    `conv` [heads (2 key_dim + value_dim), taps] runs over q|k|v.
+
+    State: `conv`, the ring [batch, taps, channels]; `state` [batch, heads, key, value] in float32 or wider.
+    """
+
+    row_normalised = ("in_proj.weight",)
+    column_normalised = ("out_proj.weight",)
+
+    def __init__(self, width: int, *, heads: int, key_dim: int, value_dim: int, conv: int) -> None:
+        super().__init__(width)
+        self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
+        keys, values = heads * key_dim, heads * value_dim
+        self.channels = 2 * keys + values
+        self.rows = (keys, keys, values, values, heads, heads)
+        self.in_proj = linear(width, sum(self.rows))
+        self.conv = conv_weight(self.channels, conv)
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.norm = RMSNorm(value_dim, 1e-5)
+        self.out_proj = linear(values, width)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        xavier_rows_(self.in_proj.weight, self.rows)
+        xavier_rows_(self.out_proj.weight, (self.width,))
+        self.A_log.uniform_(0, 16).clamp_(min=1e-4).log_()
+        self.dt_bias.copy_(initial_step_bias(self.heads, self.dt_bias.device))
+
+    def init_state(self, batch: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        ring = torch.zeros(batch, self.conv.shape[1], self.channels, device=device, dtype=dtype)
+        shape = (batch, self.heads, self.key_dim, self.value_dim)
+        return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
+
+    def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
+        qkv, gate, rest = self._rows(x)
+        held = state or {}
+        q, k, v = self._heads(causal_conv(qkv, self.conv, None, held.get("conv"), position))
+        beta, log_decay = self._gates(rest)
+        out, last = delta_rule(q, k, v, beta, log_decay, held.get("state"), like=x)
+        if state is not None:
+            state["state"].copy_(last.detach())
+        return self._project(out, gate, x)
+
+    def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
+        qkv, gate, rest = self._rows(x)
+        q, k, v = self._heads(causal_conv_step(qkv, self.conv, None, state["conv"], position))
+        beta, log_decay = self._gates(rest)
+        return self._project(delta_rule_step(q, k, v, beta, log_decay, state["state"]), gate, x)
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q|k|v, gate, beta|decay."""
+        return self.in_proj(x).split((self.channels, self.heads * self.value_dim, 2 * self.heads), dim=-1)
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (scaled), k, v [..., heads, dim], in float32 or wider, of the convolved [..., channels]."""
+        q, k, v = F.silu(qkv.to(wide(qkv.dtype))).split(self.rows[:3], dim=-1)
+        q, k = (l2_normalise(z.unflatten(-1, (self.heads, -1))) for z in (q, k))
+        return q * self.key_dim**-0.5, k, v.unflatten(-1, (self.heads, -1))
+
+    def _gates(self, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """beta and log a, [..., heads] in float32 or wider."""
+        beta, decay = rest.to(wide(rest.dtype)).chunk(2, dim=-1)
+        rate = self.A_log.to(decay.dtype).exp()
+        return beta.sigmoid(), -rate * F.softplus(decay + self.dt_bias.to(decay.dtype))
+
+    def _project(self, out: Tensor, gate: Tensor, like: Tensor) -> Tensor:
+        gated = self.norm(out).flatten(-2) * F.silu(gate.to(out.dtype))
+        return self.out_proj(gated.to(like.dtype))
+
+    def recurrence(self, x: Tensor) -> Tensor:
+        rows = x @ self.in_proj.weight.T
+        gate, beta, decay = rows[..., self.channels :].split(self.rows[3:], dim=-1)
+        qkv = causal_conv_recurrence(rows[..., : self.channels], self.conv)
+        q, k, v = ((z * z.sigmoid()).unflatten(-1, (self.heads, -1)) for z in qkv.split(self.rows[:3], dim=-1))
+        q, k = (z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt() for z in (q, k))
+        decay = torch.exp(-self.A_log.exp() * torch.log1p(torch.exp(decay + self.dt_bias)))
+        beta = beta.sigmoid()
+        state = x.new_zeros(len(x), self.heads, self.key_dim, self.value_dim)  # S, key x value
+        outputs = []
+        for t in range(x.shape[1]):
+            state = decay[:, t, :, None, None] * state
+            recalled = torch.einsum("bhkv,bhk->bhv", state, k[:, t])
+            update = beta[:, t, :, None] * (v[:, t] - recalled)
+            state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], update)
+            out = torch.einsum("bhkv,bhk->bhv", state, q[:, t]) / self.key_dim**0.5
+            out = out / (out.square().mean(-1, keepdim=True) + self.norm.eps).sqrt() * self.norm.weight
+            out = out.flatten(1) * gate[:, t] * gate[:, t].sigmoid()
+            outputs.append(out @ self.out_proj.weight.T)
+        return torch.stack(outputs, dim=1)

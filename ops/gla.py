@@ -1,0 +1,81 @@
+"""Gated linear attention: a decay per key channel, and a gated output."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nfsearch.ops.dispatch import gated_linear
+from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide
+from nfsearch.ops.recurrence import linear_step
+
+_DECAY_ROOT = 16  # a = sigmoid(.) to the power of 1/16, so that memory starts long
+
+
+class GatedLinearAttention(Operator):
+    """S_t = diag(a_t) S_{t-1} + k_t v_t^T;  o_t = S_t^T q_t / sqrt(key_dim), per head.
+
+    a_t = sigmoid(W2 W1 x + b)^(1/16) of low rank. The output is RMS-normalised per head, multiplied by silu(gate) and
+    projected.
+
+    Rows of `in_proj`: q | k (each heads x key_dim) | v | gate (each heads x value_dim) | W1 (rank). `decay_proj` is W2
+    [heads key_dim, rank] with its bias b.
+
+    State: `state` [batch, heads, key, value] in float32 or wider.
+    """
+
+    row_normalised = ("in_proj.weight",)
+    column_normalised = ("out_proj.weight",)
+
+    def __init__(self, width: int, *, heads: int, key_dim: int, value_dim: int, rank: int) -> None:
+        super().__init__(width)
+        self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
+        keys, values = heads * key_dim, heads * value_dim
+        self.rows = (keys, keys, values, values, rank)
+        self.in_proj = linear(width, sum(self.rows))
+        self.decay_proj = nn.Linear(rank, keys)
+        self.norm = RMSNorm(value_dim, 1e-5)
+        self.out_proj = linear(values, width)
+
+    def init_state(self, batch: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        shape = (batch, self.heads, self.key_dim, self.value_dim)
+        return {"state": torch.zeros(shape, device=device, dtype=wide(dtype))}
+
+    def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
+        q, k, v, log_decay, gate = self._heads(x)
+        out, last = gated_linear(q, k, v, log_decay, None if state is None else state["state"], like=x)
+        if state is not None:
+            state["state"].copy_(last.detach())
+        return self._project(out, gate, x)
+
+    def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
+        q, k, v, log_decay, gate = self._heads(x)
+        return self._project(linear_step(q, k, v, log_decay, state["state"]), gate, x)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """q (scaled), k, v, log a, each [..., heads, dim] in float32 or wider, and the gate [..., heads value_dim]."""
+        *qkv, gate, low = self.in_proj(x).split(self.rows, dim=-1)
+        kind = wide(gate.dtype)
+        q, k, v = (z.unflatten(-1, (self.heads, -1)).to(kind) for z in qkv)
+        log_decay = F.logsigmoid(self.decay_proj(low).to(kind)) / _DECAY_ROOT
+        return q * self.key_dim**-0.5, k, v, log_decay.unflatten(-1, (self.heads, -1)), gate
+
+    def _project(self, out: Tensor, gate: Tensor, like: Tensor) -> Tensor:
+        gated = self.norm(out).flatten(-2) * F.silu(gate.to(out.dtype))
+        return self.out_proj(gated.to(like.dtype))
+
+    def recurrence(self, x: Tensor) -> Tensor:
+        *qkv, gate, low = (x @ self.in_proj.weight.T).split(self.rows, dim=-1)
+        q, k, v = (z.unflatten(-1, (self.heads, -1)) for z in qkv)
+        decay = torch.sigmoid(low @ self.decay_proj.weight.T + self.decay_proj.bias) ** (1 / _DECAY_ROOT)
+        decay = decay.unflatten(-1, (self.heads, -1))
+        state = x.new_zeros(len(x), self.heads, self.key_dim, self.value_dim)  # S, key x value
+        outputs = []
+        for t in range(x.shape[1]):
+            state = decay[:, t, :, :, None] * state + torch.einsum("bhk,bhv->bhkv", k[:, t], v[:, t])
+            out = torch.einsum("bhkv,bhk->bhv", state, q[:, t]) / self.key_dim**0.5
+            out = out / (out.square().mean(-1, keepdim=True) + self.norm.eps).sqrt() * self.norm.weight
+            out = out.flatten(1) * gate[:, t] * gate[:, t].sigmoid()
+            outputs.append(out @ self.out_proj.weight.T)
+        return torch.stack(outputs, dim=1)

@@ -1,0 +1,1 @@
+"""Fused decode kernels in Triton. Nothing here is imported before a CUDA model decodes; see `decode` for the entry."""

@@ -1,0 +1,144 @@
+"""One token through a residual block, x + operator(norm(x)), on the fused kernels.
+
+A mixer takes three launches (norm and projection; recurrence or attention; norm, projection and residual), an FFN two.
+Each function takes x [batch, width], the weight and epsilon of the block's norm, the operator's module (which owns the
+layout of its weights), its state and the position (int64 tensor []), and returns the new x. States change in place.
+Nothing waits for the device, so a whole model's step can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .attention import attention
+from .gemv import MAX_BATCH, gemv
+from .recurrence import Gates, recurrence
+
+State = dict[str, Tensor]
+
+
+def project(x: Tensor, w: Tensor, norm: Tensor, eps: float, act: str = "none") -> Tensor:
+    """act(norm(x) @ w.T): one kernel for a few sequences, cuBLAS for many."""
+    if len(x) <= MAX_BATCH:
+        return gemv(x, w, norm=norm, mode="rms", eps=eps, act=act)
+    y = F.linear(F.rms_norm(x, (x.shape[1],), norm.to(x.dtype), eps), w)
+    if act == "swiglu":
+        gate, up = y.chunk(2, dim=1)
+        return F.silu(gate) * up
+    return F.relu(y).square() if act == "relu2" else y
+
+
+def project_back(
+    y: Tensor, w: Tensor, x: Tensor, norm: Any = None, mode: str = "none", gate: Tensor | None = None
+) -> Tensor:
+    """x + norm(y, gate) @ w.T; `norm` is the operator's output norm (a module with weight and eps) or None."""
+    weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+    if len(y) <= MAX_BATCH:
+        return gemv(y, w, norm=weight, mode=mode, gate=gate, eps=eps, residual=x)
+    if gate is not None:
+        gate = F.silu(gate.float())
+    if mode == "gated_rms" and gate is not None:
+        y, gate = y.float() * gate, None
+    if weight is not None:
+        y = F.rms_norm(y.float().unflatten(1, (-1, len(weight))), (len(weight),), weight.float(), eps).flatten(1)
+    if gate is not None:
+        y = y * gate
+    return x + F.linear(y.to(x.dtype), w)
+
+
+def attention_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor) -> Tensor:
+    qkv = project(x, op.qkv.weight, norm, eps)
+    normed = op.q_norm is not None
+    y = attention(
+        qkv,
+        state["keys"],
+        state["values"],
+        position,
+        heads=op.heads,
+        rope_base=op.rope_base,
+        q_norm=op.q_norm.weight if normed else None,
+        k_norm=op.k_norm.weight if normed else None,
+        eps=op.q_norm.eps if normed else 0.0,
+    )
+    return project_back(y, op.out_proj.weight, x)
+
+
+def deltanet_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor) -> Tensor:
+    rows = project(x, op.in_proj.weight, norm, eps)
+    y = recurrence("delta", rows, state["state"], position, ring=state["conv"], conv_weight=op.conv)
+    return project_back(y, op.out_proj.weight, x, op.norm, "heads")
+
+
+def gated_deltanet_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor) -> Tensor:
+    rows = project(x, op.in_proj.weight, norm, eps)
+    gates = Gates(a_log=op.A_log, dt_bias=op.dt_bias)
+    y = recurrence("gated_delta", rows, state["state"], position, ring=state["conv"], conv_weight=op.conv, gates=gates)
+    gate = rows[:, op.channels : op.channels + y.shape[1]]
+    return project_back(y, op.out_proj.weight, x, op.norm, "gated_heads", gate)
+
+
+def gla_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor) -> Tensor:
+    rows = project(x, op.in_proj.weight, norm, eps)
+    gates = Gates(decay_weight=op.decay_proj.weight, decay_bias=op.decay_proj.bias)
+    y = recurrence("gla", rows, state["state"], position, gates=gates)
+    first = sum(op.rows[:3])
+    return project_back(y, op.out_proj.weight, x, op.norm, "gated_heads", rows[:, first : first + y.shape[1]])
+
+
+def mamba2_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor) -> Tensor:
+    rows = project(x, op.in_proj.weight, norm, eps)
+    gates = Gates(a_log=op.A_log, dt_bias=op.dt_bias, skip=op.D)
+    y = recurrence(
+        "mamba2",
+        rows,
+        state["state"],
+        position,
+        ring=state["conv"],
+        conv_weight=op.conv,
+        conv_bias=op.conv_bias,
+        gates=gates,
+    )
+    return project_back(y, op.out_proj.weight, x, op.norm, "gated_rms", rows[:, : op.inner])
+
+
+def ffn_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor) -> Tensor:
+    return project_back(project(x, op.gate_up.weight, norm, eps, op.act), op.down.weight, x)
+
+
+def head(x: Tensor, norm: Tensor, eps: float, w: Tensor, unit_rows: bool) -> Tensor:
+    """Logits [batch, vocab] in float32 of the last block's x; `unit_rows` divides each by the length of its row."""
+    if len(x) <= MAX_BATCH:
+        return gemv(x, w, norm=norm, mode="rms", eps=eps, unit_rows=unit_rows, dtype=torch.float32)
+    logits = F.linear(F.rms_norm(x, (x.shape[1],), norm.to(x.dtype), eps), w).float()
+    return logits / w.float().norm(dim=1) if unit_rows else logits
+
+
+BLOCKS = {
+    "Attention": attention_block,
+    "DeltaNet": deltanet_block,
+    "GatedDeltaNet": gated_deltanet_block,
+    "GatedLinearAttention": gla_block,
+    "Mamba2": mamba2_block,
+    "FeedForward": ffn_block,
+}
+
+
+def refusal(op: Any, dtype: torch.dtype) -> str:
+    """Why the kernels cannot decode this operator in this dtype, or nothing."""
+    name = type(op).__name__
+    if name not in BLOCKS:
+        return f"no kernels for {name}"
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"no kernels for {dtype}"
+    if op.width % 8:
+        return f"width {op.width} is not a multiple of 8"
+    if name == "Attention" and (op.head_dim < 32 or op.head_dim & (op.head_dim - 1)):
+        return f"head_dim {op.head_dim} is not a power of two from 32"
+    group = getattr(op, "head_dim", 8) if name == "DeltaNet" else getattr(op, "value_dim", 8)
+    if group < 8 or group & (group - 1):
+        return f"the output norm's {group} values are not a power of two from 8"
+    return ""

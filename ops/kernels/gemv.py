@@ -1,0 +1,171 @@
+"""Matrix times one or a few vectors, with the norm before it and the activation or residual after it in one kernel.
+
+At batch 1 a projection is nothing but reading its weights, so the kernel is laid out for bytes in flight: each program
+owns ROWS rows, asks for all of their weights in one go before it waits for its input, and reduces once. The many
+programs balance themselves over the device, and those of the next kernel move in as these finish.
+
+Columns are covered by at most two power-of-two pieces (6144 = 4096 + 2048), so widths like 3072 waste no lanes.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import dependent, follow
+
+MAX_BATCH = 8  # beyond it, a matrix product on tensor cores is faster
+
+
+@triton.jit
+def _load_rows(w, row, N, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr):
+    """Columns START .. START + P of rows `row`: [ROWS, P], zero past K."""
+    k = START + tl.arange(0, P)
+    mask = (row < N)[:, None]
+    if START + P > K:
+        mask = mask & (k < K)[None, :]
+    return tl.load(w + row.to(tl.int64)[:, None] * K + k[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _load_vector(x, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr, PERIOD: tl.constexpr):
+    """Values START .. START + P as [1, P], zero past K; those of `x` repeat every PERIOD."""
+    k = START + tl.arange(0, P)[None, :]
+    if START + P > K:
+        return tl.load(x + k % PERIOD, mask=k < K, other=0.0)
+    return tl.load(x + k % PERIOD)
+
+
+@triton.jit
+def _input(x, gate, scale, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
+           EPS: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
+    """One piece of the input in float32 [1, P], and what it adds to the squares of a norm over all K, [1]."""
+    v = _load_vector(x, START, P, K, K).to(tl.float32)
+    squares = tl.zeros((1,), tl.float32)
+    if NORM == "gated_rms":  # the gate comes before the norm
+        z = _load_vector(gate, START, P, K, K).to(tl.float32)
+        v = v * z * tl.sigmoid(z)
+    if NORM == "rms" or NORM == "gated_rms":  # the common factor 1 / rms is applied to the results
+        squares = tl.sum(v * v, 1)
+        v = v * scale
+    if NORM == "heads" or NORM == "gated_heads":
+        groups = tl.reshape(v, (P // GROUP, GROUP))
+        mean = tl.sum(groups * groups, 1) / GROUP
+        v = tl.reshape(groups * tl.rsqrt(mean + EPS)[:, None], (1, P)) * scale
+    if NORM == "gated_heads":  # the gate comes after the norm
+        z = _load_vector(gate, START, P, K, K).to(tl.float32)
+        v = v * z * tl.sigmoid(z)
+    return v, squares
+
+
+@triton.jit
+def _dot(w, v):
+    """[ROWS, P] times [1, P], summed over P."""
+    return tl.sum(w.to(tl.float32) * v, 1)
+
+
+@triton.jit
+def _gemv(x, gate, norm, w, residual, y, N, x_stride, gate_stride, K: tl.constexpr, K1: tl.constexpr,
+          K2: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, EPS: tl.constexpr,
+          NORM: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr, UNIT_ROWS: tl.constexpr,
+          PDL: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    a1 = _load_rows(w, row, N, 0, K1, K)
+    if K2 > 0:
+        a2 = _load_rows(w, row, N, K1, K2, K)
+    if ACT == "swiglu":  # rows N .. 2N are the values that the gates of rows 0 .. N let pass
+        up = w + tl.full((), N, tl.int64) * K
+        b1 = _load_rows(up, row, N, 0, K1, K)
+        if K2 > 0:
+            b2 = _load_rows(up, row, N, K1, K2, K)
+    scale1 = 1.0
+    scale2 = 1.0
+    if NORM != "none":
+        scale1 = _load_vector(norm, 0, K1, K, GROUP).to(tl.float32)
+        if K2 > 0:
+            scale2 = _load_vector(norm, K1, K2, K, GROUP).to(tl.float32)
+
+    follow(PDL)
+
+    for b in tl.static_range(BATCH):
+        v1, squares = _input(x + b * x_stride, gate + b * gate_stride, scale1, 0, K1, K, GROUP, EPS, NORM)
+        s = _dot(a1, v1)
+        if K2 > 0:
+            v2, more = _input(x + b * x_stride, gate + b * gate_stride, scale2, K1, K2, K, GROUP, EPS, NORM)
+            squares += more
+            s += _dot(a2, v2)
+        if ACT == "swiglu":
+            t = _dot(b1, v1)
+            if K2 > 0:
+                t += _dot(b2, v2)
+        if NORM == "rms" or NORM == "gated_rms":
+            factor = tl.rsqrt(squares / K + EPS)
+            s = s * factor
+            if ACT == "swiglu":
+                t = t * factor
+        if UNIT_ROWS:
+            length = _dot(a1, a1.to(tl.float32))
+            if K2 > 0:
+                length += _dot(a2, a2.to(tl.float32))
+            s = s / tl.sqrt(length)
+        if ACT == "swiglu":
+            s = s * tl.sigmoid(s) * t
+        if ACT == "relu2":
+            s = tl.maximum(s, 0.0)
+            s = s * s
+        if RESIDUAL:
+            s += tl.load(residual + b * N + row, mask=row < N, other=0.0).to(tl.float32)
+        tl.store(y + b * N + row, s.to(y.dtype.element_ty), mask=row < N)
+
+
+def pieces(columns: int) -> tuple[int, int]:
+    """Two powers of two (the second may be 0) that cover `columns` with as little waste as two can."""
+    first = 1 << (columns.bit_length() - 1)
+    rest = columns - first
+    second = triton.next_power_of_2(rest) if rest else 0
+    return (2 * first, 0) if second == first else (first, max(second, 8) if second else 0)
+
+
+def tiling(rows: int, columns: int, batch: int, swiglu: bool) -> tuple[int, int, int | None]:
+    """(ROWS, warps, registers a thread may have): chosen on an H200 for bf16."""
+    warps = 4 if columns <= 4096 else 8
+    per_program = 16384 if columns <= 4096 else 24576
+    block = max(1, per_program // columns // (2 if swiglu else 1))
+    return 1 << (block.bit_length() - 1), warps, 128
+
+
+def gemv(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    *,
+    norm: torch.Tensor | None = None,
+    mode: str = "none",
+    gate: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    act: str = "none",
+    residual: torch.Tensor | None = None,
+    unit_rows: bool = False,
+    dtype: torch.dtype | None = None,
+    config: tuple[int, int, int | None] | None = None,
+) -> torch.Tensor:
+    """`act(norm(x) @ w.T) + residual` for x [batch, columns], w [rows, columns]; at most MAX_BATCH sequences.
+
+    `mode` is the norm before it: "none"; "rms" over all columns; "heads" over groups as long as the weight `norm`;
+    "gated_heads", that times silu(gate); "gated_rms", the RMS norm of x * silu(gate). `gate` [batch, columns] and `x`
+    may be slices of wider rows. `act` "swiglu" takes w [2 * rows, columns]; `unit_rows` divides each result by the
+    length of its row of w. Sums in float32.
+    """
+    batch, columns = x.shape
+    rows = w.shape[0] // 2 if act == "swiglu" else w.shape[0]
+    y = torch.empty(batch, rows, device=x.device, dtype=dtype or x.dtype)
+    k1, k2 = pieces(columns)
+    block, warps, registers = config or tiling(rows, columns, batch, act == "swiglu")
+    group = norm.shape[0] if norm is not None else columns
+    _gemv[(triton.cdiv(rows, block),)](
+        x, x if gate is None else gate, w if norm is None else norm, w, y if residual is None else residual, y, rows,
+        x.stride(0), 0 if gate is None else gate.stride(0), K=columns, K1=k1, K2=k2, BATCH=batch, ROWS=block,
+        GROUP=group, EPS=eps, NORM=mode, ACT=act, RESIDUAL=residual is not None, UNIT_ROWS=unit_rows, num_warps=warps,
+        maxnreg=registers, **dependent(x),
+    )  # fmt: skip
+    return y

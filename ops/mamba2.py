@@ -1,0 +1,109 @@
+"""Mamba2 (state space duality), one group, as Nemotron-Flash runs it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nfsearch.ops.dispatch import shared_linear
+from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide
+from nfsearch.ops.recurrence import linear_step
+from nfsearch.ops.shortconv import causal_conv, causal_conv_recurrence, causal_conv_step, conv_weight
+
+
+class Mamba2(Operator):
+    """h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t^T;  y_t = h_t^T C_t + D x_t, per head; heads share B and C.
+
+    delta_t = softplus(dt_t + dt_bias), A = -exp(A_log). x, B, C pass a short convolution (with bias) and silu. The
+    output is multiplied by silu(z), then RMS-normalised over all heads together, then projected.
+
+    Rows of `in_proj`: z | x (each heads x head_dim) | B | C (each state) | dt (heads). `conv` [channels, taps] and
+    `conv_bias` run over x|B|C.
+
+    State: `conv`, the ring [batch, taps, channels]; `state` [batch, heads, state, head_dim] (key x value, B being the
+    key) in float32 or wider.
+    """
+
+    row_normalised = ("in_proj.weight",)
+    column_normalised = ("out_proj.weight",)
+
+    def __init__(self, width: int, *, heads: int, head_dim: int, state: int, conv: int) -> None:
+        super().__init__(width)
+        self.heads, self.head_dim, self.state_size, self.inner = heads, head_dim, state, heads * head_dim
+        self.channels = self.inner + 2 * state
+        self.in_proj = linear(width, self.inner + self.channels + heads)
+        self.conv = conv_weight(self.channels, conv)
+        self.conv_bias = nn.Parameter(torch.empty(self.channels).uniform_(-(conv**-0.5), conv**-0.5))
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = RMSNorm(self.inner, 1e-5)
+        self.out_proj = linear(self.inner, width)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.A_log.uniform_(1, 16).log_()
+        self.dt_bias.copy_(initial_step_bias(self.heads, self.dt_bias.device))
+
+    def init_state(self, batch: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        ring = torch.zeros(batch, self.conv.shape[1], self.channels, device=device, dtype=dtype)
+        shape = (batch, self.heads, self.state_size, self.head_dim)
+        return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
+
+    def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
+        z, xbc, dt = self._rows(x)
+        held = state or {}
+        u, b, c = self._inputs(causal_conv(xbc, self.conv, self.conv_bias, held.get("conv"), position))
+        delta, log_decay = self._decay(dt)
+        y, last = shared_linear(c, b, u * delta[..., None], log_decay, held.get("state"), like=x)
+        if state is not None:
+            state["state"].copy_(last.detach())
+        return self._project(y, u, z, x)
+
+    def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
+        z, xbc, dt = self._rows(x)
+        u, b, c = self._inputs(causal_conv_step(xbc, self.conv, self.conv_bias, state["conv"], position))
+        delta, log_decay = self._decay(dt)
+        y = linear_step(c[:, None], b[:, None], u * delta[..., None], log_decay[..., None], state["state"])
+        return self._project(y, u, z, x)
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, ...]:
+        """z, x|B|C, dt."""
+        return self.in_proj(x).split((self.inner, self.channels, self.heads), dim=-1)
+
+    def _inputs(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., heads, head_dim], B and C [..., state], in float32 or wider, of the convolved [..., channels]."""
+        sizes = (self.inner, self.state_size, self.state_size)
+        u, b, c = F.silu(xbc.to(wide(xbc.dtype))).split(sizes, dim=-1)
+        return u.unflatten(-1, (self.heads, -1)), b, c
+
+    def _decay(self, dt: Tensor) -> tuple[Tensor, Tensor]:
+        """delta and delta A, [..., heads] in float32 or wider."""
+        kind = wide(dt.dtype)
+        delta = F.softplus(dt.to(kind) + self.dt_bias.to(kind))
+        return delta, -delta * self.A_log.to(kind).exp()
+
+    def _project(self, y: Tensor, u: Tensor, z: Tensor, like: Tensor) -> Tensor:
+        y = (y + u * self.D.to(y.dtype)[:, None]).flatten(-2)
+        return self.out_proj(self.norm(y * F.silu(z.to(y.dtype))).to(like.dtype))
+
+    def recurrence(self, x: Tensor) -> Tensor:
+        z, xbc, dt = (x @ self.in_proj.weight.T).split((self.inner, self.channels, self.heads), dim=-1)
+        xbc = causal_conv_recurrence(xbc, self.conv, self.conv_bias)
+        xbc = xbc * xbc.sigmoid()
+        u = xbc[..., : self.inner].unflatten(-1, (self.heads, -1))
+        b, c = xbc[..., self.inner :].chunk(2, dim=-1)
+        delta = torch.log1p(torch.exp(dt + self.dt_bias))
+        a = -torch.exp(self.A_log)
+        state = x.new_zeros(len(x), self.heads, self.head_dim, self.state_size)  # h, value x key as in the paper
+        outputs = []
+        for t in range(x.shape[1]):
+            written = delta[:, t, :, None, None] * torch.einsum("bhp,bn->bhpn", u[:, t], b[:, t])
+            state = torch.exp(delta[:, t] * a)[..., None, None] * state + written
+            y = torch.einsum("bhpn,bn->bhp", state, c[:, t]) + self.D[:, None] * u[:, t]
+            y = y.flatten(1) * z[:, t] * z[:, t].sigmoid()
+            y = y / (y.square().mean(-1, keepdim=True) + self.norm.eps).sqrt() * self.norm.weight
+            outputs.append(y @ self.out_proj.weight.T)
+        return torch.stack(outputs, dim=1)

@@ -1,0 +1,182 @@
+"""The short training run that a candidate is scored by."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from nfsearch.ops.model import HybridLM
+from nfsearch.proxies.data import Corpus, batch, validation_batches
+from nfsearch.proxies.score import Score
+from nfsearch.proxies.settings import ProxySettings
+from nfsearch.proxies.weight_norm import WeightNorm
+from nfsearch.space import Architecture
+
+Report = Callable[[int, float], None]  # tokens seen, training loss since the last report in nats per token
+_REPORTS = 50  # in a run, and so points in a curve
+_LAST_RATE = 0.1  # of the peak, where the cosine ends
+_BETAS = (0.9, 0.95)
+
+
+class Diverged(RuntimeError):
+    """The loss became NaN or infinite: the candidate has no score."""
+
+
+def train(
+    architecture: Architecture,
+    corpus: Corpus,
+    settings: ProxySettings,
+    *,
+    seed: int,
+    device: torch.device | str,
+    report: Report | None = None,
+) -> Score:
+    """The score of `train_model`."""
+    return train_model(architecture, corpus, settings, seed=seed, device=device, report=report)[1]
+
+
+def train_model(
+    architecture: Architecture,
+    corpus: Corpus,
+    settings: ProxySettings,
+    *,
+    seed: int,
+    device: torch.device | str,
+    report: Report | None = None,
+) -> tuple[HybridLM, Score]:
+    """Trains a new model on `settings.tokens` tokens (whole steps, at least one) and measures its validation loss.
+
+    `seed` decides the initial weights and the order of the data; with it, losses repeat bit for bit on one machine with
+    one number of threads. The caller's random state is left alone. `report` is called about every 2 % of the run; what
+    it raises ends the run. bf16 autocast on CUDA, float32 on a CPU.
+
+    Raises ValueError when the architecture's vocabulary is smaller than the corpus's or the corpus is shorter than one
+    window, `Diverged` when a loss is not finite.
+    """
+    if architecture.vocab < corpus.vocab:
+        raise ValueError(f"a vocabulary of {architecture.vocab} is too small for {corpus.name}: it has {corpus.vocab}")
+    started = time.perf_counter()
+    device = torch.device(device)
+    with _repeatable(device, seed):
+        model = HybridLM(architecture).to(device)
+        tokens, curve = _fit(model, corpus, settings, seed, device, report)
+        loss = evaluate(model, corpus, settings, device)
+    if not math.isfinite(loss):
+        raise Diverged(f"the validation loss is {loss} after {tokens} tokens")
+    score = Score(
+        loss=loss,
+        bits_per_byte=loss / math.log(2) / corpus.bytes_per_token,
+        perplexity=math.exp(min(loss, 700.0)),  # the largest that a float holds
+        tokens=tokens,
+        seconds=time.perf_counter() - started,
+        curve=tuple(curve),
+        seed=seed,
+        data=f"{corpus.name}, tokens {corpus.digest}",
+        fidelity=f"{settings.fidelity}, {'bf16' if device.type == 'cuda' else 'fp32'}",
+    )
+    return model, score
+
+
+@torch.no_grad()
+def evaluate(model: HybridLM, corpus: Corpus, settings: ProxySettings, device: torch.device | str) -> float:
+    """Mean loss in nats per token over the fixed validation windows, which are the same for every candidate."""
+    device = torch.device(device)
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    model.eval()
+    for windows in validation_batches(corpus, settings.batch, settings.sequence):
+        total += _loss(model, torch.from_numpy(windows).to(device)).double() * len(windows)
+        count += len(windows)
+    return total.item() / count
+
+
+def _fit(
+    model: HybridLM, corpus: Corpus, settings: ProxySettings, seed: int, device: torch.device, report: Report | None
+) -> tuple[int, list[tuple[int, float]]]:
+    """All steps of the optimizer. Returns the tokens seen and the curve."""
+    shard = corpus.tokens("train")
+    per_step = settings.batch * settings.sequence
+    steps = max(1, settings.tokens // per_step)
+    interval = math.ceil(steps / _REPORTS)
+    optimizer = _optimizer(model, settings)
+    project = WeightNorm(model) if settings.weight_norm else None
+    losses: list[Tensor] = []  # since the last report, left on the device: reading each would wait for it
+    curve: list[tuple[int, float]] = []
+    model.train()
+    if project:
+        project()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step, steps)
+        windows = torch.from_numpy(batch(shard, seed, step, settings.batch, settings.sequence))
+        loss = _loss(model, windows.to(device, non_blocking=True))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+        if project:
+            project()
+        losses.append(loss.detach())
+        if len(losses) == interval or step + 1 == steps:
+            mean = _mean(losses, step + 1)
+            losses = []
+            curve.append(((step + 1) * per_step, mean))
+            if report:
+                report(*curve[-1])
+    return steps * per_step, curve
+
+
+def _mean(losses: list[Tensor], step: int) -> float:
+    """Of the losses up to and including step number `step`. Raises `Diverged` with the first that is not finite."""
+    values = torch.stack(losses).float().tolist()
+    for number, value in enumerate(values, step - len(values) + 1):
+        if not math.isfinite(value):
+            raise Diverged(f"the training loss is {value} at step {number}")
+    return math.fsum(values) / len(values)
+
+
+def _loss(model: HybridLM, windows: Tensor) -> Tensor:
+    """windows int64 [batch, sequence + 1]: inputs, and the same shifted by one as targets."""
+    on_cuda = windows.device.type == "cuda"
+    with torch.autocast(windows.device.type, torch.bfloat16, enabled=on_cuda):
+        return model.loss(windows[:, :-1], windows[:, 1:])
+
+
+def learning_rate(settings: ProxySettings, step: int, steps: int) -> float:
+    """Linear from zero over the warm-up, then a cosine that reaches a tenth of the peak at the last step."""
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return settings.learning_rate * (step + 1) / (warm + 1)
+    progress = (step - warm) / max(1, steps - 1 - warm)
+    return settings.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _optimizer(model: HybridLM, settings: ProxySettings) -> torch.optim.AdamW:
+    """Decays the matrices of linear layers; not the embedding, norms, convolutions, biases or meta tokens."""
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) in matrices], "weight_decay": settings.weight_decay},
+        {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=settings.learning_rate, betas=_BETAS, fused=True
+    )
+
+
+@contextmanager
+def _repeatable(device: torch.device, seed: int) -> Iterator[None]:
+    """Seeds torch and, on CUDA, asks for kernels whose sums have one order; puts both back as they were."""
+    cuda = [device] if device.type == "cuda" else []
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(cuda):
+        torch.manual_seed(seed)
+        try:
+            if cuda:
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,47 @@
+"""Pareto maths, for objectives of which smaller is better (moocore does the work, in C)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import moocore
+import numpy as np
+import numpy.typing as npt
+
+
+def front(points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Which of the points [n, objectives] no other dominates. Of equal points all are on the front."""
+    table = np.asarray(points, dtype=float)
+    if not len(table):
+        return np.zeros(0, dtype=bool)
+    return moocore.is_nondominated(table, keep_weakly=True)
+
+
+def hypervolume(points: npt.ArrayLike, reference: npt.ArrayLike) -> float:
+    """The volume that points [n, objectives] dominate below the reference point [objectives].
+
+    Points that are not better than the reference in every objective add nothing."""
+    table = np.asarray(points, dtype=float)
+    return float(moocore.hypervolume(table, ref=np.asarray(reference, dtype=float))) if len(table) else 0.0
+
+
+def reference_point(
+    points: npt.ArrayLike, budgets: Sequence[float | None] = (), first: int | None = None
+) -> npt.NDArray[np.float64]:
+    """Where the hypervolume of a search is measured from, [objectives].
+
+    An objective with a budget is measured from the budget, which no candidate exceeds. Any other is measured from the
+    worst of the `first` points (all, if None), which is to be the first population in the order it finished, plus a
+    tenth of their range so that the worst counts as well. So the reference is fixed once that population is there:
+    after it the hypervolume of a search can only grow, and is the same when read again from its study.
+
+    points: [n, objectives] with n > 0.
+    """
+    table = np.asarray(points, dtype=float)[:first]
+    worst, best = table.max(axis=0), table.min(axis=0)
+    margin = np.where(worst > best, worst - best, np.abs(worst)) * 0.1
+    reference = worst + margin
+    for column, budget in enumerate(budgets):
+        if budget is not None:
+            reference[column] = budget
+    return reference

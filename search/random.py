@@ -1,0 +1,16 @@
+"""Uniform answers: the baseline that evolution has to beat."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from nfsearch.search.candidate import Candidate
+from nfsearch.search.strategy import Draft, Strategy
+
+
+class Random(Strategy):
+    """Every question of the space answered uniformly, after the known designs."""
+
+    def drafts(self, rng: random.Random, index: int, history: Sequence[Candidate]) -> Iterator[Draft | None]:
+        yield from self.random_drafts(rng)

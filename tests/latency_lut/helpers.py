@@ -1,0 +1,56 @@
+"""A table with made-up times, and a small space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nfsearch.latency_lut import Key, LatencyTable, Provenance, Row
+from nfsearch.space.notation import parse
+from nfsearch.space.search_space import SearchSpace
+
+PROVENANCE = Provenance(
+    device="test-device",
+    device_name="Test Device",
+    kind="cpu",
+    driver=None,
+    cuda=None,
+    torch="2.13.0",
+    triton=None,
+    fla=None,
+    python="3.11.7",
+    nfsearch="0.1.0",
+    kernels="0123456789ab",
+    os="Linux 6",
+    cpu="Test CPU",
+    threads=1,
+    clock_mhz=None,
+    date="2026-11-23T20:00:00+00:00",
+    command="nfsearch lut build config.yaml",
+)
+
+
+def made_up_row(key: Key, latency_ms: float | None = 1.0, **changes: object) -> Row:
+    values: dict[str, object] = dict(
+        status="slope" if latency_ms is not None else "out_of_memory",
+        latency_ms=latency_ms,
+        spread_ms=0.1,
+        overhead_ms=0.25,
+        overhead_spread_ms=0.05,
+        runs=4,
+        short_chain=2,
+        long_chain=4,
+        working_set_mb=1.5,
+        cache="distinct weights",
+        cuda_graph=False,
+    )
+    return Row(key, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def made_up_table(keys: Iterable[Key]) -> LatencyTable:
+    """Row number i (from 1) takes i milliseconds."""
+    return LatencyTable(PROVENANCE, {key: made_up_row(key, float(i)) for i, key in enumerate(keys, start=1)})
+
+
+def small_space(widths: tuple[int, ...] = (32, 64), **rest: object) -> SearchSpace:
+    layers = parse("((A[head_dim=16, window=8|none] | D[head_dim=16]) F{0..2})*{1..4}", {})
+    return SearchSpace(layers=layers, widths=widths, vocab=64, **rest)  # type: ignore[arg-type]

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from nfsearch.latency_lut import Key, LatencyTable, Row, TableError, Workload, keys_for, profiler, timing
+from nfsearch.latency_lut.timing import CPU, CUDA, Bounds, Samples
+
+from .helpers import made_up_row, small_space
+
+QUICK = dataclasses.replace(CPU, warm_up=0.0, least=3, most=6, seconds=0.05, cached=0, working_set=1, longest=2)
+KEYS = keys_for(small_space((32,)), {"tpot": Workload(context=12)}, "float32")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler, "bounds", lambda kind: QUICK)
+    monkeypatch.setattr(profiler, "warm_up", lambda kind: None)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Key]:
+    """The keys that were measured, which takes no time."""
+    keys: list[Key] = []
+
+    def measure(key: Key, kind: str) -> Row:
+        keys.append(key)
+        return made_up_row(key)
+
+    monkeypatch.setattr(profiler, "measure", measure)
+    return keys
+
+
+def test_builds_every_row_on_the_cpu(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, Row | None]] = []
+    ttft = Workload(phase="prefill", context=9)
+    keys = KEYS + keys_for(small_space((32,), head_norm=True), {"ttft": ttft}, "float32")
+    table = profiler.build(keys, tmp_path / "t.parquet", device="cpu", progress=lambda *now: seen.append(now))
+    assert table.missing(keys) == []
+    assert LatencyTable.load(tmp_path / "t.parquet") == table
+    for row in table.rows.values():
+        assert row.latency_ms is not None
+        assert 0 < row.latency_ms < 1e3
+        assert (row.short_chain, row.long_chain) == (2, 4)
+        assert row.spread_ms >= 0
+        assert row.cuda_graph is False
+    assert seen == [(0, len(keys), None), *((i, len(keys), row) for i, row in enumerate(table.rows.values(), start=1))]
+    assert table.provenance.threads == torch.get_num_threads()
+
+
+def test_bfloat16_rows(tmp_path: Path) -> None:
+    keys = keys_for(small_space((32,)), {"tpot": Workload(batch=3, context=5)}, "bfloat16")
+    assert all(row.latency_ms for row in profiler.build(keys, tmp_path / "t.parquet", device="cpu").rows.values())
+
+
+def test_resumes_without_measuring_again(tmp_path: Path, measured: list[Key]) -> None:
+    path = tmp_path / "t.parquet"
+
+    def interrupt(done: int, total: int, row: Row | None) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profiler.build(KEYS, path, device="cpu", progress=interrupt)
+    assert list(LatencyTable.load(path).rows) == KEYS[:3]
+    started: list[int] = []
+    profiler.build(KEYS, path, device="cpu", progress=lambda done, total, row: started.append(done))
+    assert started == list(range(3, len(KEYS) + 1))
+    assert measured == KEYS
+    profiler.build(KEYS, path, device="cpu")
+    assert measured == KEYS
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("kernels", "000000000000"), ("device", "nvidia-h200"), ("torch", "1.0"), ("threads", 99)]
+)
+def test_rows_of_another_origin_are_not_mixed(tmp_path: Path, measured: list[Key], field: str, value: object) -> None:
+    path = tmp_path / "t.parquet"
+    table = profiler.build(KEYS[:1], path, device="cpu")
+    table.provenance = dataclasses.replace(table.provenance, **{field: value})  # type: ignore[arg-type]
+    table.save(path)
+    content = path.read_bytes()
+    with pytest.raises(TableError, match=rf"rows that new ones cannot join \({field} {value}, now .*another file"):
+        profiler.build(KEYS, path, device="cpu")
+    assert path.read_bytes() == content
+    assert len(measured) == 1
+
+
+def test_date_and_command_may_differ(tmp_path: Path, measured: list[Key]) -> None:
+    path = tmp_path / "t.parquet"
+    table = profiler.build(KEYS[:1], path, device="cpu")
+    table.provenance = dataclasses.replace(table.provenance, date="2001-01-01", command="other", clock_mhz=3.0)
+    table.save(path)
+    profiler.build(KEYS, path, device="cpu")
+    assert measured == KEYS
+
+
+def test_folder_that_cannot_be_written_shows_before_the_work(tmp_path: Path, measured: list[Key]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        profiler.build(KEYS, tmp_path / "file" / "t.parquet", device="cpu")
+    assert measured == []
+
+
+def test_absent_device_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device 'nvidia-b9000' is not here; this machine has"):
+        profiler.build(KEYS, tmp_path / "t.parquet", device="nvidia-b9000")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_out_of_memory_is_recorded(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+    def fails(*_: object) -> Row:
+        raise error
+
+    monkeypatch.setattr(profiler, "_slope", fails)
+    row = profiler.measure(KEYS[0], "cpu")
+    assert (row.status, row.latency_ms, row.runs) == ("out_of_memory", None, 0)
+
+
+def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Row:
+        raise RuntimeError("a kernel is wrong")
+
+    monkeypatch.setattr(profiler, "_slope", fails)
+    with pytest.raises(RuntimeError, match="kernel is wrong"):
+        profiler.measure(KEYS[0], "cpu")
+
+
+def test_chain_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = profiler._bytes(KEYS[0])
+    monkeypatch.setattr(profiler, "free_memory", lambda kind: 2.5 * size)
+    assert profiler.measure(KEYS[0], "cpu").short_chain == 1
+    monkeypatch.setattr(profiler, "free_memory", lambda kind: 1.5 * size)
+    assert profiler.measure(KEYS[0], "cpu").status == "out_of_memory"
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "status", "latency", "overhead"),
+    [(10e-3, 18e-3, "slope", 4.0, 2.0), (10e-3, 10e-3, "whole", 2.5, 0.0), (10e-3, 8e-3, "whole", 2.0, 0.0)],
+)
+def test_slope_is_never_negative(
+    monkeypatch: pytest.MonkeyPatch, short: float, long: float, status: str, latency: float, overhead: float
+) -> None:
+    monkeypatch.setattr(profiler, "take", lambda *_: Samples([[short] * 3, [long] * 3]))
+    row = profiler.measure(KEYS[0], "cpu")
+    assert row.status == status
+    assert (row.latency_ms, row.overhead_ms) == (pytest.approx(latency), pytest.approx(overhead))
+
+
+def test_blocks_of_a_chain_share_nothing() -> None:
+    key = next(key for key in KEYS if key.block.startswith("A"))
+    chain = profiler._Chain.of(key, 3, "cpu")
+    blocks = [link.__closure__ for link in chain.links]  # type: ignore[attr-defined]
+    assert len({id(cell.cell_contents) for cells in blocks for cell in cells if cell.cell_contents is not key}) == 9
+    with torch.inference_mode():
+        assert chain.run(3).shape == (1, 32)
+        assert not torch.equal(chain.run(1), chain.run(3))
+
+
+def test_bytes_are_those_allocated() -> None:
+    for key in KEYS:
+        if key.end is None:
+            (block, _, state) = (cell.cell_contents for cell in profiler._Chain.of(key, 1, "cpu").links[0].__closure__)  # type: ignore[attr-defined]
+            tensors = [*block.parameters(), *state.values()]
+            assert profiler._bytes(key) == sum(t.nbytes for t in tensors) + key.batch * key.width * 4
+
+
+# --- timing ----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_combine() -> None:
+    samples = Samples([[1.0, 2.0, 3.0], [10.0, 10.0, 14.0]])
+    value, spread = samples.combine(-0.5, 0.5)
+    assert value == 4.0
+    assert spread == pytest.approx(0.5 * (1**2 + 2**2) ** 0.5)
+
+
+def test_disturbed_samples_do_not_count_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0] * 5 + [1.0, 50.0, 9.0, 1.0, 70.0] * 100)
+    monkeypatch.setattr(timing, "sample", lambda run, repeats, kind: next(times))
+    within = dataclasses.replace(CPU, warm_up=0, keep=0.25, least=20, most=40)
+    samples = timing.take([lambda: None], (1.0,), "cpu", within)
+    assert set(samples.runs[0]) == {1.0}
+    assert samples.count == 5  # agreed at once: a quarter of the least
+
+
+def test_sampling_stops_at_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(float(i) for i in range(1, 1000))
+    monkeypatch.setattr(timing, "sample", lambda run, repeats, kind: next(times))
+    within = dataclasses.replace(CPU, warm_up=0, keep=1.0, least=4, most=30, seconds=60.0)
+    assert timing.take([lambda: None], (1.0,), "cpu", within).count == 30
+    within = dataclasses.replace(within, seconds=0.0)
+    assert timing.take([lambda: None], (1.0,), "cpu", within).count == 4
+
+
+@pytest.mark.parametrize("within", [CPU, CUDA])
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e5, 1e6, 2.4e6, 2.6e6, 1e7, 1e8, 1e9])
+def test_chain_is_all_in_the_cache_or_far_beyond_it(within: Bounds, size: float) -> None:
+    short = within.chain(size)
+    assert 2 <= short <= within.longest
+    assert 2 * short * size <= within.cached or short == within.longest or short * size >= within.working_set
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_builds_on_cuda(tmp_path: Path) -> None:
+    workloads = {"tpot": Workload(context=100), "ttft": Workload(phase="prefill", context=128)}
+    table = profiler.build(keys_for(small_space((256,)), workloads, "bfloat16"), tmp_path / "t.parquet", device="cuda")
+    assert all(row.latency_ms and row.cuda_graph for row in table.rows.values())
+    assert table.provenance.driver

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from nfsearch.latency_lut import LatencyTable, TableError, Workload, device, keys_for, profiler, verify
+from nfsearch.latency_lut.timing import CPU
+from nfsearch.latency_lut.verify import Check, Verification
+from nfsearch.space.notation import parse
+
+from .helpers import made_up_row, made_up_table, small_space
+
+SPACE = small_space((32,), meta_tokens=(0, 4))
+WORKLOADS = {"tpot": Workload(context=12), "ttft": Workload(phase="prefill", context=8)}
+KEYS = keys_for(SPACE, WORKLOADS, "float32")
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> LatencyTable:
+    monkeypatch.setattr(verify, "bounds", lambda kind: dataclasses.replace(CPU, warm_up=0.0, least=2, most=2))
+    table = made_up_table(KEYS)
+    table.provenance = device.provenance("cpu")
+    return table
+
+
+def _check(estimated: float, measured: float, workload: str = "tpot") -> Check:
+    return Check(workload, "F @ 32", "0" * 16, 1, estimated, 0.1, measured, 0.1)
+
+
+def test_measures_each_architecture_under_each_workload(table: LatencyTable) -> None:
+    seen: list[tuple[int, int]] = []
+    result = verify.verify(
+        table, SPACE, WORKLOADS, dtype="float32", n=3, progress=lambda done, total, check: seen.append((done, total))
+    )
+    assert seen == [(i, 6) for i in range(1, 7)]
+    assert set(result.agreement) == {"tpot", "ttft"}
+    assert [check.workload for check in result.checks] == ["tpot", "ttft"] * 3
+    assert len({check.digest for check in result.checks}) == 3
+    assert all(check.measured_ms > 0 for check in result.checks)
+    again = verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=3)
+    assert [check.architecture for check in again.checks] == [check.architecture for check in result.checks]
+    other = verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=3, seed=1)
+    assert [check.architecture for check in other.checks] != [check.architecture for check in result.checks]
+
+
+def test_estimate_and_measurement_are_of_the_same_thing(tmp_path: Path) -> None:
+    """A chain of the very blocks that were timed; a factor of two apart would mean that different things are run."""
+    space = small_space((64,))
+    workloads = {"tpot": Workload(context=12)}
+    table = profiler.build(keys_for(space, workloads, "float32"), tmp_path / "t.parquet", device="cpu")
+    agreement = verify.verify(table, space, workloads, dtype="float32", n=3).agreement["tpot"]
+    assert agreement.mape < 1.0
+
+
+def test_agreement() -> None:
+    checks = (_check(1.1, 1.0), _check(1.8, 2.0), _check(3.0, 3.0), _check(8.0, 4.0))
+    agreement = Verification(checks, "cpu", "float32", 0).agreement["tpot"]
+    assert agreement.models == 4
+    assert agreement.mape == pytest.approx((0.1 + 0.1 + 0 + 1.0) / 4)
+    assert agreement.bias == pytest.approx((0.1 - 0.1 + 0 + 1.0) / 4)
+    assert agreement.worst == pytest.approx(1.0)
+    assert (agreement.spearman, agreement.kendall) == (pytest.approx(1.0), pytest.approx(1.0))
+    reverse = Verification((_check(1, 3), _check(2, 2), _check(3, 1)), "cpu", "float32", 0).agreement["tpot"]
+    assert (reverse.spearman, reverse.kendall) == (pytest.approx(-1.0), pytest.approx(-1.0))
+    assert reverse.worst == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("checks", [(_check(1, 2), _check(2, 3)), (_check(1, 2), _check(1, 3), _check(1, 4))])
+def test_no_rank_where_nothing_can_be_ranked(checks: tuple[Check, ...]) -> None:
+    agreement = Verification(checks, "cpu", "float32", 0).agreement["tpot"]
+    assert (agreement.spearman, agreement.kendall) == (None, None)
+
+
+def test_json_both_ways() -> None:
+    result = Verification((_check(1, 2), _check(2, 3, "ttft")), "cpu", "float32", 7)
+    text = json.dumps(result.to_dict(), allow_nan=False)
+    assert Verification.from_dict(json.loads(text)) == result
+    assert json.loads(text)["agreement"]["ttft"]["models"] == 1
+
+
+def test_what_did_not_fit_is_passed_over(table: LatencyTable) -> None:
+    for key in KEYS:
+        if key.block.startswith("A"):
+            table.add(made_up_row(key, None))
+    result = verify.verify(table, SPACE, {"tpot": WORKLOADS["tpot"]}, dtype="float32", n=3)
+    assert len(result.checks) == 3
+    assert not any("A" in check.architecture for check in result.checks)
+
+
+def test_small_space_gives_fewer() -> None:
+    table = made_up_table(KEYS)
+    space = dataclasses.replace(SPACE, layers=parse("D[head_dim=16]{1..2}", {}))
+    assert len(verify._held_out(table, space, WORKLOADS, "float32", 10, 0, None)) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"kernels": "0" * 12}, "made with kernels 000000000000, now"), ({"device": "nvidia-b9000"}, "is not here")],
+)
+def test_table_of_something_else_is_refused(table: LatencyTable, change: dict[str, str], message: str) -> None:
+    table.provenance = dataclasses.replace(table.provenance, **change)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=1)
+
+
+def test_incomplete_table_is_refused(table: LatencyTable) -> None:
+    table.rows.clear()
+    with pytest.raises(TableError, match="has no row for"):
+        verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=1)

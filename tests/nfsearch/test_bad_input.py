@@ -1,0 +1,235 @@
+"""Wrong input: exit status 2 (1 where the work itself fails), one clear message, no traceback, nothing half written."""
+
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nfsearch.cli import main
+from tests.nfsearch.runs import SPACE, nfsearch, tiny_config
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs the command line, expects it to fail and to write nothing, and returns the message."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NFSEARCH_CACHE", str(tmp_path.parent / "cache"))
+
+    def run(*arguments: str | Path, status: int = 2) -> str:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        monkeypatch.setattr(sys, "argv", ["nfsearch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        assert end.value.code == status, err
+        assert out == ""
+        assert "Traceback" not in err
+        assert err.count("nfsearch: ") == 1 or "Usage: " in err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        return err
+
+    return run
+
+
+def space_with(layers: str) -> dict:
+    return {"space": {**SPACE, "layers": layers}}
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            "deltanett F",
+            "space.layers: column 1: 'deltanett' is neither an operator nor a defined name, did you mean deltanet?",
+        ),
+        ("(D F", "expected ')' for the '(' at column 1, found the end"),
+        ("D{3..2}", "{3..2}: the first number is larger than the second"),
+        ("(" * 10_000, "more than 100 brackets in brackets"),
+        ("D[head_dim=48]", "width 32 is not a multiple of head_dim 48"),
+        ("D[head_dim=16]{9999}", "the space has members of 9999 layers"),
+    ],
+)
+def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None:
+    err = fails("run", tiny_config(tmp_path, **space_with(layers)))
+    assert message in err
+    assert "config.yaml:1: space" in err or ": space.layers:" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "space: {width: 64, layers: F}\nsearch:\n  populaton: 3\n",
+            "config.yaml:3: search.populaton: unknown key, did you mean population?",
+        ),
+        (
+            "space: {width: 64, layers: F}\nproxy: {tokens: many}\n",
+            "config.yaml:2: proxy.tokens: expected a whole number, found 'many'",
+        ),
+        (
+            "space: {width: 64, layers: F}\nlimits: {tpt_ms: 3}\n",
+            "limits: 'tpt_ms' is none of tpot_ms, tpot_s, memory_gb",
+        ),
+        ("space: {width: 64\n", "not valid YAML"),
+        ("just words", "expected keys and values, found str"),
+        ("", "the file is empty"),
+        ("space: {width: 64, width: 32, layers: F}", "config.yaml:1: not valid YAML: the key 'width' is given twice"),
+        (
+            "a: &a [x,x,x,x,x,x,x,x,x]\n"
+            + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+            "more than 10,000 values, aliases followed",
+        ),
+        ("a: " + "[" * 10_000, "not valid YAML: brackets in brackets too deep"),
+    ],
+    ids=[
+        "unknown-key",
+        "wrong-type",
+        "unknown-limit",
+        "unclosed",
+        "no-mapping",
+        "empty",
+        "twice",
+        "alias-bomb",
+        "nested",
+    ],
+)
+def test_config_file(fails: Run, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert message in fails("run", "config.yaml")
+
+
+def test_missing_and_unreadable_config(fails: Run, tmp_path: Path) -> None:
+    assert "nowhere.yaml: No such file or directory" in fails("run", "nowhere.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "binary.yaml: not a text file" in fails("run", "binary.yaml")
+
+
+def test_assignments(fails: Run, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    assert "--set search.seed: expected KEY=VALUE" in fails("run", config, "--set", "search.seed")
+    assert "search.sed: unknown key, did you mean seed?" in fails("run", config, "--set", "search.sed=3")
+
+
+def test_data(fails: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "other.jsonl").write_text('{"body": "no text here"}\n')
+    for data, message in (("empty.txt", "empty"), ("nothing.txt", "nothing.txt"), ("other.jsonl", "text")):
+        assert message in fails("run", tiny_config(tmp_path, proxy={"data": data}))
+
+
+def test_known_design_outside_the_space(fails: Run, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, search={"seeds_known": ["GLA F"]})
+    assert "seeds_known: 'GLA F' at width 64 or 32 is no member of the space" in fails("run", config)
+
+
+def test_unreachable_budget(fails: Run, tmp_path: Path) -> None:
+    err = fails("run", tiny_config(tmp_path, limits={"tpot_ms": 1e-6}))
+    assert "no member of the space keeps the limits" in err
+    assert "against 1e-06 ms" in err
+
+
+def test_table_of_another_device_and_with_missing_rows(fails: Run, tmp_path: Path) -> None:
+    import dataclasses
+
+    from nfsearch.latency_lut import LatencyTable
+
+    config = tiny_config(tmp_path)
+    path = tmp_path / "table.parquet"
+    table = LatencyTable.load(path)
+    own = table.provenance
+    table.provenance = dataclasses.replace(own, device="nvidia-h200", device_name="NVIDIA H200")
+    table.save(path)
+    assert "was measured on nvidia-h200, and the device asked for is" in fails("run", config)
+    table.provenance = own
+    del table.rows[next(iter(table.rows))]
+    table.save(path)
+    err = fails("run", config)
+    assert "has no row for" in err
+    assert "nfsearch lut build" in err
+
+
+@pytest.mark.parametrize("keep", [0, 3, 200])
+def test_damaged_table(fails: Run, tmp_path: Path, keep: int) -> None:
+    config = tiny_config(tmp_path)
+    table = tmp_path / "table.parquet"
+    table.write_bytes(table.read_bytes()[:keep])
+    assert "table.parquet is " in fails("run", config)
+
+
+def test_output_folder(fails: Run, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    assert "there is no run to resume" in fails("run", config, "--out", "nothing", "--resume")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("precious")
+    assert "is not empty: go on with its run (--resume)" in fails("run", config, "--out", "full")
+    assert "is a file" in fails("run", config, "--out", "full/mine")
+    assert "nfsearch: " in fails("run", config, "--out", "/proc/nfsearch")  # nobody can write there, root neither
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    nfsearch("space", config, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "nfsearch", "run", config, "--out", "run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+        check=False,
+    )
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert "nfsearch: " in done.stderr
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_reports_and_exports_of_what_is_no_run(fails: Run, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    assert "is not the folder of a run" in fails("report", "other")
+    assert "is not the folder of a run" in fails("export", "nothing", "--to", "yaml", "-o", "x.yaml")
+    assert "exclude each other" in fails("export", "other", "--to", "yaml", "-o", "x.yaml", "--best", "--pick", "1")
+
+
+def test_init_does_not_overwrite(fails: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine")
+    assert "config.yaml is there already" in fails("init")
+
+
+def test_use_of_the_command_line(fails: Run) -> None:
+    assert "No such command 'rnu'" in fails("rnu")
+    assert "Missing argument" in fails("run")
+    assert "column 1: 'Q' is neither" in fails("space", "Q")
+
+
+def test_journal_cut_in_the_middle(fails: Run, finished_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    journal = folder / "study.journal"
+    lines = journal.read_text().splitlines(keepends=True)
+    lines[4] = lines[4][: len(lines[4]) // 2] + "\n"
+    journal.write_text("".join(lines))
+    assert "study.journal" in (err := fails("report", "run"))
+    assert "line 5" in err
+    assert "line 5" in fails("run", folder / "config.yaml", "--out", "run", "--resume")
+
+
+def test_resuming_with_another_config(fails: Run, finished_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["search"]["seed"] = 5
+    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(config))
+    assert "seed" in fails("run", "changed.yaml", "--out", "run", "--resume")
+
+
+def test_exporting_a_candidate_that_is_not_there(fails: Run, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    assert "no candidate 99" in fails("export", "run", "--to", "yaml", "-o", "x.yaml", "--pick", "99")
+    assert "ms" in fails("export", "run", "--to", "yaml", "-o", "x.yaml", "--max-latency-ms", "1e-9")

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nfsearch.export import choose, export_yaml, load_architecture, require_free
+from nfsearch.result import RunResult
+from nfsearch.space import Architecture
+from tests.nfsearch.fake_run import make_result
+
+
+def test_yaml_gives_back_the_architecture(result: RunResult, tmp_path: Path) -> None:
+    for record in result.candidates[:5]:
+        path = export_yaml(result, record, tmp_path / "new" / f"{record.number}.yaml")
+        loaded = load_architecture(path)
+        assert loaded == Architecture.from_dict(record.architecture)
+        assert loaded.digest == record.digest
+
+
+def test_yaml_holds_the_recipe_and_where_it_comes_from(result: RunResult, tmp_path: Path) -> None:
+    record = result.candidate(result.front[0])
+    proxy = {"weight_norm": True, "data": "python-stdlib", "tokenizer": "bytes", "tokens": 1000}
+    config = result.config.model_copy(update={"resolved": {"proxy": proxy}})
+    path = export_yaml(result.model_copy(update={"config": config}), record, tmp_path / "a.yaml")
+    fields = yaml.safe_load(path.read_text())
+    assert fields["training"]["optimizer"] == "Adam"
+    assert fields["training"]["weight_decay"] == 0
+    assert fields["training"]["tokenizer"] == "bytes"
+    assert fields["proxy"] == proxy
+    assert fields["measured"]["loss"] == record.loss
+    assert fields["measured"]["latency_ms"]["tpot"]["estimate"] == record.latency["tpot"].seconds * 1e3
+    assert fields["provenance"]["candidate"] == record.number
+    assert fields["provenance"]["run"]["command"] == result.run.command
+
+
+def test_without_weight_norm_the_recipe_decays_weights(result: RunResult, tmp_path: Path) -> None:
+    resolved = {"proxy": {"weight_norm": False, "weight_decay": 0.1}}
+    config = result.config.model_copy(update={"resolved": resolved})
+    path = export_yaml(result.model_copy(update={"config": config}), result.candidates[0], tmp_path / "a.yaml")
+    training = yaml.safe_load(path.read_text())["training"]
+    assert (training["optimizer"], training["weight_decay"]) == ("AdamW", 0.1)
+
+
+def test_nothing_is_written_over(result: RunResult, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    with pytest.raises(FileExistsError, match="taken"):
+        export_yaml(result, result.candidates[0], taken)
+    assert taken.read_text() == "mine"
+    with pytest.raises(FileExistsError, match="a folder"):
+        export_yaml(result, result.candidates[0], tmp_path)
+    with pytest.raises(FileExistsError):
+        require_free(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        require_free(tmp_path / "link")
+    (tmp_path / "empty").mkdir()
+    require_free(tmp_path / "empty")
+    require_free(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "format: other",
+        "format: nfsearch.architecture/1",
+        "format: nfsearch.architecture/1\narchitecture: {width: 64, layers: D Q}",
+        "format: nfsearch.architecture/1\narchitecture: {width: 64, layers: D F, colour: red}",
+        "a: [",
+        "\x00",
+    ],
+)
+def test_another_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"other\.yaml is not an exported architecture"):
+        load_architecture(path)
+
+
+def test_choose(result: RunResult) -> None:
+    done = [record for record in result.candidates if record.state == "done"]
+    assert choose(result).loss == min(record.loss for record in done if record.loss)
+    assert choose(result, pick=17).number == 17
+    limit = sorted(record.latency["tpot"].seconds for record in done)[10] * 1e3
+    chosen = choose(result, max_latency_ms=limit)
+    admitted = [record for record in done if record.latency["tpot"].seconds * 1e3 <= limit]
+    assert chosen in admitted
+    assert chosen.values["loss"] == min(record.values["loss"] for record in admitted)
+
+
+def test_choose_says_why_it_cannot(result: RunResult) -> None:
+    with pytest.raises(ValueError, match="no candidate 99"):
+        choose(result, pick=99)
+    with pytest.raises(ValueError, match="candidate 9 has failed"):
+        choose(result, pick=9)
+    with pytest.raises(ValueError, match="the fastest takes"):
+        choose(result, max_latency_ms=1e-9)
+    with pytest.raises(ValueError, match="no candidate of this run"):
+        choose(make_result([]))
+    with pytest.raises(ValueError, match="no latency"):
+        choose(make_result(workloads=()), max_latency_ms=1)

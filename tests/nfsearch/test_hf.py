@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+transformers = pytest.importorskip("transformers")
+
+from nfsearch.export import export_hf  # noqa: E402
+from nfsearch.hf import NFSearchCache, NFSearchForCausalLM  # noqa: E402
+from nfsearch.ops.model import HybridLM  # noqa: E402
+from nfsearch.proxies.tokenizers import load_tokenizer  # noqa: E402
+from nfsearch.result import RunResult  # noqa: E402
+from nfsearch.space import Architecture  # noqa: E402
+
+EVERY_OPERATOR = (
+    "A[head_dim=16] F D[head_dim=16] M2[head_dim=16,state=16] GDN[head_dim=16] GLA F[act=relu2] A[head_dim=16,window=8]"
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> HybridLM:
+    torch.manual_seed(0)
+    return HybridLM(Architecture.parse(EVERY_OPERATOR, width=64, vocab=257, meta_tokens=3)).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model: HybridLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_hf(model, tmp_path_factory.mktemp("hf") / "model", tokenizer="bytes")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> NFSearchForCausalLM:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tensor:
+    return torch.randint(0, 256, (3, 19), generator=torch.Generator().manual_seed(1))
+
+
+def test_loaded_by_its_auto_class_it_is_the_same_model(
+    model: HybridLM, loaded: NFSearchForCausalLM, tokens: Tensor
+) -> None:
+    assert isinstance(loaded, NFSearchForCausalLM)
+    assert loaded.config.architecture == model.architecture
+    assert loaded.config.num_hidden_layers == len(model.architecture.layers)
+    assert loaded.config.vocab_size == 257
+    assert sum(p.numel() for p in loaded.parameters()) == model.architecture.parameters
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens).logits, model(tokens), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_new_process_gives_the_same_logits(model: HybridLM, folder: Path, tokens: Tensor, tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", tokens.numpy())
+    code = (
+        "import sys, numpy, torch, nfsearch.hf\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "tokens = torch.from_numpy(numpy.load('tokens.npy'))\n"
+        "with torch.no_grad():\n"
+        "    numpy.save('logits.npy', model(tokens).logits.numpy())\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=tmp_path, check=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), model(tokens).numpy(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_is_the_same_with_and_without_the_cache(
+    loaded: NFSearchForCausalLM, tokens: Tensor, beams: int
+) -> None:
+    arguments = dict(max_new_tokens=24, do_sample=False, num_beams=beams, eos_token_id=None)
+    with_cache = loaded.generate(tokens, use_cache=True, **arguments)
+    assert with_cache.shape == (3, 43)
+    assert torch.equal(with_cache, loaded.generate(tokens, use_cache=False, **arguments))
+
+
+def test_generate_decodes_by_single_steps(
+    loaded: NFSearchForCausalLM, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    step = loaded.model.step
+    monkeypatch.setattr(loaded.model, "step", lambda *arguments: steps.append(1) or step(*arguments))
+    loaded.generate(tokens, max_new_tokens=10, do_sample=False, eos_token_id=None)
+    assert len(steps) == 9  # the first new token comes from the prompt
+
+
+def test_a_cache_that_grew_gives_the_same_logits(loaded: NFSearchForCausalLM, tokens: Tensor) -> None:
+    cache = NFSearchCache(loaded.model, len(tokens), 2)
+    with torch.no_grad():
+        parts = [loaded(part, past_key_values=cache).logits for part in tokens.split((2, 1, 5, 1, 1, 9), dim=1)]
+        expected = loaded.model(tokens)
+    assert cache.get_seq_length() == tokens.shape[1]
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-4, rtol=0)
+
+
+def test_loss_is_of_the_next_token_and_can_be_learned_from(loaded: NFSearchForCausalLM, tokens: Tensor) -> None:
+    output = loaded(tokens, labels=tokens)
+    torch.testing.assert_close(output.loss, loaded.model.loss(tokens[:, :-1], tokens[:, 1:]))
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in loaded.parameters())
+    loaded.zero_grad()
+    some = torch.where(torch.arange(19) < 10, -100, tokens)
+    assert loaded(tokens, labels=some).loss != output.loss
+
+
+def test_padding_is_refused(loaded: NFSearchForCausalLM, tokens: Tensor) -> None:
+    mask = torch.ones_like(tokens)
+    loaded(tokens, attention_mask=mask)
+    mask[0, 0] = 0
+    with pytest.raises(ValueError, match="padding"):
+        loaded(tokens, attention_mask=mask)
+    with pytest.raises(ValueError, match="padding"):
+        loaded.generate(tokens, attention_mask=mask, max_new_tokens=2)
+    with pytest.raises(ValueError, match="DynamicCache"):
+        loaded(tokens, past_key_values=transformers.DynamicCache())
+    with pytest.raises(ValueError, match="input_ids"):
+        loaded(inputs_embeds=torch.zeros(1, 2, 64))
+
+
+def test_the_byte_tokenizer_is_the_one_of_the_search(folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = "def f():\n\treturn 'Grüße 😀'  # \x00\x7f\u00ad\n"
+    ids = tokenizer(text).input_ids
+    assert ids == load_tokenizer("bytes").encode([text])[0][:-1].tolist()
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.eos_token_id == 256
+
+
+def test_saved_again_it_loads_again(loaded: NFSearchForCausalLM, tokens: Tensor, tmp_path: Path) -> None:
+    loaded.save_pretrained(tmp_path / "again")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, loaded(tokens).logits)
+
+
+def test_the_folder_is_whole_or_absent(
+    model: HybridLM, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"config.json", "generation_config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in folder.iterdir()} == names | {"tokenizer.json", "tokenizer_config.json"}
+    with pytest.raises(FileExistsError, match="model"):
+        export_hf(model, folder)
+    (tmp_path / "empty").mkdir()
+    assert {path.name for path in export_hf(model, tmp_path / "empty").iterdir()} == names
+    assert "eos_token_id" not in json.loads((tmp_path / "empty" / "config.json").read_text())
+    monkeypatch.setattr("nfsearch.export._card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_hf(model, tmp_path / "failed")
+    assert os.listdir(tmp_path) == ["empty"]
+
+
+def test_the_card_says_what_it_is_and_a_wrong_candidate_is_refused(result: RunResult, tmp_path: Path) -> None:
+    record = min(result.candidates, key=lambda record: record.parameters)
+    torch.manual_seed(0)
+    other = HybridLM(Architecture.parse("F", width=32, vocab=257))
+    with pytest.raises(ValueError, match=f"candidate {record.number}"):
+        export_hf(other, tmp_path / "other", result=result, record=record)
+    path = export_hf(
+        HybridLM(Architecture.from_dict(record.architecture)), tmp_path / "a", result=result, record=record
+    )
+    card = (path / "README.md").read_text()
+    assert f"{record.parameters:,}" in card
+    assert f"{record.loss:.4f}" in card
+    assert result.run.command in card

@@ -1,0 +1,180 @@
+"""Sources: what is read, how it is split, and what is said about bad input."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import sys
+import sysconfig
+import types
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nfsearch.proxies.settings import SplitData
+from nfsearch.proxies.sources import open_source
+
+TEXTS = [f"document number {i}\n" * 3 for i in range(200)]
+
+
+def everything(data: str | SplitData) -> list[tuple[str, bool]]:
+    return list(open_source(data).documents(lambda part: True))
+
+
+def write_jsonl(path: Path, texts: list[str]) -> Path:
+    content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    opener: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
+    with opener.get(path.suffix, open)(path, "wb") as stream:
+        stream.write(content)
+    return path
+
+
+def write_parquet(path: Path, column: str = "text", values: list[Any] = TEXTS) -> Path:
+    pq.write_table(pa.table({column: values}), path)
+    return path
+
+
+def test_stdlib_is_split_by_file() -> None:
+    documents = everything("python-stdlib")
+    share = sum(validation for _, validation in documents) / len(documents)
+    assert len(documents) > 300
+    assert 0.02 < share < 0.08
+    assert documents == everything("python-stdlib")
+    this = Path(sysconfig.get_path("stdlib"), "argparse.py").read_text()
+    assert sum(text == this for text, _ in documents) == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.xz", "a.jsonl.gz", "a.parquet", "a.parquet.xz"])
+def test_kinds_of_file_hold_the_same_documents(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if ".parquet" in name:
+        plain = write_parquet(tmp_path / "plain.parquet")
+        path.write_bytes(lzma.compress(plain.read_bytes()) if name.endswith(".xz") else plain.read_bytes())
+    else:
+        write_jsonl(path, TEXTS)
+    documents = everything(str(path))
+    assert [text for text, _ in documents] == TEXTS
+    assert 0 < sum(validation for _, validation in documents) < 30
+
+
+def test_a_document_stays_on_its_side(tmp_path: Path) -> None:
+    few = dict(everything(str(write_jsonl(tmp_path / "few.jsonl", TEXTS[:100]))))
+    many = dict(everything(str(write_jsonl(tmp_path / "many.jsonl", ["new", *reversed(TEXTS), *TEXTS[:5]]))))
+    assert all(many[text] == side for text, side in few.items())
+
+
+def test_one_long_text_is_cut_and_complete(tmp_path: Path) -> None:
+    text = "".join(f"line {i} of the text, with ünïcode\r\n" for i in range(40_000)) + "x" * 50_000
+    path = tmp_path / "long.txt.xz"
+    path.write_bytes(lzma.compress(text.encode()))
+    documents = everything(str(path))
+    assert "".join(piece for piece, _ in documents) == text
+    assert len({validation for _, validation in documents}) == 2
+    assert max(len(piece) for piece, _ in documents) <= 2 * 8192
+
+
+def test_folder_takes_known_kinds_and_skips_hidden_files(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.txt").write_text("one")
+    (tmp_path / "b.md.gz").write_bytes(gzip.compress(b"two"))
+    write_jsonl(tmp_path / "c.jsonl", ["three", "  \n", ""])
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "d.txt").write_text("hidden")
+    assert sorted(text for text, _ in everything(str(tmp_path))) == ["one", "three", "two"]
+
+
+def test_identity_follows_the_files(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    before = open_source(str(path)).identity
+    assert open_source(str(path)).identity == before
+    write_jsonl(path, [*TEXTS, "more"])
+    assert open_source(str(path)).identity != before
+
+
+def test_separate_validation_data(tmp_path: Path) -> None:
+    train, validation = write_jsonl(tmp_path / "t.jsonl", TEXTS), write_jsonl(tmp_path / "v.jsonl", ["unseen"] * 3)
+    documents = everything(SplitData(train=str(train), validation=str(validation)))
+    assert [text for text, part in documents if part] == ["unseen"] * 3
+    assert [text for text, part in documents if not part] == TEXTS
+
+
+def test_reads_no_further_than_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS) + "not JSON")
+    left = 5
+
+    def wanted(part: bool) -> bool:
+        return left > 0
+
+    for _ in open_source(str(path)).documents(wanted):
+        left -= 1
+    assert left == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"body": "x"}\n', r"a\.jsonl:2: expected an object .* field `text`, found body"),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl:1: .*string field `text`"),
+        ("a.jsonl", b"[1, 2]\n", r"a\.jsonl:1: .*found list"),
+        ("a.jsonl", b'{"text": \n', r"a\.jsonl:1: not a line of JSON"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not a line of JSON"),
+        ("a.txt", b"fine\n\xff\xfe\x00", r"a\.txt: not UTF-8"),
+        ("a.txt.xz", b"not xz", r"a\.txt\.xz: damaged"),
+        ("a.txt.xz", lzma.compress(b"text" * 10_000)[:-20], r"a\.txt\.xz: damaged"),
+        ("a.txt.gz", b"not gz", r"a\.txt\.gz: damaged"),
+        ("a.txt.gz", gzip.compress(b"text" * 10_000)[:-20], r"a\.txt\.gz: damaged"),
+        ("a.parquet", b"PAR1 and then nothing", r"a\.parquet: damaged"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        everything(str(tmp_path / name))
+
+
+def test_bad_parquet_columns_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a column `text`, found body"):
+        everything(str(write_parquet(tmp_path / "a.parquet", "body")))
+    with pytest.raises(ValueError, match="to hold strings, found int64"):
+        everything(str(write_parquet(tmp_path / "b.parquet", "text", [1, 2])))
+    cut = tmp_path / "c.parquet"
+    cut.write_bytes(write_parquet(tmp_path / "whole.parquet").read_bytes()[:-10])
+    with pytest.raises(ValueError, match="damaged"):
+        everything(str(cut))
+
+
+def test_missing_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no/such: no such file or folder"):
+        open_source("no/such")
+    with pytest.raises(ValueError, match="holds no text"):
+        open_source(str(tmp_path))
+    with pytest.raises(ValueError, match="expected hf:NAME"):
+        open_source("hf:")
+
+
+def test_hub_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"hf:org/name: .*nfsearch\[hf\]"):
+        everything("hf:org/name")
+
+    calls = []
+
+    def load_dataset(*args: Any, **named: Any) -> Any:
+        calls.append((args, named))
+        if args[0] == "org/missing":
+            raise FileNotFoundError("Dataset 'org/missing' doesn't exist")
+        return iter([{"body": "x"}] if args[0] == "org/other" else [{"text": text} for text in TEXTS])
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert [text for text, _ in everything("hf:org/name:de")] == TEXTS
+    assert calls == [(("org/name", "de"), {"split": "train", "streaming": True})]
+    with pytest.raises(ValueError, match="hf:org/other: expected a string field `text`, found body"):
+        everything("hf:org/other")
+    with pytest.raises(ValueError, match="hf:org/missing: Dataset 'org/missing' doesn't exist"):
+        everything("hf:org/missing")

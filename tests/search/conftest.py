@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from nfsearch.search import WorkerSettings
+from nfsearch.search.cluster import cluster
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for all tests: it takes four seconds to start."""
+    with cluster(WorkerSettings(count=2), cuda=False):
+        yield

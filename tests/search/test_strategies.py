@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from nfsearch.search import Aging, Budgets, Exhausted, SearchSettings
+from tests.search.fakes import candidate, latency, search, small_space, strategy
+
+
+@pytest.mark.parametrize("name", ["aging", "random"])
+def test_same_seed_same_search(name: str) -> None:
+    one, two = (search(strategy(name), 20) for _ in range(2))
+    assert one == two
+    other = search(strategy(name, seed=1), 20)
+    assert [c.proposal.architecture for c in one] != [c.proposal.architecture for c in other]
+
+
+@pytest.mark.parametrize("name", ["aging", "random"])
+def test_no_design_twice(name: str) -> None:
+    digests = [c.proposal.architecture.digest for c in search(strategy(name), 80)]
+    assert len(set(digests)) == 80
+
+
+def test_running_designs_are_not_proposed() -> None:
+    chosen = strategy()
+    history = search(chosen, 6)
+    first = chosen.propose(6, history)
+    second = chosen.propose(6, history, running={first.architecture.digest})
+    assert second.architecture != first.architecture
+    assert second.refused["evaluated before"] >= 1
+
+
+def test_population_is_the_last_that_succeeded() -> None:
+    chosen = strategy()
+    assert isinstance(chosen, Aging)
+    history = search(chosen, 9, losses=lambda index: None if index in (4, 7) else index)
+    assert [c.number for c in chosen.population(history)] == [3, 5, 6, 8]  # 0 to 2 are too old, 4 and 7 failed
+
+
+def test_parents_come_from_the_population_only() -> None:
+    chosen = strategy(crossover=0.5)
+    assert isinstance(chosen, Aging)
+    history = search(chosen, 60, losses=lambda index: None if index % 5 == 4 else 60 - index)
+    bred = [c for c in history if c.proposal.parents]
+    assert len(bred) > 40
+    for child in bred:
+        members = {c.number for c in chosen.population(history[: child.number])}
+        assert set(child.proposal.parents) <= members
+    kinds = {c.proposal.origin.split(":")[0] for c in history}
+    assert kinds == {"random", "mutation", "crossover"}
+    assert [c.proposal.generation for c in history[:9]] == [0, 0, 0, 0, 1, 1, 1, 1, 2]
+
+
+def test_parent_has_the_lowest_loss_of_the_drawn() -> None:
+    chosen = strategy(population=6, tournament=6)
+    assert isinstance(chosen, Aging)
+    history = search(chosen, 6, losses=[3.0, 1.0, 2.0, 1.0, 5.0, 4.0].__getitem__)
+    assert chosen.tournament(random.Random(0), history).number == 1  # all drawn; the older of two equal ones
+    pair = strategy(population=6, tournament=2)
+    assert isinstance(pair, Aging)
+    for seed in range(50):
+        drawn = random.Random(seed).sample(history, 2)
+        best = min(drawn, key=lambda c: (c.score.loss, c.number))  # type: ignore[union-attr]
+        assert pair.tournament(random.Random(seed), history) == best
+
+
+def test_mutation_changes_one_parent_and_crossover_names_two() -> None:
+    for share, parents in ((0.0, 1), (1.0, 2)):
+        children = [c for c in search(strategy(crossover=share), 30) if c.proposal.origin != "random"]
+        assert children
+        assert {len(c.proposal.parents) for c in children} == {parents}
+
+
+def test_nothing_over_the_budget_is_proposed() -> None:
+    budget = 400e-6
+    history = search(strategy(budget=budget), 40)
+    assert all(c.proposal.latency["tpot"][0] <= budget for c in history)
+    assert sum(c.proposal.refused.get("over the limit on tpot", 0) for c in history) > 0
+
+
+def test_memory_limit() -> None:
+    settings = SearchSettings(evaluations=20, population=4, tournament=2)
+    limit = 400_000.0
+    budgets = Budgets(latency, memory=lambda architecture: architecture.parameters, memory_bytes=limit)
+    history = search(Aging(small_space(), settings, budgets), 20)
+    assert all(c.proposal.architecture.parameters <= limit for c in history)
+    assert sum(c.proposal.refused.get("over the limit on memory", 0) for c in history) > 0
+
+
+def test_unreachable_budget_names_the_closest() -> None:
+    with pytest.raises(ValueError, match=r"no member .* 2000 tried .*tpot.*the closest is .* @ 128 \(tpot: 0.128 ms"):
+        strategy(budget=100e-6).propose(0, [])
+
+
+@pytest.mark.parametrize("name", ["aging", "random"])
+def test_small_space_is_exhausted(name: str) -> None:
+    chosen = strategy(name, space=small_space(width=128, layers="(D|A|M2) F{0..2}", where={}))
+    history = search(chosen, 9)
+    assert len({c.proposal.architecture.digest for c in history}) == 9
+    with pytest.raises(Exhausted, match="9 answer sets"):
+        chosen.propose(9, history)
+
+
+def test_known_designs_come_first() -> None:
+    known = ["D F D F A", {"width": 128, "layers": "A A"}]
+    history = search(strategy(seeds_known=known, budget=400e-6), 4)
+    assert [str(c.proposal.architecture) for c in history[:2]] == [
+        "D F D F A @ 128",
+        "A A @ 128",
+    ]  # widest within 0.4 ms
+    assert [c.proposal.origin for c in history] == ["known", "known", "random", "random"]
+
+
+def test_known_design_over_the_budget_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    chosen = strategy(seeds_known=["D F D F A", "A A"], budget=200e-6)
+    assert [str(draft.architecture) for draft in chosen.known] == ["A A @ 128"]
+    assert "left out (tpot: 0.32 ms against 0.2 ms)" in caplog.text
+
+
+def test_known_design_outside_the_space() -> None:
+    with pytest.raises(ValueError, match="'F F' at width 256 or 128 is no member of the space"):
+        strategy(seeds_known=["F F"])
+
+
+def test_widest_that_fits() -> None:
+    space = small_space(width={"fit": "latency", "from": [128, 256, 384]})
+    for c in search(strategy(space=space, budget=400e-6), 20):
+        layers = len(c.proposal.architecture.layers)
+        assert c.proposal.architecture.width == max(w for w in (128, 256, 384) if layers * w <= 800)
+
+
+def test_only_failures_breed_nothing() -> None:
+    history = search(strategy(), 8, losses=lambda index: None)
+    assert {c.proposal.origin for c in history} == {"random"}
+
+
+def test_history_decides_with_the_seed() -> None:
+    """A proposal follows from (seed, index, history), not from what the strategy was asked before."""
+    chosen = strategy()
+    history = search(chosen, 10)
+    assert strategy().propose(7, history[:7]) == history[7].proposal
+    changed = [*history[:6], candidate(6, history[6].proposal, None)]
+    assert strategy().propose(7, changed) != history[7].proposal or chosen.population(changed) == []  # type: ignore[attr-defined]

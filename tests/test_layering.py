@@ -1,0 +1,72 @@
+"""Imports point one way: nfsearch -> search -> proxies, latency_lut -> ops -> space."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "space": set(),
+    "ops": {"space"},
+    "latency_lut": {"space", "ops"},
+    "proxies": {"space", "ops"},
+    "search": {"space", "ops", "latency_lut", "proxies"},
+    "nfsearch": {"space", "ops", "latency_lut", "proxies", "search"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_point_one_way(folder: str) -> None:
+    allowed = {folder, *MAY_IMPORT[folder]}
+    for path in (ROOT / folder).rglob("*.py"):
+        for name in imports(path):
+            assert name.split(".")[0] not in MAY_IMPORT.keys() - {"nfsearch"}, (
+                f"{path} imports {name} without its package"
+            )
+            if name.startswith("nfsearch."):
+                part = name.split(".")[1]
+                part = part if part in MAY_IMPORT else "nfsearch"
+                assert part in allowed, f"{path} imports {name}"
+
+
+def test_space_knows_no_torch() -> None:
+    for path in (ROOT / "space").rglob("*.py"):
+        assert not {name.split(".")[0] for name in imports(path)} & {"torch", "numpy", "ray", "optuna"}, path
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import nfsearch", {"torch", "ray", "optuna", "pandas", "pydantic"}),
+        ("import nfsearch.cli", {"torch", "ray", "optuna", "pandas", "pydantic", "numpy"}),
+        ("import nfsearch.space", {"torch", "ray", "optuna", "pandas", "numpy"}),
+        ("import nfsearch.config, nfsearch.latency_lut, nfsearch.proxies, nfsearch.search", {"torch", "ray"}),
+    ],
+)
+def test_light_imports_stay_light(code: str, absent: set[str], tmp_path: Path) -> None:
+    check = f"{code}\nimport sys\nprint(*({absent!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_help_loads_no_torch_and_no_ray(tmp_path: Path) -> None:
+    check = (
+        "import sys\nsys.argv = ['nfsearch', '--help']\nfrom nfsearch.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert end.code == 0\n"
+        "assert not {'torch', 'ray', 'optuna', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "Search: measure latencies" in done.stdout

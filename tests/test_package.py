@@ -1,0 +1,61 @@
+"""The wheel works away from the checkout."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("nfsearch", "space", "ops", "latency_lut", "proxies", "search")
+TINY = [
+    "latency.verify=2",
+    "proxy.tokens=4096",
+    "proxy.sequence=64",
+    "proxy.batch=8",
+    "proxy.validation_tokens=2048",
+    "search.evaluations=4",
+    "search.population=3",
+    "search.tournament=2",
+    "space.width=64",
+    "workers.count=1",
+]
+
+
+@pytest.mark.slow
+def test_the_wheel_installed_alone_runs_a_search(tmp_path: Path) -> None:
+    checkout, away = tmp_path / "checkout", tmp_path / "away"
+    away.mkdir()
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path), str(checkout)]
+    subprocess.run([*pip, *build], check=True)
+    (wheel,) = tmp_path.glob("nfsearch-*.whl")
+    shutil.rmtree(checkout)
+
+    venv.create(tmp_path / "env", with_pip=False)
+    python = tmp_path / "env" / "bin" / "python"
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "env")}))
+    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)], check=True)
+    # The other packages come from here: a path in a .pth file is searched, its own .pth files (our checkout) are not.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [str(site.parents[2] / "bin" / command[0]), *command[1:]], cwd=away, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert str(tmp_path) in run("python", "-c", "import nfsearch.space; print(nfsearch.space.__file__)")
+    run("nfsearch", "init")
+    sets = [argument for value in TINY for argument in ("--set", value)]
+    assert "Pareto front" in run("nfsearch", "run", "config.yaml", "--out", "found", *sets)
+    for name in ("report.html", "front.png", "front.csv", "candidates.csv", "result.json", "study.journal"):
+        assert (away / "found" / name).stat().st_size > 100
