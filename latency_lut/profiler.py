@@ -155,8 +155,13 @@ def _row(
     )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Also where the end of a failed capture raised another error over it."""
+    if error is None:
+        return False
+    return any(text in str(error) for text in ("out of memory", "allocate memory")) or _is_out_of_memory(
+        error.__context__
+    )
 
 
 # --- chains ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from scipy import stats
 from nfsearch.latency_lut.device import provenance, resolve
 from nfsearch.latency_lut.profiler import fill
 from nfsearch.latency_lut.table import LatencyTable, OutOfMemory, TableError
-from nfsearch.latency_lut.timing import bounds, prepared, take
+from nfsearch.latency_lut.timing import bounds, prepared, take, warm_up
 from nfsearch.latency_lut.workload import Workload
 from nfsearch.ops.model import HybridLM
 from nfsearch.space.architecture import Architecture
@@ -113,6 +113,7 @@ def verify(
         raise TableError(f"{table.name} cannot be checked here: it was made with {'; '.join(differences)}")
     chosen = _held_out(table, space, workloads, dtype, n, seed, fits)
     checks: list[Check] = []
+    warm_up(kind)
     for architecture in chosen:
         times = _measure(architecture, workloads, kind, getattr(torch, dtype))
         for name, (measured, spread) in times.items():

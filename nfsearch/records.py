@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ def run_meta(
     )
     return {
         "status": "running",
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device,
         "command": shlex.join(["nfsearch", *sys.argv[1:]]),
         "versions": versions(),

@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from nfsearch.display import duration
 from nfsearch.result import CandidateRecord, RunResult
 
 # Fill and ink of each operator's cell, told apart in light and dark; FFNs are the quiet ones.
@@ -234,16 +235,6 @@ def milliseconds(seconds: float, places: int = 3) -> str:
     """So many digits that count, all of those before the point, and no exponent."""
     value = seconds * 1e3
     return f"{value:,.0f}" if value >= 10 ** (places - 1) else f"{value:.{places}g}"
-
-
-def duration(seconds: float) -> str:
-    """3725 -> 1 h 2 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def size(count: int | None) -> str:

@@ -15,6 +15,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +27,9 @@ from rich.table import Table
 from nfsearch.config import Config, load_config
 from nfsearch.display import progress_display, say, search_line, search_view
 from nfsearch.errors import WorkFailed
-from nfsearch.latency_lut import LatencyTable, keys_for
+from nfsearch.latency_lut import LatencyTable, device, keys_for
 from nfsearch.outputs import write_outputs
+from nfsearch.proxies.data import Corpus, prepare
 from nfsearch.records import CONFIG, JOURNAL, fingerprint, result_of, run_meta, table_meta
 from nfsearch.result import RunResult
 from nfsearch.search import STRATEGIES, Budgets, Strategy
@@ -40,14 +43,54 @@ from nfsearch.yaml_file import YamlFile
 TABLE, LOG = "latency.parquet", "log.txt"
 
 
+@dataclass(frozen=True)
+class _Job:
+    """Everything that a search is given, read and found right."""
+
+    config: Config
+    file: YamlFile
+    folder: Path
+    device: str  # "cpu" or "cuda"
+    corpus: Corpus
+    space: SearchSpace
+    table: LatencyTable | None  # None: measured at the start
+
+    def strategy(self, budgets: Budgets) -> Strategy:
+        return STRATEGIES[self.config.search.strategy](self.space, self.config.search, budgets)
+
+
 def search(config_path: Path, out: Path | None, *, resume: bool, assignments: Sequence[str]) -> int:
     """Runs, or resumes, the search of a config and writes its folder. Returns the exit status.
 
     Raises ValueError or OSError for wrong input, before anything is written, and WorkFailed for what fails later.
     """
-    from nfsearch.latency_lut import device
-    from nfsearch.proxies.data import prepare
+    job = _read(config_path, out, resume, assignments)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with open_store(
+        job.config.storage or job.folder / JOURNAL,
+        objectives=job.config.objective_names,
+        fingerprint={
+            **fingerprint(job.config),
+            "data": job.corpus.digest,
+            "device": device.device_slug(job.device),
+        },
+        meta=run_meta(job.config, job.file, job.space, assignments, device.device_name(job.device)),
+        choices=lambda answers: {question.name: question.options for question in job.space.build(answers).questions},
+        resume=resume,
+    ) as store:
+        if "started" not in store.meta:
+            store.set_meta("started", datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        _write_config(job.folder, job.file, config_path, assignments)
+        with _work(job.folder, store):
+            _carry_out(job, store)
+        result = result_of(store)
+        write_outputs(result, job.folder)
+    print_front(result, job.folder)
+    return 0
 
+
+def _read(config_path: Path, out: Path | None, resume: bool, assignments: Sequence[str]) -> _Job:
+    """Reads all input and checks what can be checked before any work. Raises ValueError or OSError."""
     config, file = load_config(config_path, assignments)
     folder = _folder(config_path, out, resume)
     kind = device.resolve(config.latency.device)
@@ -55,53 +98,34 @@ def search(config_path: Path, out: Path | None, *, resume: bool, assignments: Se
     space = config.space.build(corpus.vocab)
     if space.vocab < corpus.vocab:
         raise ValueError(f"space.vocab is {space.vocab}; the tokenizer of {corpus.name} has {corpus.vocab} entries")
-    _strategy(space, config, Budgets(lambda architecture: {}))  # refuses known designs outside the space
-    table = None
-    if config.latency.table != "auto":
-        table = LatencyTable.load(config.latency.table)
-        table.require_device(device.device_slug(kind))
-        table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(kind)))
-        strategy = _strategy(space, config, _budgets(config, table, kind))
-        strategy.propose(0, [])  # an unreachable budget is told before anything is written
-    folder.mkdir(parents=True, exist_ok=True)
-    meta = run_meta(config, file, space, assignments, device.device_name(kind))
-    identity = {**fingerprint(config), "data": corpus.digest, "device": device.device_slug(kind)}
-    with open_store(
-        config.storage or folder / JOURNAL,
-        objectives=config.objective_names,
-        fingerprint=identity,
-        meta=meta,
-        resume=resume,
-    ) as store:
-        _write_config(folder, file, config_path, assignments)
-        with _work(folder, store) as status:
-            if table is None:
-                table = measure(config, space, folder / TABLE)
-            store.set_meta("table", table_meta(table, folder))
-            budgets = _budgets(config, table, kind)
-            if config.latency.verify and "verification" not in store.meta:
-                found = check(
-                    config,
-                    space,
-                    table,
-                    config.latency.verify,
-                    config.search.seed + 1,
-                    budgets.fit if space.fit_width else None,
-                )
-                store.set_meta("verification", found.to_dict())
-            strategy = _strategy(space, config, budgets)
-            factory = partial(make_evaluator, corpus, config.proxy, kind)
-            engine = Engine(strategy, store, factory, config.workers, cuda=kind == "cuda")
-            with progress_display() as show:
-                last = engine.run(lambda now: show(search_view(now), search_line(now), False))
-                show(search_view(last), search_line(last), True)
-            if last.ended:
-                say(f"The search ended early: {last.ended}")
-            status["status"] = "complete"
-        result = result_of(store)
-        write_outputs(result, folder)
-    print_front(result, folder)
-    return 0
+    job = _Job(config, file, folder, kind, corpus, space, None)
+    job.strategy(Budgets(lambda architecture: {}))  # refuses known designs outside the space
+    if config.latency.table == "auto":
+        return job
+    table = LatencyTable.load(config.latency.table)
+    table.require_device(device.device_slug(kind))
+    table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(kind)))
+    job.strategy(_budgets(config, table, kind)).propose(0, [])  # raises if no member keeps the limits
+    return replace(job, table=table)
+
+
+def _carry_out(job: _Job, store: Store) -> None:
+    """Measures, checks, searches."""
+    config, space = job.config, job.space
+    table = job.table or measure(config, space, job.folder / TABLE)
+    store.set_meta("table", table_meta(table, job.folder))
+    budgets = _budgets(config, table, job.device)
+    if config.latency.verify and "verification" not in store.meta:
+        fits = budgets.fit if space.fit_width else None
+        found = check(config, space, table, config.latency.verify, config.search.seed + 1, fits)
+        store.set_meta("verification", found.to_dict())
+    factory = partial(make_evaluator, job.corpus, config.proxy, job.device)
+    engine = Engine(job.strategy(budgets), store, factory, config.workers, cuda=job.device == "cuda")
+    with progress_display() as show:
+        last = engine.run(lambda now: show(search_view(now), search_line(now), False))
+        show(search_view(last), search_line(last), True)
+    if last.ended:
+        say(f"The search ended early: {last.ended}")
 
 
 def print_front(result: RunResult, folder: Path) -> None:
@@ -152,42 +176,35 @@ def _write_config(folder: Path, file: YamlFile, source: Path, assignments: Seque
 
 
 @contextmanager
-def _work(folder: Path, store: Store) -> Iterator[dict[str, str]]:
-    """What happens here is the run's work: its end is written down, a failure goes to the log and becomes WorkFailed,
-    and after Ctrl-C the report is written of what there is."""
+def _work(folder: Path, store: Store) -> Iterator[None]:
+    """What happens here is the run's work: how it ended is written down, a failure goes to the log and becomes
+    WorkFailed, and after Ctrl-C the report is written of what there is."""
     handler = logging.FileHandler(folder / LOG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("nfsearch")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     began, before = time.monotonic(), float(store.meta.get("seconds", 0.0))
-    status = {"status": "failed-to-finish"}
+
+    def end(status: str) -> None:
+        store.set_meta("status", status)
+        store.set_meta("seconds", before + time.monotonic() - began)
+
     try:
-        yield status
+        yield
+        end("complete")
     except KeyboardInterrupt:
-        status["status"] = "interrupted"
-        _close(store, status["status"], before + time.monotonic() - began)
+        end("interrupted")
         write_outputs(result_of(store), folder)
         say(f"Interrupted. What finished is kept; go on with --resume --out {folder}")
         raise
     except Exception as error:
         logger.error("%s", traceback.format_exc())
-        _close(store, status["status"], before + time.monotonic() - began)
+        end("failed-to-finish")
         raise WorkFailed(f"{error} (details in {folder / LOG})") from error
-    else:
-        _close(store, status["status"], before + time.monotonic() - began)
     finally:
         logger.removeHandler(handler)
         handler.close()
-
-
-def _close(store: Store, status: str, seconds: float) -> None:
-    store.set_meta("status", status)
-    store.set_meta("seconds", seconds)
-
-
-def _strategy(space: SearchSpace, config: Config, budgets: Budgets) -> Strategy:
-    return STRATEGIES[config.search.strategy](space, config.search, budgets)
 
 
 def _budgets(config: Config, table: LatencyTable, kind: str) -> Budgets:

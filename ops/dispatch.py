@@ -19,6 +19,9 @@ _SHORTEST = 64  # steps; below one chunk fla's kernels would mostly compute padd
 _LARGEST_KEY = 256  # key size of a head that fla's delta-rule kernels take
 
 
+Kind = Literal["delta_rule", "gated_delta_rule", "shared_linear", "gated_linear"]
+
+
 class Path(NamedTuple):
     """What computes a recurrence, and why."""
 
@@ -26,9 +29,7 @@ class Path(NamedTuple):
     reason: str
 
 
-def training_path(
-    kind: Literal["delta_rule", "gated_delta_rule", "shared_linear", "gated_linear"], q: Tensor, like: Tensor
-) -> Path:
+def training_path(kind: Kind, q: Tensor, like: Tensor) -> Path:
     """The implementation that `kind` takes for queries q [batch, time, heads, key] of an operator's input `like`."""
     dtype = _product_dtype(like)
     if not like.is_cuda:
@@ -62,7 +63,7 @@ def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `recurrence.delta_rule`."""
-    kind: Literal["delta_rule", "gated_delta_rule"] = "delta_rule" if log_decay is None else "gated_delta_rule"
+    kind: Kind = "delta_rule" if log_decay is None else "gated_delta_rule"
     if training_path(kind, q, like).name == "fla":
         from fla.ops.delta_rule import chunk_delta_rule
 

@@ -8,8 +8,6 @@ and moves nothing.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,34 +29,11 @@ def causal_conv(
         slots = torch.arange(position - taps + 1, position + time, device=x.device) % taps
         padded = torch.cat((ring[:, slots[: taps - 1]].to(x.dtype), x), dim=1)
         ring.index_copy_(1, slots[taps - 1 :][-taps:], x[:, -taps:].detach().to(ring.dtype))
-    y = _Convolve.apply(padded, weight.to(x.dtype))
+    rows = weight.to(x.dtype).unbind(1)
+    y = padded[:, :time] * rows[0]
+    for j in range(1, taps):
+        y = y + padded[:, j : j + time] * rows[j]
     return y if bias is None else y + bias.to(x.dtype)
-
-
-class _Convolve(torch.autograd.Function):
-    """y[t] = sum over j of padded[t + j] weight[:, j], with a backward that sums in place: autograd's own would fill
-    and add a whole tensor for each tap."""
-
-    @staticmethod
-    def forward(ctx: Any, padded: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(padded, weight)
-        taps = weight.shape[1]
-        time = padded.shape[1] - taps + 1
-        y = padded[:, :time] * weight[:, 0]
-        for j in range(1, taps):
-            y.addcmul_(padded[:, j : j + time], weight[:, j])
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        padded, weight = ctx.saved_tensors
-        time = grad.shape[1]
-        grad_padded = torch.zeros_like(padded)
-        grad_weight = []
-        for j in range(weight.shape[1]):
-            grad_padded[:, j : j + time].addcmul_(grad, weight[:, j])
-            grad_weight.append((padded[:, j : j + time] * grad).sum((0, 1)))
-        return grad_padded, torch.stack(grad_weight, dim=1)
 
 
 def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, ring: Tensor, position: Tensor) -> Tensor:

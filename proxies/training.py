@@ -23,7 +23,7 @@ _LAST_RATE = 0.1  # of the peak, where the cosine ends
 _BETAS = (0.9, 0.95)
 
 
-class Diverged(RuntimeError):
+class Diverged(ArithmeticError):
     """The loss became NaN or infinite: the candidate has no score."""
 
 

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import dependent, follow
+from .launch import begin, dependent, follow
 
 
 @triton.jit
@@ -47,8 +47,9 @@ def _rotated(x, at, row, live, norm, cos, sin, HALF: tl.constexpr, QK_NORM: tl.c
 @triton.jit
 def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, k_norm, WIDTH, SLOTS,
                HEADS: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, GROUP_P: tl.constexpr, TILE: tl.constexpr,
-               SPLITS: tl.constexpr, SPLITS_P: tl.constexpr, LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr,
-               EPS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+               SPLITS: tl.constexpr, SPLITS_P: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr,
+               LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr, EPS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    begin(PDL, True)
     GROUP: tl.constexpr = HEADS // KV
     HD: tl.constexpr = 2 * HALF
     split = tl.program_id(0)
@@ -65,19 +66,19 @@ def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, 
     position = tl.load(position_at)
     here = (position % SLOTS).to(tl.int32)
     cached = tl.minimum(position, SLOTS).to(tl.int32)
-    # Turns of each pair in float64: float32 loses the angle after some ten thousand tokens.
-    turns = position.to(tl.float64) * tl.exp2(d.to(tl.float64) * (-LOG2_BASE / HALF)) * 0.15915494309189535
-    angle = ((turns - tl.floor(turns)) * 6.283185307179586).to(tl.float32)
-    cos = tl.cos(angle)
-    sin = tl.sin(angle)
     # The first tile is asked for before q is there.
     at = split * TILE + slot
     seen = (at < cached) & (at != here)
     k_lo = tl.load(keys + base + at[:, None] * step + d[None, :], mask=seen[:, None], other=0.0)
     k_hi = tl.load(keys + base + at[:, None] * step + HALF + d[None, :], mask=seen[:, None], other=0.0)
     v = tl.load(values + base + at[:, None] * step + e[None, :], mask=seen[:, None], other=0.0)
+    # Turns of each pair in float64: float32 loses the angle after some ten thousand tokens.
+    turns = position.to(tl.float64) * tl.exp2(d.to(tl.float64) * (-LOG2_BASE / HALF)) * 0.15915494309189535
+    angle = ((turns - tl.floor(turns)) * 6.283185307179586).to(tl.float32)
+    cos = tl.cos(angle)
+    sin = tl.sin(angle)
 
-    follow(PDL)
+    follow(PDL, True)
 
     qkv += b.to(tl.int64) * WIDTH
     q_lo, q_hi = _rotated(qkv, g * GROUP * HD, row, live_row, q_norm, cos, sin, HALF, QK_NORM, EPS)
@@ -118,29 +119,41 @@ def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, 
         o = tl.dot(p.to(v.dtype), v, o * fade[:, None], input_precision="ieee")
         top = higher
 
-    group = (b * KV + g).to(tl.int64)
-    cell = (group * SPLITS + split) * GROUP_P + row
-    tl.store(stats + 2 * cell, top)
-    tl.store(stats + 2 * cell + 1, total)
-    tl.store(part + cell[:, None] * HD + e[None, :], o)
+    group = (b * KV + g).to(tl.int64) * SPLITS
+    cell = (group + split) * GROUP + row
+    tl.store(stats + 2 * cell, top, mask=live_row)
+    tl.store(stats + 2 * cell + 1, total, mask=live_row)
+    tl.store(part + cell[:, None] * HD + e[None, :], o, mask=live_row[:, None])
     tl.debug_barrier()
-    if tl.atomic_add(arrived + group, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
-        tl.store(arrived + group, 0)
-        i = tl.arange(0, SPLITS_P)
-        for r in tl.static_range(GROUP):
-            cell_r = (group * SPLITS + i) * GROUP_P + r
-            top_r = tl.load(stats + 2 * cell_r, mask=i < SPLITS, other=-float("inf"), cache_modifier=".cg")
-            total_r = tl.load(stats + 2 * cell_r + 1, mask=i < SPLITS, other=0.0, cache_modifier=".cg")
-            o_r = tl.load(part + cell_r[:, None] * HD + e[None, :], mask=(i < SPLITS)[:, None], other=0.0,
-                          cache_modifier=".cg")  # fmt: skip
-            share = tl.exp2(top_r - tl.max(top_r, 0))
-            mixed = tl.sum(o_r * share[:, None], 0) / tl.sum(total_r * share, 0)
-            tl.store(y + (b * HEADS + g * GROUP + r) * HD + e, mixed.to(y.dtype.element_ty))
+    if tl.atomic_add(arrived + b * KV + g, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+        tl.store(arrived + b * KV + g, 0)
+        r = tl.arange(0, ROWS)
+        i = tl.arange(0, SPLITS_P)[:, None]
+        known = (i < SPLITS) & (r < GROUP)[None, :]
+        cells = (group + i) * GROUP + r[None, :]
+        tops = tl.load(stats + 2 * cells, mask=known, other=-float("inf"), cache_modifier=".cg")
+        totals = tl.load(stats + 2 * cells + 1, mask=known, other=0.0, cache_modifier=".cg")
+        peak = tl.max(tops, 0)
+        peak = tl.where(r < GROUP, peak, 0.0)
+        scale = 1.0 / tl.sum(totals * tl.exp2(tops - peak[None, :]), 0)
+        mixed = tl.zeros((ROWS, HD), tl.float32)
+        for first in tl.static_range(0, SPLITS, AT_ONCE):
+            i = first + tl.arange(0, AT_ONCE)[:, None]
+            known = (i < SPLITS) & (r < GROUP)[None, :]
+            cells = (group + i) * GROUP + r[None, :]
+            share = tl.exp2(
+                tl.load(stats + 2 * cells, mask=known, other=-float("inf"), cache_modifier=".cg") - peak[None, :]
+            )
+            found = tl.load(part + cells[:, :, None] * HD + e[None, None, :], mask=known[:, :, None], other=0.0,
+                            cache_modifier=".cg")  # fmt: skip
+            mixed += tl.sum(found * share[:, :, None], 0)
+        to = y + (b * HEADS + g * GROUP + r[:, None]) * HD + e[None, :]
+        tl.store(to, (mixed * scale[:, None]).to(y.dtype.element_ty), mask=(r < GROUP)[:, None])
 
 
 def tiling(slots: int, kv_heads: int, batch: int) -> tuple[int, int, int]:
     """(TILE, SPLITS, warps): one wave of programs, none without a tile of a full cache."""
-    tile = 64
+    tile = 128 if slots * kv_heads * batch >= 1 << 15 else 64
     tiles = triton.cdiv(slots, tile)
     return tile, max(1, min(tiles, 256 // (kv_heads * batch))), 4
 
@@ -166,16 +179,17 @@ def attention(
     """
     batch, slots, kv_heads, head_dim = keys.shape
     tile, splits, warps = config or tiling(slots, kv_heads, batch)
-    rows = max(16, triton.next_power_of_2(heads // kv_heads))
+    group = heads // kv_heads
+    rows = max(16, triton.next_power_of_2(group))  # what a matrix instruction takes
     y = torch.empty(batch, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
-    part = torch.empty(batch * kv_heads * splits * rows * head_dim, device=qkv.device, dtype=torch.float32)
-    stats = torch.empty(batch * kv_heads * splits * rows * 2, device=qkv.device, dtype=torch.float32)
+    part = torch.empty(batch * kv_heads * splits * group * head_dim, device=qkv.device, dtype=torch.float32)
+    stats = torch.empty(batch * kv_heads * splits * group * 2, device=qkv.device, dtype=torch.float32)
     _attention[(splits, kv_heads, batch)](
         qkv, keys, values, y, part, stats, _arrivals(qkv.device, batch * kv_heads), position,
         qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, qkv.shape[1], slots, HEADS=heads,
         KV=kv_heads, HALF=head_dim // 2, GROUP_P=rows, TILE=tile, SPLITS=splits,
-        SPLITS_P=triton.next_power_of_2(splits), LOG2_BASE=math.log2(rope_base), QK_NORM=q_norm is not None, EPS=eps,
-        num_warps=warps, **dependent(qkv),
+        SPLITS_P=triton.next_power_of_2(splits), ROWS=triton.next_power_of_2(group), AT_ONCE=16,
+        LOG2_BASE=math.log2(rope_base), QK_NORM=q_norm is not None, EPS=eps, num_warps=warps, **dependent(qkv),
     )  # fmt: skip
     return y
 

@@ -21,10 +21,10 @@ from .recurrence import Gates, recurrence
 State = dict[str, Tensor]
 
 
-def project(x: Tensor, w: Tensor, norm: Tensor, eps: float, act: str = "none") -> Tensor:
+def project(x: Tensor, w: Tensor, norm: Tensor, eps: float, act: str = "none", early: bool = False) -> Tensor:
     """act(norm(x) @ w.T): one kernel for a few sequences, cuBLAS for many."""
     if len(x) <= MAX_BATCH:
-        return gemv(x, w, norm=norm, mode="rms", eps=eps, act=act)
+        return gemv(x, w, norm=norm, mode="rms", eps=eps, act=act, early=early)
     y = F.linear(F.rms_norm(x, (x.shape[1],), norm.to(x.dtype), eps), w)
     if act == "swiglu":
         gate, up = y.chunk(2, dim=1)
@@ -106,7 +106,7 @@ def mamba2_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, pos
 
 
 def ffn_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor) -> Tensor:
-    return project_back(project(x, op.gate_up.weight, norm, eps, op.act), op.down.weight, x)
+    return project_back(project(x, op.gate_up.weight, norm, eps, op.act, True), op.down.weight, x)
 
 
 def head(x: Tensor, norm: Tensor, eps: float, w: Tensor, unit_rows: bool) -> Tensor:

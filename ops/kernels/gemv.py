@@ -13,8 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import dependent, follow
+from .launch import begin, dependent, fetch, follow
 
+AHEAD_BYTES = 16 << 20  # how far ahead of the programs at work weights are brought into the L2 cache
 MAX_BATCH = 8  # beyond it, a matrix product on tensor cores is faster
 
 
@@ -65,11 +66,13 @@ def _dot(w, v):
     return tl.sum(w.to(tl.float32) * v, 1)
 
 
-@triton.jit
-def _gemv(x, gate, norm, w, residual, y, N, x_stride, gate_stride, K: tl.constexpr, K1: tl.constexpr,
+@triton.jit(do_not_specialize=["ahead"])
+def _gemv(x, gate, norm, w, residual, y, N, x_stride, gate_stride, ahead, K: tl.constexpr, K1: tl.constexpr,
           K2: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, EPS: tl.constexpr,
           NORM: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr, UNIT_ROWS: tl.constexpr,
+          FETCH: tl.constexpr, EACH: tl.constexpr, THREADS: tl.constexpr, EARLY: tl.constexpr,
           PDL: tl.constexpr):  # fmt: skip
+    begin(PDL, EARLY)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     a1 = _load_rows(w, row, N, 0, K1, K)
     if K2 > 0:
@@ -79,6 +82,12 @@ def _gemv(x, gate, norm, w, residual, y, N, x_stride, gate_stride, K: tl.constex
         b1 = _load_rows(up, row, N, 0, K1, K)
         if K2 > 0:
             b2 = _load_rows(up, row, N, K1, K2, K)
+    if FETCH:  # noqa: SIM102 the rows of a program that comes later
+        if tl.program_id(0) + ahead + 1 < tl.num_programs(0):
+            later = (tl.program_id(0) + ahead).to(tl.int64) * ROWS * K + tl.arange(0, THREADS) * EACH
+            fetch(w + later, EACH * (w.dtype.element_ty.primitive_bitwidth // 8))
+            if ACT == "swiglu":
+                fetch(up + later, EACH * (w.dtype.element_ty.primitive_bitwidth // 8))
     scale1 = 1.0
     scale2 = 1.0
     if NORM != "none":
@@ -86,7 +95,7 @@ def _gemv(x, gate, norm, w, residual, y, N, x_stride, gate_stride, K: tl.constex
         if K2 > 0:
             scale2 = _load_vector(norm, K1, K2, K, GROUP).to(tl.float32)
 
-    follow(PDL)
+    follow(PDL, EARLY)
 
     for b in tl.static_range(BATCH):
         v1, squares = _input(x + b * x_stride, gate + b * gate_stride, scale1, 0, K1, K, GROUP, EPS, NORM)
@@ -127,12 +136,12 @@ def pieces(columns: int) -> tuple[int, int]:
     return (2 * first, 0) if second == first else (first, max(second, 8) if second else 0)
 
 
-def tiling(rows: int, columns: int, batch: int, swiglu: bool) -> tuple[int, int, int | None]:
-    """(ROWS, warps, registers a thread may have): chosen on an H200 for bf16."""
+def tiling(rows: int, columns: int, batch: int, swiglu: bool) -> tuple[int, int]:
+    """(ROWS, warps): chosen on an H200 for bf16."""
     warps = 4 if columns <= 4096 else 8
     per_program = 16384 if columns <= 4096 else 24576
     block = max(1, per_program // columns // (2 if swiglu else 1))
-    return 1 << (block.bit_length() - 1), warps, 128
+    return 1 << (block.bit_length() - 1), warps
 
 
 def gemv(
@@ -147,25 +156,33 @@ def gemv(
     residual: torch.Tensor | None = None,
     unit_rows: bool = False,
     dtype: torch.dtype | None = None,
-    config: tuple[int, int, int | None] | None = None,
+    early: bool = True,
+    config: tuple[int, int] | None = None,
+    ahead_bytes: int = AHEAD_BYTES,
 ) -> torch.Tensor:
     """`act(norm(x) @ w.T) + residual` for x [batch, columns], w [rows, columns]; at most MAX_BATCH sequences.
 
     `mode` is the norm before it: "none"; "rms" over all columns; "heads" over groups as long as the weight `norm`;
     "gated_heads", that times silu(gate); "gated_rms", the RMS norm of x * silu(gate). `gate` [batch, columns] and `x`
     may be slices of wider rows. `act` "swiglu" takes w [2 * rows, columns]; `unit_rows` divides each result by the
-    length of its row of w. Sums in float32.
+    length of its row of w. Sums in float32. `early` as in `launch`: not for a projection into a state.
     """
     batch, columns = x.shape
     rows = w.shape[0] // 2 if act == "swiglu" else w.shape[0]
     y = torch.empty(batch, rows, device=x.device, dtype=dtype or x.dtype)
     k1, k2 = pieces(columns)
-    block, warps, registers = config or tiling(rows, columns, batch, act == "swiglu")
+    block, warps = config or tiling(rows, columns, batch, act == "swiglu")
+    overlap = dependent(x)
+    tile = block * columns  # values
+    each = triton.cdiv(tile, 32 * warps * 8) * 8
+    ahead = ahead_bytes // (w.numel() * w.itemsize // triton.cdiv(rows, block)) if overlap["PDL"] else 0
+    if tile < 32 * warps * 8:  # a tile so small that the threads would reach past the next one
+        ahead = 0
     group = norm.shape[0] if norm is not None else columns
     _gemv[(triton.cdiv(rows, block),)](
         x, x if gate is None else gate, w if norm is None else norm, w, y if residual is None else residual, y, rows,
-        x.stride(0), 0 if gate is None else gate.stride(0), K=columns, K1=k1, K2=k2, BATCH=batch, ROWS=block,
+        x.stride(0), 0 if gate is None else gate.stride(0), ahead, K=columns, K1=k1, K2=k2, BATCH=batch, ROWS=block,
         GROUP=group, EPS=eps, NORM=mode, ACT=act, RESIDUAL=residual is not None, UNIT_ROWS=unit_rows, num_warps=warps,
-        maxnreg=registers, **dependent(x),
+        FETCH=ahead > 0, EACH=each, THREADS=32 * warps, EARLY=early, **overlap,
     )  # fmt: skip
     return y

@@ -1,10 +1,11 @@
 """How kernels follow each other: programmatic dependent launch, so that a kernel fetches its weights while its
 predecessor still runs.
 
-Every kernel here is written in three parts. Before `follow()` it may read only what no kernel of the step writes late:
-weights, and state last written two launches ago or earlier. `follow()` waits until all launches before it have
-finished, then lets the next one start. After it come activations. Because each kernel lets its successor start only
-after its own wait, whoever runs before its `follow()` knows that everything but its direct predecessor is complete.
+Before `follow()` a kernel reads only weights and state; `follow()` returns when all launches before it are complete,
+and after it come the activations. A kernel that is EARLY lets its successor start at once. One that is not lets it
+start after its own wait: then the successor knows, before its own, that all launches but the last are complete, and may
+read state that the same operator wrote in the step before. So whatever comes before a kernel with a state (here: the
+projection into it) must not be EARLY.
 """
 
 from __future__ import annotations
@@ -21,11 +22,28 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @triton.jit
-def follow(PDL: tl.constexpr):
-    """Wait for the preceding launches and allow the next one."""
+def begin(PDL: tl.constexpr, EARLY: tl.constexpr):
+    """First statement of a kernel."""
+    if PDL and EARLY:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def follow(PDL: tl.constexpr, EARLY: tl.constexpr):
+    """Wait for all launches before this one."""
     if PDL:
         gdc_wait()
-        gdc_launch_dependents()
+        if not EARLY:
+            gdc_launch_dependents()
+
+
+@triton.jit
+def fetch(at, bytes_each):
+    """Asks the L2 cache for `bytes_each` (a multiple of 16) from each of the addresses `at` [threads]."""
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r", [at.to(tl.int64), bytes_each],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 def dependent(x: torch.Tensor) -> dict[str, Any]:

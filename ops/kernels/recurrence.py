@@ -13,20 +13,22 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import dependent, follow
+from .launch import begin, dependent, follow
 
 
 @triton.jit
 def _past(ring, weight, bias, position, channel, mask, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
           BIAS: tl.constexpr):  # fmt: skip
-    """The convolution's share of the TAPS - 1 inputs before this one."""
+    """The convolution's share of the TAPS - 1 inputs before this one. No address depends on the position."""
     total = tl.zeros(channel.shape, tl.float32)
     if BIAS:
         total += tl.load(bias + channel, mask=mask, other=0.0).to(tl.float32)
-    for back in tl.static_range(1, TAPS):
-        slot = (position + TAPS - back) % TAPS
-        tap = tl.load(weight + channel * TAPS + (TAPS - 1 - back), mask=mask, other=0.0).to(tl.float32)
-        total += tap * tl.load(ring + slot * CHANNELS + channel, mask=mask, other=0.0).to(tl.float32)
+    for slot in tl.static_range(TAPS):
+        held = tl.load(ring + slot * CHANNELS + channel, mask=mask, other=0.0).to(tl.float32)
+        back = (position + TAPS - slot) % TAPS  # 0 is the slot that the new input takes
+        for tap in tl.static_range(TAPS - 1):
+            factor = tl.load(weight + channel * TAPS + tap, mask=mask, other=0.0).to(tl.float32)
+            total += tl.where(back == TAPS - 1 - tap, held * factor, 0.0)
     return total
 
 
@@ -55,6 +57,7 @@ def _recurrence(proj, conv_w, conv_b, ring, state, y, position_at, a_log, dt_bia
                 KIND: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, TAPS: tl.constexpr,
                 RANK: tl.constexpr, RANK_P: tl.constexpr, KEYS_P: tl.constexpr, VALUES: tl.constexpr,
                 WIDTH: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    begin(PDL, True)
     h = tl.program_id(0)
     block = tl.program_id(1)
     b = tl.program_id(2)
@@ -98,7 +101,7 @@ def _recurrence(proj, conv_w, conv_b, ring, state, y, position_at, a_log, dt_bia
         rate = -tl.exp(tl.load(a_log + h).to(tl.float32))
         shift = tl.load(dt_bias + h).to(tl.float32)
 
-    follow(PDL)
+    follow(PDL, True)
 
     q_t = tl.load(proj + at_q, mask=live_k, other=0.0)
     k_t = tl.load(proj + at_k, mask=live_k, other=0.0)

@@ -122,6 +122,14 @@ def test_out_of_memory_is_recorded(monkeypatch: pytest.MonkeyPatch, error: Runti
     assert (row.status, row.latency_ms, row.runs) == ("out_of_memory", None, 0)
 
 
+def test_out_of_memory_within_a_capture_is_seen() -> None:
+    error = RuntimeError("operation failed due to a previous error during capture")
+    error.__context__ = torch.OutOfMemoryError("CUDA out of memory")
+    assert profiler._is_out_of_memory(error)
+    error.__context__ = ValueError("other")
+    assert not profiler._is_out_of_memory(error)
+
+
 def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> Row:
         raise RuntimeError("a kernel is wrong")

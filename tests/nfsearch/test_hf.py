@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,11 +151,11 @@ def test_the_folder_is_whole_or_absent(
         export_hf(model, folder)
     (tmp_path / "empty").mkdir()
     assert {path.name for path in export_hf(model, tmp_path / "empty").iterdir()} == names
-    assert "eos_token_id" not in json.loads((tmp_path / "empty" / "config.json").read_text())
+    assert json.loads((tmp_path / "empty" / "config.json").read_text())["eos_token_id"] is None
     monkeypatch.setattr("nfsearch.export._card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_hf(model, tmp_path / "failed")
-    assert os.listdir(tmp_path) == ["empty"]
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 def test_the_card_says_what_it_is_and_a_wrong_candidate_is_refused(result: RunResult, tmp_path: Path) -> None:
