@@ -67,16 +67,14 @@ def _recurrence(proj, conv_w, conv_b, ring, state, y, position_at, a_log, dt_bia
     live_v = v < DIM
     proj += b.to(tl.int64) * WIDTH
     # Columns of q, k and v in the projection, and the column where the convolution's channels start.
+    FIRST: tl.constexpr = HEADS * DIM if KIND == "mamba2" else 0
+    CHANNELS: tl.constexpr = HEADS * DIM + 2 * KEYS * (1 if KIND == "mamba2" else HEADS)
     if KIND == "mamba2":  # z | x | B | C | dt, B and C shared by the heads
-        FIRST: tl.constexpr = HEADS * DIM
-        CHANNELS: tl.constexpr = HEADS * DIM + 2 * KEYS
         at_v = FIRST + h * DIM + v
         at_k = 2 * HEADS * DIM + k
         at_q = at_k + KEYS
         first_k = (h == 0) & (block == 0)
     else:  # q | k | v | ...
-        FIRST: tl.constexpr = 0
-        CHANNELS: tl.constexpr = 2 * HEADS * KEYS + HEADS * DIM
         at_q = h * KEYS + k
         at_k = HEADS * KEYS + at_q
         at_v = 2 * HEADS * KEYS + h * DIM + v

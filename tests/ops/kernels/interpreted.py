@@ -1,0 +1,73 @@
+"""Runs each block's kernels in Triton's interpreter against the float64 recurrence; prints {case: relative error}.
+
+A process of its own, because Triton decides at import whether it interprets.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+
+from nfsearch.ops.kernels import decode, gemv
+from nfsearch.ops.model import Block
+from nfsearch.space import Layer
+
+# name: (operator, settings, width, batch, steps); widths and head counts that are no powers of two among them
+CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
+    "swiglu": ("F", {}, 64, 3, 2),
+    "relu2": ("F", {"act": "relu2"}, 96, 1, 2),
+    "many sequences": ("F", {}, 32, gemv.MAX_BATCH + 1, 2),
+    "delta": ("D", {"head_dim": 32}, 64, 2, 6),
+    "delta, three heads": ("D", {"head_dim": 16, "conv": 3}, 48, 1, 5),
+    "delta, many sequences": ("D", {"head_dim": 16}, 16, gemv.MAX_BATCH + 1, 2),
+    "mamba2": ("M2", {"head_dim": 32, "state": 16}, 64, 2, 6),
+    "gated delta": ("GDN", {"head_dim": 32}, 64, 1, 6),
+    "gla": ("GLA", {"heads": 2}, 64, 2, 4),
+    "attention": ("A", {"head_dim": 32}, 128, 2, 5),
+    "attention, window": ("A", {"head_dim": 32, "kv_heads": 1, "window": 3, "qk_norm": True}, 96, 1, 8),
+}
+
+
+def error(name: str, settings: dict[str, Any], width: int, batch: int, steps: int) -> float:
+    """Relative error of what the block adds to its input, over `steps` tokens."""
+    block = Block(Layer.of(name, **settings), width, 1e-6)
+    for p in block.parameters():
+        p.add_(0.3 * torch.randn_like(p)) if p.ndim == 1 else p.mul_(3)
+    x = torch.randn(batch, steps, width)
+    exact = copy.deepcopy(block).double()
+    expected = exact.operator.recurrence(exact.norm(x.double()))
+    state = block.operator.init_state(batch, steps + 2, device="cpu", dtype=torch.float32)
+    for key in state.keys() & {"keys", "values"}:
+        state[key].fill_(float("nan"))  # slots not written yet must not be read
+    position = torch.zeros((), dtype=torch.int64)
+    outputs = []
+    for row in x.unbind(1):
+        row = row.contiguous()
+        run = decode.BLOCKS[type(block.operator).__name__]
+        outputs.append(run(row, block.norm.weight, 1e-6, block.operator, state, position) - row)
+        position += 1
+    return float((torch.stack(outputs, 1) - expected).norm() / expected.norm())
+
+
+def head_error(unit_rows: bool) -> float:
+    x, norm, w = torch.randn(2, 40), torch.randn(40), torch.randn(19, 40)
+    wide = [t.double() for t in (x, norm, w)]
+    expected = torch.nn.functional.rms_norm(wide[0], (40,), wide[1], 1e-6) @ wide[2].T
+    if unit_rows:
+        expected /= wide[2].norm(dim=1)
+    return float((decode.head(x, norm, 1e-6, w, unit_rows) - expected).norm() / expected.norm())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    errors = {case: error(*setup) for case, setup in CASES.items()}
+    errors |= {"head": head_error(False), "head, unit rows": head_error(True)}
+    print(json.dumps(errors))

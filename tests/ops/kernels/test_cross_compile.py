@@ -1,0 +1,87 @@
+"""Kernels compile for Hopper without spilled registers, and ask for weights before they wait."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton interprets here", allow_module_level=True)
+
+from nfsearch.ops.kernels import attention, gemv, recurrence
+
+from .cross_compile import Usage, launches
+
+MODULES = {gemv: "_gemv", recurrence: "_recurrence", attention: "_attention"}
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(*shape, device="meta", dtype=dtype)
+
+
+def matrix(rows: int, columns: int, batch: int = 1, **how: Any) -> Callable[[], object]:
+    return lambda: gemv.gemv(meta(batch, columns), meta(rows, columns), **how)
+
+
+def linear(kind: str, heads: int, keys: int, values: int, rows: int, channels: int, gates: recurrence.Gates) -> Any:
+    def call() -> None:
+        recurrence.recurrence(
+            kind,
+            meta(1, rows),
+            meta(1, heads, keys, values, dtype=torch.float32),
+            meta(1, dtype=torch.int64).reshape([]),
+            ring=meta(1, 4, channels) if channels else None,
+            conv_weight=meta(channels, 4),
+            conv_bias=meta(channels),
+            gates=gates,
+        )
+
+    return call
+
+
+def attend() -> None:
+    cache = meta(1, 8192, 4, 128)
+    attention.attention(meta(1, 3072), cache, cache, meta(1, dtype=torch.int64).reshape([]), heads=16, rope_base=1e4)
+
+
+per_head = recurrence.Gates(meta(64), meta(64), meta(64))
+low_rank = recurrence.Gates(decay_weight=meta(1024, 16), decay_bias=meta(1024))
+CALLS = {
+    "projection": matrix(8512, 2048, norm=meta(2048), mode="rms", early=False),
+    "projection of eight": matrix(8512, 2048, 8, norm=meta(2048), mode="rms", early=False),
+    "wide projection": matrix(12640, 3072, norm=meta(3072), mode="rms", early=False),
+    "delta output": matrix(2048, 2048, norm=meta(128), mode="heads", residual=meta(1, 2048)),
+    "gated delta output": matrix(
+        2048, 3072, norm=meta(512), mode="gated_heads", gate=meta(1, 3072), residual=meta(1, 2048)
+    ),
+    "mamba2 output": matrix(2048, 4096, norm=meta(4096), mode="gated_rms", gate=meta(1, 4096), residual=meta(1, 2048)),
+    "gate and up": matrix(2 * 6144, 2048, norm=meta(2048), mode="rms", act="swiglu"),
+    "down": matrix(2048, 6144, residual=meta(1, 2048)),
+    "head": matrix(131072, 2048, norm=meta(2048), mode="rms", unit_rows=True, dtype=torch.float32),
+    "delta": linear("delta", 16, 128, 128, 6160, 6144, recurrence.Gates()),
+    "mamba2": linear("mamba2", 64, 128, 64, 8512, 4352, per_head),
+    "gated delta": linear("gated_delta", 6, 256, 512, 12300, 6144, per_head),
+    "gla": linear("gla", 4, 256, 512, 6160, 0, low_rank),
+    "attention": attend,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_fits_in_registers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (usage,) = launches(monkeypatch, MODULES, CALLS[name])
+    check(usage)
+
+
+def check(usage: Usage) -> None:
+    # Attention's sine keeps 32 bytes for the reduction of huge angles, which it never takes.
+    assert usage.stack <= (32 if usage.kernel == "_attention" else 0)
+    assert usage.registers * usage.threads <= 65536 // 2  # at least two programs on a multiprocessor
+    before, after = usage.ptx.split("griddepcontrol.wait", 1)
+    assert "ld.global" in before
+    assert "st.global" not in before
+    assert "ld.global" in after
