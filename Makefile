@@ -1,8 +1,6 @@
 # `make run` and `make test` set up a virtual environment first and then do their job.
 VENV ?= .venv
 BIN := $(VENV)/bin
-comma := ,
-EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)fla)
 FOLDERS := space ops latency_lut proxies search
 
 .PHONY: run test check types setup
@@ -29,5 +27,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.exit("nfsearch needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	@python3 -m venv $(VENV) || { echo "python3 cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing nfsearch and what it needs into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -38,6 +38,8 @@ def training_path(kind: Kind, q: Tensor, like: Tensor) -> Path:
         return Path("torch", f"fla-core's {kind} has no dependable backward on this GPU generation")
     if dtype not in (torch.bfloat16, torch.float16):
         return Path("torch", f"fla-core's kernels take bfloat16 and float16, not {dtype}")
+    if not torch.is_grad_enabled():
+        return Path("torch", "no gradient is asked for, and fla-core's first call tunes itself for a minute and more")
     if q.shape[1] < _SHORTEST:
         return Path("torch", f"{q.shape[1]} steps are fewer than one chunk of {_SHORTEST}")
     if q.shape[-1] > _LARGEST_KEY:

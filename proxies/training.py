@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,11 @@ from nfsearch.proxies.score import Score
 from nfsearch.proxies.settings import ProxySettings
 from nfsearch.proxies.weight_norm import WeightNorm
 from nfsearch.space import Architecture
+
+# cuBLAS repeats its sums only with fixed workspaces, and reads this before its first product.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+_memory: Any = torch.utils.deterministic
 
 Report = Callable[[int, float], None]  # tokens seen, training loss since the last report in nats per token
 _REPORTS = 50  # in a run, and so points in a curve
@@ -169,14 +176,21 @@ def _optimizer(model: HybridLM, settings: ProxySettings) -> torch.optim.AdamW:
 
 @contextmanager
 def _repeatable(device: torch.device, seed: int) -> Iterator[None]:
-    """Seeds torch and, on CUDA, asks for kernels whose sums have one order; puts both back as they were."""
+    """Seeds torch and, on CUDA, allows only kernels whose sums have one order; puts both back as they were.
+
+    Merely asking (`warn_only`) leaves attention's backward pass unordered: losses then differ in the fourth digit.
+    """
     cuda = [device] if device.type == "cuda" else []
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = _memory.fill_uninitialized_memory
     with torch.random.fork_rng(cuda):
         torch.manual_seed(seed)
         try:
             if cuda:
-                torch.use_deterministic_algorithms(True, warn_only=True)
+                torch.use_deterministic_algorithms(True)
+                _memory.fill_uninitialized_memory = False  # a debugging aid that costs time
             yield
         finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+            _memory.fill_uninitialized_memory = fill

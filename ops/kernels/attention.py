@@ -135,7 +135,8 @@ def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, 
         totals = tl.load(stats + 2 * cells + 1, mask=known, other=0.0, cache_modifier=".cg")
         peak = tl.max(tops, 0)
         peak = tl.where(r < GROUP, peak, 0.0)
-        scale = 1.0 / tl.sum(totals * tl.exp2(tops - peak[None, :]), 0)
+        weight = tl.sum(totals * tl.exp2(tops - peak[None, :]), 0)
+        scale = 1.0 / tl.where(r < GROUP, weight, 1.0)
         mixed = tl.zeros((ROWS, HD), tl.float32)
         for first in tl.static_range(0, SPLITS, AT_ONCE):
             i = first + tl.arange(0, AT_ONCE)[:, None]

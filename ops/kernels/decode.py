@@ -39,14 +39,10 @@ def project_back(
     weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
     if len(y) <= MAX_BATCH:
         return gemv(y, w, norm=weight, mode=mode, gate=gate, eps=eps, residual=x)
-    if gate is not None:
-        gate = F.silu(gate.float())
-    if mode == "gated_rms" and gate is not None:
-        y, gate = y.float() * gate, None
     if weight is not None:
         y = F.rms_norm(y.float().unflatten(1, (-1, len(weight))), (len(weight),), weight.float(), eps).flatten(1)
     if gate is not None:
-        y = y * gate
+        y = y * F.silu(gate.float())
     return x + F.linear(y.to(x.dtype), w)
 
 
@@ -102,7 +98,7 @@ def mamba2_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, pos
         conv_bias=op.conv_bias,
         gates=gates,
     )
-    return project_back(y, op.out_proj.weight, x, op.norm, "gated_rms", rows[:, : op.inner])
+    return project_back(y, op.out_proj.weight, x, op.norm, "rms")
 
 
 def ffn_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor) -> Tensor:

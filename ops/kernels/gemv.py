@@ -44,10 +44,7 @@ def _input(x, gate, scale, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr
     """One piece of the input in float32 [1, P], and what it adds to the squares of a norm over all K, [1]."""
     v = _load_vector(x, START, P, K, K).to(tl.float32)
     squares = tl.zeros((1,), tl.float32)
-    if NORM == "gated_rms":  # the gate comes before the norm
-        z = _load_vector(gate, START, P, K, K).to(tl.float32)
-        v = v * z * tl.sigmoid(z)
-    if NORM == "rms" or NORM == "gated_rms":  # the common factor 1 / rms is applied to the results
+    if NORM == "rms":  # the common factor 1 / rms is applied to the results
         squares = tl.sum(v * v, 1)
         v = v * scale
     if NORM == "heads" or NORM == "gated_heads":
@@ -108,7 +105,7 @@ def _gemv(x, gate, norm, w, residual, y, N, x_stride, gate_stride, ahead, K: tl.
             t = _dot(b1, v1)
             if K2 > 0:
                 t += _dot(b2, v2)
-        if NORM == "rms" or NORM == "gated_rms":
+        if NORM == "rms":
             factor = tl.rsqrt(squares / K + EPS)
             s = s * factor
             if ACT == "swiglu":
@@ -163,9 +160,9 @@ def gemv(
     """`act(norm(x) @ w.T) + residual` for x [batch, columns], w [rows, columns]; at most MAX_BATCH sequences.
 
     `mode` is the norm before it: "none"; "rms" over all columns; "heads" over groups as long as the weight `norm`;
-    "gated_heads", that times silu(gate); "gated_rms", the RMS norm of x * silu(gate). `gate` [batch, columns] and `x`
-    may be slices of wider rows. `act` "swiglu" takes w [2 * rows, columns]; `unit_rows` divides each result by the
-    length of its row of w. Sums in float32. `early` as in `launch`: not for a projection into a state.
+    "gated_heads", that times silu(gate). `gate` [batch, columns] and `x` may be slices of wider rows. `act` "swiglu"
+    takes w [2 * rows, columns]; `unit_rows` divides each result by the length of its row of w. Sums in float32.
+    `early` as in `launch`: not for a projection into a state.
     """
     batch, columns = x.shape
     rows = w.shape[0] // 2 if act == "swiglu" else w.shape[0]

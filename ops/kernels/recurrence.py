@@ -44,12 +44,10 @@ def _present(past, raw, ring, weight, position, channel, mask, keep, CHANNELS: t
 
 @triton.jit
 def _softplus(x):
-    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
-
-
-@triton.jit
-def _unit(x):
-    return x * tl.rsqrt(tl.sum(x * x) + 1e-6)
+    y = tl.exp(-tl.abs(x))
+    z = 1.0 + y
+    exact = tl.where(z == 1.0, y, tl.log(z) * (y / tl.where(z == 1.0, 1.0, z - 1.0)))  # log1p(y)
+    return tl.maximum(x, 0.0) + exact
 
 
 @triton.jit
@@ -104,33 +102,45 @@ def _recurrence(proj, conv_w, conv_b, ring, state, y, position_at, a_log, dt_bia
     q_t = tl.load(proj + at_q, mask=live_k, other=0.0)
     k_t = tl.load(proj + at_k, mask=live_k, other=0.0)
     v_t = tl.load(proj + at_v, mask=live_v, other=0.0)
+    # With S' the decayed state and S = S' + k u^T: S^T q = S'^T q + (k . q) u. So all sums over the keys stand side by
+    # side, and the factors that scale q and k to length one come after them.
     if KIND == "gla":
         low = tl.load(proj + 2 * HEADS * KEYS + 2 * HEADS * DIM + r, mask=r < RANK, other=0.0).to(tl.float32)
-        z = tl.sum(low_w * low[None, :], 1) + low_b
-        s = s * tl.exp(-_softplus(-z) / 16.0)[:, None]
+        s = s * tl.exp(-_softplus(-tl.sum(low_w * low[None, :], 1) - low_b) / 16.0)[:, None]
         q_t = q_t.to(tl.float32) * KEYS**-0.5
-        s += k_t.to(tl.float32)[:, None] * v_t.to(tl.float32)[None, :]
-        o = tl.sum(s * q_t[:, None], 0)
+        k_t = k_t.to(tl.float32)
+        u = v_t.to(tl.float32)
+        o = tl.sum(s * q_t[:, None], 0) + tl.sum(k_t * q_t) * u
     else:
         q_t = _present(past_q, q_t, ring, conv_w, position, at_q - FIRST, live_k, first_k, CHANNELS, TAPS)
         k_t = _present(past_k, k_t, ring, conv_w, position, at_k - FIRST, live_k, first_k, CHANNELS, TAPS)
         v_t = _present(past_v, v_t, ring, conv_w, position, at_v - FIRST, live_v, True, CHANNELS, TAPS)
+        recalled_q = tl.sum(s * q_t[:, None], 0)
+        overlap = tl.sum(k_t * q_t)
         if KIND == "mamba2":
             dt = _softplus(tl.load(proj + 2 * HEADS * DIM + 2 * KEYS + h).to(tl.float32) + shift)
-            s = s * tl.exp(dt * rate) + k_t[:, None] * (v_t * dt)[None, :]
-            o = tl.sum(s * q_t[:, None], 0) + tl.load(skip + h).to(tl.float32) * v_t
+            decay = tl.exp(dt * rate)
+            u = v_t * dt
+            o = decay * recalled_q + overlap * u + tl.load(skip + h).to(tl.float32) * v_t
+            z = tl.load(proj + h * DIM + v, mask=live_v, other=0.0).to(tl.float32)
+            o = o * z * tl.sigmoid(z)  # the output gate, here because it comes before the norm
+            s = s * decay
         else:
-            q_t = _unit(q_t) * KEYS**-0.5
-            k_t = _unit(k_t)
+            recalled_k = tl.sum(s * k_t[:, None], 0)
+            q_unit = tl.rsqrt(tl.sum(q_t * q_t) + 1e-6) * KEYS**-0.5
+            k_unit = tl.rsqrt(tl.sum(k_t * k_t) + 1e-6)
+            gates = proj + CHANNELS  # beta
             if KIND == "gated_delta":
-                gates = proj + 2 * HEADS * KEYS + 2 * HEADS * DIM  # beta | decay
-                s = s * tl.exp(rate * _softplus(tl.load(gates + HEADS + h).to(tl.float32) + shift))
-            else:
-                gates = proj + CHANNELS
+                gates += HEADS * DIM  # beta | decay
+                decay = tl.exp(rate * _softplus(tl.load(gates + HEADS + h).to(tl.float32) + shift))
+                recalled_q *= decay
+                recalled_k *= decay
+                s = s * decay
             beta = tl.sigmoid(tl.load(gates + h).to(tl.float32))
-            u = beta * (v_t - tl.sum(s * k_t[:, None], 0))
-            s += k_t[:, None] * u[None, :]
-            o = tl.sum(s * q_t[:, None], 0)
+            u = beta * (v_t - k_unit * recalled_k)
+            k_t = k_t * k_unit
+            o = q_unit * (recalled_q + k_unit * overlap * u)
+    s += k_t[:, None] * u[None, :]
     tl.store(y + (b * HEADS + h) * DIM + v, o.to(y.dtype.element_ty), mask=live_v)
     tl.store(cell, s.to(state.dtype.element_ty), mask=live)
 
@@ -165,7 +175,7 @@ def recurrence(
     gates: Gates | None = None,
     config: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """What the state gives for one token, before the output norm: [batch, heads * values].
+    """What the state gives for one token, before the output norm (for "mamba2" gated already): [batch, heads * values].
 
     kind: "delta", "gated_delta", "gla" or "mamba2"; proj [batch, rows of the in-projection]; state [batch, heads, keys,
     values] and ring [batch, taps, channels] are updated in place; position: int64 tensor [], tokens before this one;

@@ -191,10 +191,13 @@ def test_wrong_input(corpus: Corpus) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_same_seed_same_losses_on_cuda(corpus: Corpus) -> None:
-    settings = SMALL.model_copy(update={"tokens": 12 * 64 * 8, "sequence": 128, "batch": 4})
-    model = Architecture.parse("A[head_dim=32] D[head_dim=32] F GLA M2[head_dim=32]", width=64, vocab=257)
+    settings = SMALL.model_copy(update={"tokens": 8 * 4 * 512, "sequence": 512, "batch": 4, "learning_rate": 3e-3})
+    layers = "A[head_dim=32] D[head_dim=32] F GDN[head_dim=32] GLA A[head_dim=32, window=64] M2[head_dim=32]"
+    model = Architecture.parse(layers, width=64, vocab=257, meta_tokens=4)
+    torch.rand(8, 8, device="cuda") @ torch.rand(8, 8, device="cuda")
     first, again = (train(model, corpus, settings, seed=5, device="cuda") for _ in range(2))
     assert (again.loss, again.curve) == (first.loss, first.curve)
+    assert not torch.are_deterministic_algorithms_enabled()
     assert "bf16" in first.fidelity
 
 

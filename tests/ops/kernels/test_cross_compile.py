@@ -59,7 +59,7 @@ CALLS = {
     "gated delta output": matrix(
         2048, 3072, norm=meta(512), mode="gated_heads", gate=meta(1, 3072), residual=meta(1, 2048)
     ),
-    "mamba2 output": matrix(2048, 4096, norm=meta(4096), mode="gated_rms", gate=meta(1, 4096), residual=meta(1, 2048)),
+    "mamba2 output": matrix(2048, 4096, norm=meta(4096), mode="rms", residual=meta(1, 2048)),
     "gate and up": matrix(2 * 6144, 2048, norm=meta(2048), mode="rms", act="swiglu"),
     "down": matrix(2048, 6144, residual=meta(1, 2048)),
     "head": matrix(131072, 2048, norm=meta(2048), mode="rms", unit_rows=True, dtype=torch.float32),
