@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
 from nfsearch.space.architecture import Architecture, Layer
 from nfsearch.space.operators import find_operator, nearest, operator_names
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Limits(BaseModel):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
 from nfsearch.space.limits import Limits
 from nfsearch.space.notation import parse, parse_definitions
 from nfsearch.space.search_space import SearchSpace
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class FitWidth(BaseModel):

@@ -1,8 +1,8 @@
-"""One token of grouped-query attention: rotary embedding, append to the cache, and attention over it, in one launch.
+"""One token of grouped-query attention: rotary embedding, append to the cache, and attention over it, in two launches.
 
 The cache is cut into tiles of TILE slots that SPLITS programs per key-value head share out in turn, so the grid does
 not depend on how many tokens are cached; that number is read from device memory. The query heads of a group ride
-along as rows of one tile. The last program of a head to finish adds up what its fellows found.
+along as rows of one tile. A second kernel adds up what the programs found.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import begin, dependent, follow
+from nfsearch.ops.kernels.launch import begin, dependent, follow
 
 
 @triton.jit
@@ -45,10 +45,23 @@ def _rotated(x, at, row, live, norm, cos, sin, HALF: tl.constexpr, QK_NORM: tl.c
 
 
 @triton.jit
-def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, k_norm, WIDTH, SLOTS,
+def _tile(keys, values, base, first, cached, here, KV: tl.constexpr, HALF: tl.constexpr, TILE: tl.constexpr):
+    """Both halves of the keys, the values, and which slots hold a token, for the slots from `first`."""
+    slot = first + tl.arange(0, TILE)
+    seen = (slot < cached) & (slot != here)
+    d = tl.arange(0, HALF)[None, :]
+    at = base + slot[:, None] * (2 * KV * HALF)
+    lo = tl.load(keys + at + d, mask=seen[:, None], other=0.0)
+    hi = tl.load(keys + at + HALF + d, mask=seen[:, None], other=0.0)
+    v = tl.load(values + at + tl.arange(0, 2 * HALF)[None, :], mask=seen[:, None], other=0.0)
+    return lo, hi, v, seen
+
+
+@triton.jit
+def _attention(qkv, keys, values, part, stats, position_at, q_norm, k_norm, WIDTH, SLOTS,
                HEADS: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, GROUP_P: tl.constexpr, TILE: tl.constexpr,
-               SPLITS: tl.constexpr, SPLITS_P: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr,
-               LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr, EPS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+               SPLITS: tl.constexpr, LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr, EPS: tl.constexpr,
+               PDL: tl.constexpr):  # fmt: skip
     begin(PDL, True)
     GROUP: tl.constexpr = HEADS // KV
     HD: tl.constexpr = 2 * HALF
@@ -57,7 +70,6 @@ def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, 
     b = tl.program_id(2)
     d = tl.arange(0, HALF)
     e = tl.arange(0, HD)
-    slot = tl.arange(0, TILE)
     row = tl.arange(0, GROUP_P)
     live_row = row < GROUP
     base = (b.to(tl.int64) * SLOTS * KV + g) * HD
@@ -67,11 +79,8 @@ def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, 
     here = (position % SLOTS).to(tl.int32)
     cached = tl.minimum(position, SLOTS).to(tl.int32)
     # The first tile is asked for before q is there.
-    at = split * TILE + slot
-    seen = (at < cached) & (at != here)
-    k_lo = tl.load(keys + base + at[:, None] * step + d[None, :], mask=seen[:, None], other=0.0)
-    k_hi = tl.load(keys + base + at[:, None] * step + HALF + d[None, :], mask=seen[:, None], other=0.0)
-    v = tl.load(values + base + at[:, None] * step + e[None, :], mask=seen[:, None], other=0.0)
+    begins = split * TILE
+    k_lo, k_hi, v, seen = _tile(keys, values, base, begins, cached, here, KV, HALF, TILE)
     # Turns of each pair in float64: float32 loses the angle after some ten thousand tokens.
     turns = position.to(tl.float64) * tl.exp2(d.to(tl.float64) * (-LOG2_BASE / HALF)) * 0.15915494309189535
     angle = ((turns - tl.floor(turns)) * 6.283185307179586).to(tl.float32)
@@ -101,13 +110,10 @@ def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, 
         total += 1.0
         o += new_v.to(tl.float32)[None, :]
 
-    for start in range(split * TILE, cached, SPLITS * TILE):
-        if start != split * TILE:
-            at = start + slot
-            seen = (at < cached) & (at != here)
-            k_lo = tl.load(keys + base + at[:, None] * step + d[None, :], mask=seen[:, None], other=0.0)
-            k_hi = tl.load(keys + base + at[:, None] * step + HALF + d[None, :], mask=seen[:, None], other=0.0)
-            v = tl.load(values + base + at[:, None] * step + e[None, :], mask=seen[:, None], other=0.0)
+    for first in range(begins, cached, SPLITS * TILE):
+        next_lo, next_hi, next_v, next_seen = _tile(
+            keys, values, base, first + SPLITS * TILE, cached, here, KV, HALF, TILE
+        )
         s = tl.dot(q_lo, tl.trans(k_lo), input_precision="ieee")
         s = tl.dot(q_hi, tl.trans(k_hi), s, input_precision="ieee")
         s = tl.where(seen[None, :], s, -float("inf"))
@@ -118,45 +124,39 @@ def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, 
         total = total * fade + tl.sum(p, 1)
         o = tl.dot(p.to(v.dtype), v, o * fade[:, None], input_precision="ieee")
         top = higher
+        k_lo, k_hi, v, seen = next_lo, next_hi, next_v, next_seen
 
     group = (b * KV + g).to(tl.int64) * SPLITS
     cell = (group + split) * GROUP + row
     tl.store(stats + 2 * cell, top, mask=live_row)
     tl.store(stats + 2 * cell + 1, total, mask=live_row)
     tl.store(part + cell[:, None] * HD + e[None, :], o, mask=live_row[:, None])
-    tl.debug_barrier()
-    if tl.atomic_add(arrived + b * KV + g, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
-        tl.store(arrived + b * KV + g, 0)
-        r = tl.arange(0, ROWS)
-        i = tl.arange(0, SPLITS_P)[:, None]
-        known = (i < SPLITS) & (r < GROUP)[None, :]
-        cells = (group + i) * GROUP + r[None, :]
-        tops = tl.load(stats + 2 * cells, mask=known, other=-float("inf"), cache_modifier=".cg")
-        totals = tl.load(stats + 2 * cells + 1, mask=known, other=0.0, cache_modifier=".cg")
-        peak = tl.max(tops, 0)
-        peak = tl.where(r < GROUP, peak, 0.0)
-        weight = tl.sum(totals * tl.exp2(tops - peak[None, :]), 0)
-        scale = 1.0 / tl.where(r < GROUP, weight, 1.0)
-        mixed = tl.zeros((ROWS, HD), tl.float32)
-        for first in tl.static_range(0, SPLITS, AT_ONCE):
-            i = first + tl.arange(0, AT_ONCE)[:, None]
-            known = (i < SPLITS) & (r < GROUP)[None, :]
-            cells = (group + i) * GROUP + r[None, :]
-            share = tl.exp2(
-                tl.load(stats + 2 * cells, mask=known, other=-float("inf"), cache_modifier=".cg") - peak[None, :]
-            )
-            found = tl.load(part + cells[:, :, None] * HD + e[None, None, :], mask=known[:, :, None], other=0.0,
-                            cache_modifier=".cg")  # fmt: skip
-            mixed += tl.sum(found * share[:, :, None], 0)
-        to = y + (b * HEADS + g * GROUP + r[:, None]) * HD + e[None, :]
-        tl.store(to, (mixed * scale[:, None]).to(y.dtype.element_ty), mask=(r < GROUP)[:, None])
+
+
+@triton.jit
+def _combine(part, stats, y, HEADS: tl.constexpr, KV: tl.constexpr, HD: tl.constexpr, SPLITS: tl.constexpr,
+             SPLITS_P: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """The softmax over all splits of one query head."""
+    begin(PDL, True)
+    GROUP: tl.constexpr = HEADS // KV
+    h = tl.program_id(0)
+    b = tl.program_id(1)
+    i = tl.arange(0, SPLITS_P)
+    e = tl.arange(0, HD)
+    cell = ((b * KV + h // GROUP).to(tl.int64) * SPLITS + i) * GROUP + h % GROUP
+    follow(PDL, True)
+    top = tl.load(stats + 2 * cell, mask=i < SPLITS, other=-float("inf"))
+    total = tl.load(stats + 2 * cell + 1, mask=i < SPLITS, other=0.0)
+    o = tl.load(part + cell[:, None] * HD + e[None, :], mask=(i < SPLITS)[:, None], other=0.0)
+    share = tl.exp2(top - tl.max(top, 0))
+    mixed = tl.sum(o * share[:, None], 0) / tl.sum(total * share, 0)
+    tl.store(y + (b * HEADS + h) * HD + e, mixed.to(y.dtype.element_ty))
 
 
 def tiling(slots: int, kv_heads: int, batch: int) -> tuple[int, int, int]:
-    """(TILE, SPLITS, warps): one wave of programs, none without a tile of a full cache."""
-    tile = 128 if slots * kv_heads * batch >= 1 << 15 else 64
-    tiles = triton.cdiv(slots, tile)
-    return tile, max(1, min(tiles, 256 // (kv_heads * batch))), 4
+    """(TILE, SPLITS, warps): about two programs on each multiprocessor, none without a tile of a full cache."""
+    tile = 64
+    return tile, max(1, min(triton.cdiv(slots, tile), 256 // (kv_heads * batch))), 4
 
 
 def attention(
@@ -185,24 +185,15 @@ def attention(
     y = torch.empty(batch, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
     part = torch.empty(batch * kv_heads * splits * group * head_dim, device=qkv.device, dtype=torch.float32)
     stats = torch.empty(batch * kv_heads * splits * group * 2, device=qkv.device, dtype=torch.float32)
+    shape = dict(HEADS=heads, KV=kv_heads, SPLITS=splits)
     _attention[(splits, kv_heads, batch)](
-        qkv, keys, values, y, part, stats, _arrivals(qkv.device, batch * kv_heads), position,
-        qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, qkv.shape[1], slots, HEADS=heads,
-        KV=kv_heads, HALF=head_dim // 2, GROUP_P=rows, TILE=tile, SPLITS=splits,
-        SPLITS_P=triton.next_power_of_2(splits), ROWS=triton.next_power_of_2(group), AT_ONCE=16,
-        LOG2_BASE=math.log2(rope_base), QK_NORM=q_norm is not None, EPS=eps, num_warps=warps, **dependent(qkv),
+        qkv, keys, values, part, stats, position, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm,
+        qkv.shape[1], slots, HALF=head_dim // 2, GROUP_P=rows, TILE=tile, LOG2_BASE=math.log2(rope_base),
+        QK_NORM=q_norm is not None, EPS=eps, **shape, num_warps=warps, **dependent(qkv),
+    )  # fmt: skip
+    known = triton.next_power_of_2(splits)
+    _combine[(heads, batch)](
+        part, stats, y, HD=head_dim, SPLITS_P=known, **shape, num_warps=8 if known * head_dim > 8192 else 4,
+        **dependent(qkv),
     )  # fmt: skip
     return y
-
-
-_counters: dict[torch.device, torch.Tensor] = {}
-
-
-def _arrivals(device: torch.device, count: int) -> torch.Tensor:
-    """Counters that are zero between launches: the last program to arrive sets its own back."""
-    known = _counters.get(device)
-    if known is None or known.numel() < count:
-        known = torch.zeros(max(1024, count), device=device, dtype=torch.int32)
-        if not (known.is_cuda and torch.cuda.is_current_stream_capturing()):  # a graph's memory is the graph's
-            _counters[device] = known
-    return known

@@ -1,6 +1,7 @@
 """One token through a residual block, x + operator(norm(x)), on the fused kernels.
 
-A mixer takes three launches (norm and projection; recurrence or attention; norm, projection and residual), an FFN two.
+A mixer takes three launches (norm and projection; recurrence; norm, projection and residual), attention one more (its
+programs' results are added up), an FFN two.
 Each function takes x [batch, width], the weight and epsilon of the block's norm, the operator's module (which owns the
 layout of its weights), its state and the position (int64 tensor []), and returns the new x. States change in place.
 Nothing waits for the device, so a whole model's step can be captured in a CUDA graph.
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import attention
-from .gemv import MAX_BATCH, gemv
-from .recurrence import Gates, recurrence
+from nfsearch.ops.kernels.attention import attention
+from nfsearch.ops.kernels.gemv import MAX_BATCH, gemv
+from nfsearch.ops.kernels.recurrence import Gates, recurrence
 
 State = dict[str, Tensor]
 
@@ -130,8 +131,9 @@ def refusal(op: Any, dtype: torch.dtype) -> str:
         return f"no kernels for {name}"
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"no kernels for {dtype}"
-    if op.width % 8:
-        return f"width {op.width} is not a multiple of 8"
+    for size in (op.width, getattr(op, "inner", 8)):
+        if size % 8:
+            return f"{size} values are not a multiple of 8"
     if name == "Attention" and (op.head_dim < 32 or op.head_dim & (op.head_dim - 1)):
         return f"head_dim {op.head_dim} is not a power of two from 32"
     group = getattr(op, "head_dim", 8) if name == "DeltaNet" else getattr(op, "value_dim", 8)

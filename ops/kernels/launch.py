@@ -37,15 +37,6 @@ def follow(PDL: tl.constexpr, EARLY: tl.constexpr):
             gdc_launch_dependents()
 
 
-@triton.jit
-def fetch(at, bytes_each):
-    """Asks the L2 cache for `bytes_each` (a multiple of 16) from each of the addresses `at` [threads]."""
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r", [at.to(tl.int64), bytes_each],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
 def dependent(x: torch.Tensor) -> dict[str, Any]:
     """Launch options (and the `PDL` switch) for a kernel on the device of `x`: Hopper and later overlap launches."""
     if INTERPRETED or not x.is_cuda or torch.cuda.get_device_capability(x.device) < (9, 0):

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import begin, dependent, follow
+from nfsearch.ops.kernels.launch import begin, dependent, follow
 
 
 @triton.jit
@@ -156,10 +156,9 @@ class Gates:
     decay_bias: torch.Tensor | None = None  # [keys]
 
 
-def tiling(kind: str, keys: int, values: int, heads: int, batch: int) -> tuple[int, int]:
-    """(VALUES, warps): small tiles while the device is not full, larger ones for many sequences."""
-    tile = 2048 if heads * batch * keys * values <= 1 << 20 else 4096
-    block = max(8, tile // triton.next_power_of_2(keys))
+def tiling(keys: int, values: int) -> tuple[int, int]:
+    """(VALUES, warps): 4096 values of the state in a program; chosen on an H200."""
+    block = max(8, 4096 // triton.next_power_of_2(keys))
     return min(block, triton.next_power_of_2(values)), 4
 
 
@@ -179,13 +178,14 @@ def recurrence(
 
     kind: "delta", "gated_delta", "gla" or "mamba2"; proj [batch, rows of the in-projection]; state [batch, heads, keys,
     values] and ring [batch, taps, channels] are updated in place; position: int64 tensor [], tokens before this one;
-    conv_weight [channels, taps].
+    conv_weight [channels, taps]. Reads the state before its predecessor is complete, so that must not be EARLY (see
+    `launch`) nor write the state.
     """
     batch, heads, keys, values = state.shape
     gates = gates or Gates()
     rank = gates.decay_weight.shape[1] if gates.decay_weight is not None else 1
     y = torch.empty(batch, heads * values, device=proj.device, dtype=proj.dtype)
-    block, warps = config or tiling(kind, keys, values, heads, batch)
+    block, warps = config or tiling(keys, values)
 
     def given(tensor: torch.Tensor | None) -> torch.Tensor:
         return proj if tensor is None else tensor

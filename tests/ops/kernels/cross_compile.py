@@ -40,12 +40,13 @@ class _Recorder:
         return lambda *args, **kwargs: self.launches.append((self.kernel, grid, args, kwargs))
 
 
-def launches(monkeypatch: Any, modules: dict[Any, str], call: Callable[[], Any]) -> list[Usage]:
-    """Resource usage of each kernel that `call` launches; `modules` maps modules to the name of their kernel."""
+def launches(monkeypatch: Any, modules: dict[Any, tuple[str, ...]], call: Callable[[], Any]) -> list[Usage]:
+    """Resource usage of each kernel that `call` launches; `modules` maps modules to the names of their kernels."""
     found: list[tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = []
     with monkeypatch.context() as patch:
-        for module, name in modules.items():
-            patch.setattr(module, name, _Recorder(getattr(module, name), found))
+        for module, names in modules.items():
+            for name in names:
+                patch.setattr(module, name, _Recorder(getattr(module, name), found))
             patch.setattr(module, "dependent", lambda _: {"PDL": True, "launch_pdl": True})
         call()
     return [compile_launch(*launch) for launch in found]

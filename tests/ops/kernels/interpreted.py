@@ -1,4 +1,5 @@
-"""Runs each block's kernels in Triton's interpreter against the float64 recurrence; prints {case: relative error}.
+"""Runs each block's kernels in Triton's interpreter against the float64 recurrence; prints the relative
+errors as JSON.
 
 A process of its own, because Triton decides at import whether it interprets.
 """
@@ -14,7 +15,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from nfsearch.ops.kernels import decode, gemv
+from nfsearch.ops.kernels import decode, gemv, recurrence
 from nfsearch.ops.model import Block
 from nfsearch.space import Layer
 
@@ -64,10 +65,25 @@ def head_error(unit_rows: bool) -> float:
     return float((decode.head(x, norm, 1e-6, w, unit_rows) - expected).norm() / expected.norm())
 
 
+def narrow_state_error() -> float:
+    """What keeping the state in bfloat16 costs."""
+    rows = torch.randn(5, 1, 3 * 32 + 2)
+    weight, position = torch.randn(96, 4), torch.zeros((), dtype=torch.int64)
+    outputs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        state, ring = torch.zeros(1, 2, 16, 16, dtype=dtype), torch.zeros(1, 4, 96)
+        position.zero_()
+        for row in rows:
+            y = recurrence.recurrence("delta", row, state, position, ring=ring, conv_weight=weight)
+            position += 1
+        outputs.append(y)
+    return float((outputs[1] - outputs[0]).norm() / outputs[0].norm())
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     errors = {case: error(*setup) for case, setup in CASES.items()}
     errors |= {"head": head_error(False), "head, unit rows": head_error(True)}
-    print(json.dumps(errors))
+    print(json.dumps({"errors": errors, "narrow state": narrow_state_error()}))

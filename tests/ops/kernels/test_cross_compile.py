@@ -17,7 +17,7 @@ from nfsearch.ops.kernels import attention, gemv, recurrence
 
 from .cross_compile import Usage, launches
 
-MODULES = {gemv: "_gemv", recurrence: "_recurrence", attention: "_attention"}
+MODULES = {gemv: ("_gemv",), recurrence: ("_recurrence",), attention: ("_attention", "_combine")}
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -62,6 +62,8 @@ CALLS = {
     "mamba2 output": matrix(2048, 4096, norm=meta(4096), mode="rms", residual=meta(1, 2048)),
     "gate and up": matrix(2 * 6144, 2048, norm=meta(2048), mode="rms", act="swiglu"),
     "down": matrix(2048, 6144, residual=meta(1, 2048)),
+    "wide gate and up": matrix(2 * 9216, 3072, norm=meta(3072), mode="rms", act="swiglu"),
+    "wide down": matrix(3072, 9216, residual=meta(1, 3072)),
     "head": matrix(131072, 2048, norm=meta(2048), mode="rms", unit_rows=True, dtype=torch.float32),
     "delta": linear("delta", 16, 128, 128, 6160, 6144, recurrence.Gates()),
     "mamba2": linear("mamba2", 64, 128, 64, 8512, 4352, per_head),
@@ -73,15 +75,16 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_fits_in_registers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (usage,) = launches(monkeypatch, MODULES, CALLS[name])
-    check(usage)
+    for usage in launches(monkeypatch, MODULES, CALLS[name]):
+        check(usage)
 
 
 def check(usage: Usage) -> None:
-    # Attention's sine keeps 32 bytes for the reduction of huge angles, which it never takes.
-    assert usage.stack <= (32 if usage.kernel == "_attention" else 0)
+    # Attention's sine keeps 32 bytes for the reduction of huge angles, which it never takes. Elsewhere the assembler
+    # may trade two registers for one more program on a multiprocessor.
+    assert usage.stack <= (32 if usage.kernel == "_attention" else 8)
     assert usage.registers * usage.threads <= 65536 // 2  # at least two programs on a multiprocessor
     before, after = usage.ptx.split("griddepcontrol.wait", 1)
-    assert "ld.global" in before
+    assert ("ld.global" in before) == (usage.kernel != "_combine")
     assert "st.global" not in before
     assert "ld.global" in after

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,15 +19,19 @@ CASES = (
 
 
 @pytest.fixture(scope="module")
-def errors() -> dict[str, float]:
+def report() -> dict[str, Any]:
     script = Path(__file__).with_name("interpreted.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert set(found) == set(CASES)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert set(found["errors"]) == set(CASES)
     return found
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_agrees_with_float64(errors: dict[str, float], case: str) -> None:
-    assert errors[case] < 1e-5
+def test_agrees_with_float64(report: dict[str, Any], case: str) -> None:
+    assert report["errors"][case] < 1e-5
+
+
+def test_a_bfloat16_state_costs_little(report: dict[str, Any]) -> None:
+    assert 0 < report["narrow state"] < 2e-2

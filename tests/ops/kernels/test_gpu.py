@@ -1,0 +1,110 @@
+"""On a CUDA device: the kernels against the float64 recurrence, step by step and as a captured graph."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from nfsearch.ops.kernels import decode
+from nfsearch.ops.model import Block
+from nfsearch.space import Layer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+LAYERS: tuple[tuple[str, dict[str, Any], int], ...] = (
+    ("F", {}, 1024),
+    ("F", {"act": "relu2"}, 1536),
+    ("D", {}, 1024),
+    ("D", {"head_dim": 64}, 1536),
+    ("D", {"head_dim": 256}, 768),
+    ("M2", {}, 1024),
+    ("M2", {}, 1536),
+    ("GDN", {}, 1024),
+    ("GLA", {}, 1024),
+    ("A", {}, 1024),
+    ("A", {"window": 7, "qk_norm": True, "head_dim": 64}, 1536),
+)
+
+
+def make(name: str, settings: dict[str, Any], width: int, dtype: torch.dtype) -> Block:
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        block = Block(Layer.of(name, **settings), width, 1e-6)
+    for p in block.parameters():
+        if p.ndim == 1:
+            p.add_(0.2 * torch.randn_like(p))
+    return block.to(dtype)
+
+
+def step(block: Block, x: torch.Tensor, state: dict[str, torch.Tensor], position: torch.Tensor) -> torch.Tensor:
+    run = decode.BLOCKS[type(block.operator).__name__]
+    return run(x, block.norm.weight, block.norm.eps, block.operator, state, position)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("name", "settings", "width"), LAYERS)
+@torch.no_grad()
+def test_agrees_with_float64(
+    name: str, settings: dict[str, Any], width: int, dtype: torch.dtype, bound: float, batch: int
+) -> None:
+    block, time = make(name, settings, width, dtype), 20
+    x = torch.randn(batch, time, width, device="cuda", dtype=dtype)
+    exact = copy.deepcopy(block).double().cpu()
+    wide = x.double().cpu()
+    expected = wide + exact.operator.recurrence(exact.norm(wide))
+    state = block.operator.init_state(batch, time, device="cuda", dtype=dtype)
+    for key in state.keys() & {"keys", "values"}:
+        state[key].fill_(float("nan"))  # slots not written yet must not be read
+    position = torch.zeros((), dtype=torch.int64, device="cuda")
+    outputs = []
+    for row in x.unbind(1):
+        outputs.append(step(block, row.contiguous(), state, position))
+        position += 1
+    got = torch.stack(outputs, 1).double().cpu()
+    assert (got - expected).norm() / expected.norm() < bound
+
+
+@pytest.mark.parametrize(("name", "settings", "width"), LAYERS)
+@torch.no_grad()
+def test_a_captured_step_is_the_eager_one(name: str, settings: dict[str, Any], width: int) -> None:
+    """Four blocks in a row, many steps: launches that overlap must not read what is not there yet."""
+    blocks = [make(name, settings, width, torch.bfloat16) for _ in range(4)]
+    rows = torch.randn(100, 1, width, device="cuda", dtype=torch.bfloat16)
+    x, position = rows[0].clone(), torch.zeros((), dtype=torch.int64, device="cuda")
+    states = [b.operator.init_state(1, len(rows), device="cuda", dtype=torch.bfloat16) for b in blocks]
+
+    def run() -> torch.Tensor:
+        y = x
+        for block, state in zip(blocks, states, strict=True):
+            y = step(block, y, state, position)
+        position.add_(1)
+        return y
+
+    def restart() -> None:
+        position.zero_()
+        for state in states:
+            for tensor in state.values():
+                tensor.zero_()
+
+    expected = []
+    for row in rows:
+        x.copy_(row)
+        expected.append(run())
+        torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = run()
+    restart()
+    for row, wanted in zip(rows, expected, strict=True):
+        x.copy_(row)
+        graph.replay()
+        assert torch.equal(y, wanted)
