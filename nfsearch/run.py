@@ -152,7 +152,7 @@ def print_front(result: RunResult, folder: Path) -> None:
 def _folder(config_path: Path, out: Path | None, resume: bool) -> Path:
     """Where the run is written: `out`, or runs/NAME, made unique unless it is to be resumed."""
     if out is None:
-        name = config_path.resolve().parent.name if config_path.stem == "config" else config_path.stem
+        name = config_path.absolute().parent.name if config_path.stem == "config" else config_path.stem
         names = [name, *(f"{name}-{n}" for n in range(2, 10_000))]
         there = [folder for n in names if (folder := Path("runs", n)).exists()]
         fresh = next(folder for n in names if not (folder := Path("runs", n)).exists())
