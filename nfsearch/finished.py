@@ -7,7 +7,7 @@ from pathlib import Path
 from nfsearch.config import Config
 from nfsearch.display import duration, say
 from nfsearch.outputs import write_outputs
-from nfsearch.records import CONFIG, JOURNAL, result_of
+from nfsearch.records import CONFIG, result_of, study_place
 from nfsearch.search.study import Store, load_store
 from nfsearch.space import Architecture
 from nfsearch.yaml_file import read_yaml
@@ -19,7 +19,7 @@ def open_run(folder: Path) -> tuple[Config, Store]:
     if not path.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG}")
     config = read_yaml(path).validate(Config)
-    return config, load_store(config.storage or folder / JOURNAL)
+    return config, load_store(*study_place(config, folder))
 
 
 def rebuild_report(folder: Path) -> list[Path]:

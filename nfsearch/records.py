@@ -12,11 +12,16 @@ from nfsearch.config import Config
 from nfsearch.latency_lut import LatencyTable
 from nfsearch.result import ConfigRecord, Run, RunResult, SpaceRecord, TableRecord, build_result, versions
 from nfsearch.search.pareto import reference_point
-from nfsearch.search.study import Store
+from nfsearch.search.study import NAME, Store
 from nfsearch.space import SearchSpace
 from nfsearch.yaml_file import YamlFile
 
 CONFIG, JOURNAL = "config.yaml", "study.journal"  # in a run's folder
+
+
+def study_place(config: Config, folder: Path) -> tuple[str | Path, str]:
+    """The storage of a run's study and its name there: in a database of many runs, that of the run's folder."""
+    return (config.storage, folder.resolve().name) if config.storage else (folder / JOURNAL, NAME)
 
 
 def run_meta(

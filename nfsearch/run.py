@@ -30,7 +30,7 @@ from nfsearch.errors import WorkFailed
 from nfsearch.latency_lut import LatencyTable, device, keys_for
 from nfsearch.outputs import write_outputs
 from nfsearch.proxies.data import Corpus, prepare
-from nfsearch.records import CONFIG, JOURNAL, fingerprint, result_of, run_meta, table_meta
+from nfsearch.records import CONFIG, fingerprint, result_of, run_meta, study_place, table_meta
 from nfsearch.result import RunResult
 from nfsearch.search import STRATEGIES, Budgets, Strategy
 from nfsearch.search.engine import Engine
@@ -66,8 +66,10 @@ def search(config_path: Path, out: Path | None, *, resume: bool, assignments: Se
     """
     job = _read(config_path, out, resume, assignments)
     job.folder.mkdir(parents=True, exist_ok=True)
+    storage, name = study_place(job.config, job.folder)
     with open_store(
-        job.config.storage or job.folder / JOURNAL,
+        storage,
+        name=name,
         objectives=job.config.objective_names,
         fingerprint={
             **fingerprint(job.config),
