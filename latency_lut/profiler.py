@@ -220,7 +220,7 @@ def _head_link(key: Key, kind: str, dtype: torch.dtype) -> Link:
     model = _bare_model(key, kind, dtype)
 
     def link(x: Tensor) -> Tensor:
-        model.head(model.norm(x))
+        model.next_logits(x)
         return x
 
     return link

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from nfsearch.ops import fused
 from nfsearch.ops.operator import Operator, RMSNorm, State, build_operator, wide
 from nfsearch.space import Architecture, Layer
 
@@ -28,8 +29,10 @@ class Block(nn.Module):
         return x + self.operator(self.norm(x), state, position)
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
-        """x [batch, width]; see `Operator.step`."""
-        return x + self.operator.step(self.norm(x), state, position)
+        """x [batch, width]; see `Operator.step`. On CUDA by the fused kernels, where they serve."""
+        if fused.block_refusal(self, x):
+            return x + self.operator.step(self.norm(x), state, position)
+        return fused.block_step(self, x, state, position)
 
 
 class HybridLM(nn.Module):
@@ -99,7 +102,7 @@ class HybridLM(nn.Module):
         `position` 0 starts with the meta tokens; otherwise it continues, and is how many tokens the state holds,
         meta tokens counted.
         """
-        return self.head(self.hidden(tokens, state, position)[:, -1])
+        return self.next_logits(self._body(tokens, state, position)[:, -1])
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: list[State], position: Tensor) -> Tensor:
@@ -108,18 +111,27 @@ class HybridLM(nn.Module):
         for block, held in zip(self.blocks, state, strict=True):
             assert isinstance(block, Block)
             x = block.step(x, held, position)
-        return self.head(self.norm(x))
+        return self.next_logits(x)
+
+    def next_logits(self, x: Tensor) -> Tensor:
+        """Logits [batch, vocab] of one token each: final norm and head of the last block's x [batch, width]."""
+        if fused.head_refusal(self, x):
+            return self.head(self.norm(x))
+        return fused.head(self, x)
 
     def hidden(self, tokens: Tensor, state: list[State] | None = None, position: int = 0) -> Tensor:
         """What the head reads: [batch, time, width] after the final norm, meta tokens cut off."""
+        return self.norm(self._body(tokens, state, position))
+
+    def _body(self, tokens: Tensor, state: list[State] | None, position: int) -> Tensor:
+        """What the final norm reads: [batch, time, width], meta tokens cut off."""
         x = self.embedding(tokens)
         meta = self.meta if position == 0 else None
         if meta is not None:
             x = torch.cat((meta.expand(len(tokens), -1, -1), x), dim=1)
         for i, block in enumerate(self.blocks):
             x = block(x, None if state is None else state[i], position)
-        x = x if meta is None else x[:, len(meta) :]
-        return self.norm(x)
+        return x if meta is None else x[:, len(meta) :]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocab] of hidden [..., width] through the tied embedding, in float32 or wider."""
