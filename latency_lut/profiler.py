@@ -30,7 +30,7 @@ from nfsearch.ops.model import Block, HybridLM
 from nfsearch.space.architecture import Architecture, Layer
 from nfsearch.space.notation import parse_layers
 
-# Something else on the machine, or an unlucky capture of a graph, slows whole rows for seconds. So all rows are measured
+# Something else on the machine, or an unlucky capture of a graph, slows whole rows for seconds. So all are measured
 # once and then all again, and the faster look at each is kept.
 LOOKS = 2
 

@@ -199,8 +199,7 @@ class LatencyTable:
         if device != self.provenance.device:
             raise TableError(
                 f"{self.name} was measured on {self.provenance.device}, and the device asked for is {device}; times of "
-                f"one device say nothing about another (set `latency.device: {self.provenance.device}` to plan for it, "
-                "or build a table on the device itself)"
+                "one device say nothing about another: build a table on the device itself (`nfsearch lut build`)"
             )
 
     def row(self, key: Key) -> Row:

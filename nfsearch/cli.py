@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from nfsearch.bench.cli import bench
 from nfsearch.errors import WorkFailed
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 lut = typer.Typer(name="lut", help="Latency tables: measure, look at, check, ask.", no_args_is_help=True)
 app.add_typer(lut)
+app.add_typer(bench)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A config file (nfsearch init writes one).")]
 TableFile = Annotated[Path, typer.Argument(metavar="TABLE", help="A latency table (Parquet).")]
@@ -158,11 +160,13 @@ def lut_estimate(
     table: TableFile,
     notation: Annotated[str, typer.Argument(help="An architecture in the notation.")],
     width: Annotated[int, typer.Option(help="Hidden size.")],
-    vocab: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 32000,
+    vocab: Annotated[int | None, typer.Option(help="Size of the vocabulary; by default the table's.")] = None,
     meta_tokens: Annotated[int, typer.Option(help="Learned vectors before every sequence.")] = 0,
     phase: Annotated[Literal["decode", "prefill"], typer.Option()] = "decode",
     batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
-    context: Annotated[int, typer.Option(min=0, help="Tokens held (decode) or read (prefill).")] = 8192,
+    context: Annotated[
+        int | None, typer.Option(min=0, help="Tokens held (decode) or read (prefill); by default the table's longest.")
+    ] = None,
 ) -> None:
     """Estimate one architecture from a table."""
     from nfsearch.tables import estimate_from_table
@@ -185,3 +189,11 @@ def init(
     except FileExistsError:
         raise ValueError(f"{output} is there already; give another name with -o") from None
     print(f"Wrote {output}. Next: nfsearch run {output}")
+
+
+@app.command()
+def doctor() -> int:
+    """What this machine has, what will run on it and why, and what is missing."""
+    from nfsearch.doctor import diagnose
+
+    return diagnose()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nfsearch.latency_lut.settings import LatencySettings
 from nfsearch.proxies import ProxySettings
+from nfsearch.proxies.settings import SplitData
 from nfsearch.search.settings import SearchSettings, WorkerSettings
 from nfsearch.space import SpaceSettings
 from nfsearch.yaml_file import YamlFile, read_yaml
@@ -59,13 +60,18 @@ class Config(BaseModel):
 
     @property
     def budgets(self) -> dict[str, float]:
-        """Workload -> seconds; the tighter one where both units are given."""
-        found: dict[str, float] = {}
-        for name, value in self.limits.items():
-            if match := re.fullmatch(r"(.+)_(ms|s)", name):
-                seconds = value / 1e3 if match[2] == "ms" else value
-                found[match[1]] = min(seconds, found.get(match[1], seconds))
-        return found
+        """See the function of this name."""
+        return budgets(self.limits)
+
+
+def budgets(limits: Mapping[str, float]) -> dict[str, float]:
+    """The limits that are times: workload -> seconds; the tighter one where both units are given."""
+    found: dict[str, float] = {}
+    for name, value in limits.items():
+        if match := re.fullmatch(r"(.+)_(ms|s)", name):
+            seconds = value / 1e3 if match[2] == "ms" else value
+            found[match[1]] = min(seconds, found.get(match[1], seconds))
+    return found
 
 
 def load_config(path: Path, assignments: Sequence[str] = ()) -> tuple[Config, YamlFile]:
@@ -73,4 +79,20 @@ def load_config(path: Path, assignments: Sequence[str] = ()) -> tuple[Config, Ya
     file = read_yaml(path)
     for assignment in assignments:
         file.set(assignment)
-    return file.validate(Config), file
+    return _anchored(file.validate(Config)), file
+
+
+def _anchored(config: Config) -> Config:
+    """With local paths made absolute, so that a run's folder works from anywhere."""
+
+    def anchor(text: str) -> str:
+        return str(Path(text).resolve()) if Path(text).exists() else text
+
+    proxy, latency = config.proxy, config.latency
+    if isinstance(proxy.data, str):
+        data: str | SplitData = anchor(proxy.data)
+    else:
+        data = SplitData(train=anchor(proxy.data.train), validation=anchor(proxy.data.validation))
+    proxy = proxy.model_copy(update={"data": data, "tokenizer": anchor(proxy.tokenizer)})
+    latency = latency.model_copy(update={"table": anchor(latency.table)})
+    return config.model_copy(update={"proxy": proxy, "latency": latency})

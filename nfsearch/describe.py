@@ -6,9 +6,10 @@ import random
 import re
 from pathlib import Path
 
-from nfsearch.space import SearchSpace, SpaceSettings
+from nfsearch.config import load_config
+from nfsearch.proxies.tokenizers import load_tokenizer
+from nfsearch.space import Architecture, SearchSpace
 from nfsearch.space.notation import parse, parse_definitions, parse_layers, print_layers
-from nfsearch.yaml_file import read_yaml
 
 EXPRESSION_WIDTH = 1024  # an expression alone leaves the width open; any that fits every operator will do
 
@@ -17,7 +18,8 @@ def read_space(source: str) -> SearchSpace:
     """The space of a config file, or of an expression; `name = expression` after a `;` or on lines of their own define
     names. Raises ValueError."""
     if Path(source).suffix in (".yaml", ".yml") or Path(source).is_file():
-        return read_yaml(Path(source)).validate(SpaceSettings, section="space").build(vocab=32000)
+        config, _ = load_config(Path(source))
+        return config.space.build(_vocabulary(config.proxy.tokenizer))
     where = {}
     expressions = []
     for part in re.split(r"[;\n]", source):
@@ -29,6 +31,12 @@ def read_space(source: str) -> SearchSpace:
         raise ValueError(f"expected one expression and `name = expression` after a ';', found {len(expressions)}")
     layers, names = expressions[0], parse_definitions(where)
     return SearchSpace(parse(layers, names), (EXPRESSION_WIDTH,), names)
+
+
+def _vocabulary(tokenizer: str) -> int:
+    """The tokenizer's size; what it was asked for where it is yet to be trained."""
+    name, _, size = tokenizer.partition(":")
+    return int(size) if name == "bpe" else load_tokenizer(tokenizer).vocab
 
 
 def describe_space(space: SearchSpace) -> None:
@@ -51,14 +59,16 @@ def check_member(space: SearchSpace, notation: str) -> int:
     """Prints whether the layers are a member, and the answers that lead to them; the exit status is 0 if they are."""
     layers = parse_layers(notation)
     answers = space.locate_layers(layers)
-    limit = space.limits.layers
-    if answers is not None and limit and len(layers) > limit:
-        print(f"not a member: {len(layers)} layers, the limit is {limit}")
-        return 1
     if answers is None:
         print(f"not a member: no answers lead to {print_layers(layers)}")
         return 1
-    print(f"a member: {print_layers(layers)}")
+    sizes = [Architecture(width, layers, space.vocab, meta) for width in space.widths for meta in space.meta_tokens]
+    broken = {size.width: space.limits.broken_by([], size) for size in sizes}
+    fitting = [width for width, limit in broken.items() if limit is None]
+    if not fitting:
+        print(f"not a member: {print_layers(layers)} breaks limits.{next(iter(broken.values()))}")
+        return 1
+    print(f"a member: {print_layers(layers)} @ {' | '.join(map(str, fitting))}")
     for name, answer in answers.items():
         print(f"  {name} = {answer}")
     return 0

@@ -97,6 +97,12 @@ def steps(what: str) -> Iterator[Steps]:
         yield Steps(what, show)
 
 
+def stdout() -> Console:
+    """Standard output; wide where it is no terminal, so that tables in files do not break."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
 def say(text: str) -> None:
     """One line on stderr."""
     console.print(text, soft_wrap=True, markup=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nfsearch.config import Config
 from nfsearch.display import duration, say
+from nfsearch.errors import WorkFailed
 from nfsearch.outputs import write_outputs
 from nfsearch.records import CONFIG, result_of, study_place
 from nfsearch.search.study import Store, load_store
@@ -13,27 +14,27 @@ from nfsearch.space import Architecture
 from nfsearch.yaml_file import read_yaml
 
 
-def open_run(folder: Path) -> tuple[Config, Store]:
-    """The config and the study of a run's folder. Raises ValueError if it is none."""
+def open_run(folder: Path) -> Store:
+    """The study of a run's folder. Raises ValueError if it is none."""
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG}")
     config = read_yaml(path).validate(Config)
-    return config, load_store(*study_place(config, folder))
+    return load_store(*study_place(config, folder))
 
 
 def rebuild_report(folder: Path) -> list[Path]:
     """Writes everything that is derived from a run's study once more. Raises ValueError or OSError."""
-    _, store = open_run(folder)
-    return write_outputs(result_of(store), folder)
+    return write_outputs(result_of(open_run(folder)), folder)
 
 
 def export_candidate(folder: Path, to: str, output: Path, *, pick: int | None, max_latency_ms: float | None) -> Path:
     """Writes a candidate of a run in another form and returns the path. Raises ValueError or OSError."""
     from nfsearch.export import choose, export_hf, export_yaml, require_free
 
-    config, store = open_run(folder)
+    store = open_run(folder)
     result = result_of(store)
+    config = Config.model_validate(result.config.resolved)
     record = choose(result, pick=pick, max_latency_ms=max_latency_ms)
     if to == "yaml":
         return export_yaml(result, record, output)
@@ -42,10 +43,21 @@ def export_candidate(folder: Path, to: str, output: Path, *, pick: int | None, m
     from nfsearch.proxies.training import train_model
 
     require_free(output)
+    try:
+        import nfsearch.hf  # noqa: F401  (before the training: it may be missing)
+    except ImportError as error:
+        raise ValueError(f"an export to hf needs transformers (pip install 'nfsearch[hf]'): {error}") from None
     corpus = prepare(config.proxy)
+    if corpus.digest != store.meta["fingerprint"]["data"]:
+        raise ValueError(
+            f"{corpus.name} has changed since the search: candidate {record.number} cannot be trained again"
+        )
     kind = device.resolve(config.latency.device)
     architecture = Architecture.from_dict(record.architecture)
     say(f"Training candidate {record.number} as the search did ({duration(record.seconds)} there)")
-    model, score = train_model(architecture, corpus, config.proxy, seed=config.search.seed, device=kind)
+    try:
+        model, score = train_model(architecture, corpus, config.proxy, seed=config.search.seed, device=kind)
+    except (RuntimeError, ArithmeticError) as error:
+        raise WorkFailed(f"candidate {record.number} could not be trained again: {error}") from error
     say(f"loss {score.loss:.4f}, in the search {record.loss:.4f}")
     return export_hf(model.cpu(), output, tokenizer=corpus.tokenizer, result=result, record=record)

@@ -24,9 +24,7 @@ def study_place(config: Config, folder: Path) -> tuple[str | Path, str]:
     return (config.storage, folder.resolve().name) if config.storage else (folder / JOURNAL, NAME)
 
 
-def run_meta(
-    config: Config, file: YamlFile, space: SearchSpace, assignments: Sequence[str], device: str
-) -> dict[str, Any]:
+def run_meta(config: Config, file: YamlFile, space: SearchSpace, device: str) -> dict[str, Any]:
     record = SpaceRecord(
         notation=config.space.layers,
         where=config.space.where,
@@ -40,7 +38,7 @@ def run_meta(
         "device": device,
         "command": shlex.join(["nfsearch", *sys.argv[1:]]),
         "versions": versions(),
-        "config": {"text": file.text, "set": list(assignments), "resolved": config.model_dump(mode="json")},
+        "config": {"text": file.text, "resolved": config.model_dump(mode="json")},
         "space": record.model_dump(mode="json"),
     }
 
@@ -53,7 +51,7 @@ def fingerprint(config: Config) -> dict[str, Any]:
 
 
 def table_meta(table: LatencyTable, folder: Path) -> dict[str, Any]:
-    path = table.path or folder
+    path, folder = (table.path or folder).resolve(), folder.resolve()
     return TableRecord(
         path=str(path.relative_to(folder) if path.is_relative_to(folder) else path),
         rows=len(table.rows),

@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from nfsearch.config import budgets
 from nfsearch.display import duration
 from nfsearch.result import CandidateRecord, RunResult
 
@@ -29,7 +30,6 @@ _COLOURS = {
 _MORE_COLOURS = (("#b1567b", "#fff"), ("#6f8f1f", "#fff"), ("#b3612a", "#fff"), ("#4f6d9c", "#fff"))
 
 _UNITS = {"seconds": "ms"}  # what a unit of the result is shown as
-_TIMES = (("s", 1e3), ("ms", 1.0))  # units of latency limits, in milliseconds
 
 
 def render(result: RunResult, folder: str | Path = ".") -> str:
@@ -148,9 +148,7 @@ def _value(record: CandidateRecord, key: str, scale: float) -> float | None:
 
 def _limits(result: RunResult) -> dict[str, float]:
     """The latency budgets of the config, in milliseconds, by workload."""
-    limits = result.config.resolved.get("limits") or {}
-    given = [(name, limits.get(f"{name}_{unit}"), scale) for name in result.workloads() for unit, scale in _TIMES]
-    return {name: limit * scale for name, limit, scale in given if limit is not None}
+    return {name: seconds * 1e3 for name, seconds in budgets(result.config.resolved.get("limits") or {}).items()}
 
 
 def _best_so_far(records: Iterable[CandidateRecord], objective: str, scale: float) -> list[tuple[int, float]]:

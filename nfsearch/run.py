@@ -9,6 +9,7 @@ The study is the truth. Whatever the report needs besides candidates is kept as 
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import sys
 import time
@@ -27,10 +28,10 @@ from rich.table import Table
 from nfsearch.config import Config, load_config
 from nfsearch.display import progress_display, say, search_line, search_view
 from nfsearch.errors import WorkFailed
-from nfsearch.latency_lut import LatencyTable, device, keys_for
+from nfsearch.latency_lut import LatencyTable, OutOfMemory, device, keys_for
 from nfsearch.outputs import write_outputs
 from nfsearch.proxies.data import Corpus, prepare
-from nfsearch.records import CONFIG, fingerprint, result_of, run_meta, study_place, table_meta
+from nfsearch.records import CONFIG, JOURNAL, fingerprint, result_of, run_meta, study_place, table_meta
 from nfsearch.result import RunResult
 from nfsearch.search import STRATEGIES, Budgets, Strategy
 from nfsearch.search.engine import Engine
@@ -76,7 +77,7 @@ def search(config_path: Path, out: Path | None, *, resume: bool, assignments: Se
             "data": job.corpus.digest,
             "device": device.device_slug(job.device),
         },
-        meta=run_meta(job.config, job.file, job.space, assignments, device.device_name(job.device)),
+        meta=run_meta(job.config, job.file, job.space, device.device_name(job.device)),
         choices=lambda answers: {question.name: question.options for question in job.space.build(answers).questions},
         resume=resume,
     ) as store:
@@ -86,7 +87,6 @@ def search(config_path: Path, out: Path | None, *, resume: bool, assignments: Se
         with _work(job.folder, store):
             _carry_out(job, store)
         result = result_of(store)
-        write_outputs(result, job.folder)
     print_front(result, job.folder)
     return 0
 
@@ -94,7 +94,7 @@ def search(config_path: Path, out: Path | None, *, resume: bool, assignments: Se
 def _read(config_path: Path, out: Path | None, resume: bool, assignments: Sequence[str]) -> _Job:
     """Reads all input and checks what can be checked before any work. Raises ValueError or OSError."""
     config, file = load_config(config_path, assignments)
-    folder = _folder(config_path, out, resume)
+    folder = _folder(config, config_path, out, resume)
     kind = device.resolve(config.latency.device)
     corpus = prepare(config.proxy)
     space = config.space.build(corpus.vocab)
@@ -106,6 +106,11 @@ def _read(config_path: Path, out: Path | None, resume: bool, assignments: Sequen
         return job
     table = LatencyTable.load(config.latency.table)
     table.require_device(device.device_slug(kind))
+    if differences := table.provenance.differences(device.provenance(kind)):
+        problem = f"{table.name} was made with {'; '.join(differences)}"
+        if config.latency.verify:
+            raise ValueError(f"{problem}: it cannot be checked here (set latency.verify to 0, or build it again)")
+        say(f"Beware: {problem}")
     table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(kind)))
     job.strategy(_budgets(config, table, kind)).propose(0, [])  # raises if no member keeps the limits
     return replace(job, table=table)
@@ -151,7 +156,7 @@ def print_front(result: RunResult, folder: Path) -> None:
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def _folder(config_path: Path, out: Path | None, resume: bool) -> Path:
+def _folder(config: Config, config_path: Path, out: Path | None, resume: bool) -> Path:
     """Where the run is written: `out`, or runs/NAME, made unique unless it is to be resumed."""
     if out is None:
         name = config_path.absolute().parent.name if config_path.stem == "config" else config_path.stem
@@ -164,7 +169,7 @@ def _folder(config_path: Path, out: Path | None, resume: bool) -> Path:
             raise ValueError(f"{out} is a file; --out names a folder")
         if any(out.iterdir()) and not resume:
             raise ValueError(f"{out} is not empty: go on with its run (--resume), or write to another folder (--out)")
-    elif resume:
+    if resume and not (out / (CONFIG if config.storage else JOURNAL)).is_file():
         raise ValueError(f"{out}: there is no run to resume")
     return out
 
@@ -172,7 +177,7 @@ def _folder(config_path: Path, out: Path | None, resume: bool) -> Path:
 def _write_config(folder: Path, file: YamlFile, source: Path, assignments: Sequence[str]) -> None:
     text = file.text
     if assignments:
-        text = f"# {source} with --set {' '.join(map(shlex.quote, assignments))}\n"
+        text = f"# {source} {' '.join(f'--set {shlex.quote(assignment)}' for assignment in assignments)}\n"
         text += yaml.safe_dump(file.values, sort_keys=False, allow_unicode=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
@@ -195,10 +200,15 @@ def _work(folder: Path, store: Store) -> Iterator[None]:
     try:
         yield
         end("complete")
+        write_outputs(result_of(store), folder)
     except KeyboardInterrupt:
         end("interrupted")
-        write_outputs(result_of(store), folder)
-        say(f"Interrupted. What finished is kept; go on with --resume --out {folder}")
+        try:
+            write_outputs(result_of(store), folder)
+        except OSError as error:
+            say(f"The report could not be written: {error}")
+        again = shlex.join(["nfsearch", "run", str(folder / CONFIG), "--out", str(folder), "--resume"])
+        say(f"Interrupted. What finished is kept; to go on: {again}")
         raise
     except Exception as error:
         logger.error("%s", traceback.format_exc())
@@ -214,8 +224,14 @@ def _budgets(config: Config, table: LatencyTable, kind: str) -> Budgets:
     workloads = config.latency.workloads
 
     def estimate(architecture: Architecture) -> dict[str, tuple[float, float]]:
-        found = {name: table.estimate(architecture, workload, dtype) for name, workload in workloads.items()}
-        return {name: (each.seconds, each.error) for name, each in found.items()}
+        found = {}
+        for name, workload in workloads.items():
+            try:
+                each = table.estimate(architecture, workload, dtype)
+                found[name] = (each.seconds, each.error)
+            except OutOfMemory:
+                found[name] = (math.inf, 0.0)
+        return found
 
     memory: Callable[[Architecture], float] | None = None
     limit = config.limits.get("memory_gb")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from nfsearch.config import Config, load_config
-from nfsearch.display import say, steps
+from nfsearch.display import say, stdout, steps
 from nfsearch.latency_lut import LatencyTable, Workload, keys_for
 from nfsearch.latency_lut.table import Row
 from nfsearch.proxies.data import prepare
@@ -21,12 +20,6 @@ if TYPE_CHECKING:
     from nfsearch.latency_lut.verify import Verification
 
 SUFFIX = ".parquet"
-
-
-def _wide() -> Console:
-    """Standard output; wide where it is no terminal, so that tables in files do not break."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
 
 
 def vocabulary(config: Config) -> int:
@@ -78,7 +71,7 @@ def build_table(config_path: Path, output: Path, assignments: Sequence[str]) -> 
 
 def show_table(path: Path) -> None:
     table = LatencyTable.load(path)
-    _wide().print(table.render())
+    stdout().print(table.render())
 
 
 def verify_table(path: Path, config_path: Path, number: int, seed: int) -> None:
@@ -98,7 +91,7 @@ def verify_table(path: Path, config_path: Path, number: int, seed: int) -> None:
         estimated = f"{each.estimated_ms:.4g} ± {each.error_ms:.2g}"
         architecture = each.architecture.replace("[", r"\[")
         shown.add_row(each.workload, architecture, estimated, f"{each.measured_ms:.4g}", f"{each.relative:+.1%}")
-    _wide().print(shown)
+    stdout().print(shown)
     for name, agreement in found.agreement.items():
         ranks = ", ".join(
             f"{label} {value:.3f}"
@@ -112,12 +105,28 @@ def verify_table(path: Path, config_path: Path, number: int, seed: int) -> None:
 
 
 def estimate_from_table(
-    path: Path, notation: str, width: int, vocab: int, meta_tokens: int, phase: str, batch: int, context: int
+    path: Path,
+    notation: str,
+    width: int,
+    vocab: int | None,
+    meta_tokens: int,
+    phase: Literal["decode", "prefill"],
+    batch: int,
+    context: int | None,
 ) -> None:
+    """Prints the estimate and its parts. What is None is the table's own: its only vocabulary, its longest context."""
     table = LatencyTable.load(path)
+    if vocab is None:
+        vocabs = sorted({int(key.end_settings["vocab"]) for key in table.rows if key.end})
+        if len(vocabs) != 1:
+            raise ValueError(f"{path} has rows of vocabularies {', '.join(map(str, vocabs))}: say --vocab")
+        vocab = vocabs[0]
+    if context is None:
+        context = max((key.context for key in table.rows if key.phase == phase), default=0) - meta_tokens
     architecture = Architecture.parse(notation, width=width, vocab=vocab, meta_tokens=meta_tokens)
-    workload = Workload.model_validate({"phase": phase, "batch": batch, "context": context})
+    workload = Workload(phase=phase, batch=batch, context=context)
     estimate = table.estimate(architecture, workload)
     print(f"{estimate.seconds * 1e3:.4g} ms ± {estimate.error * 1e3:.2g} ms  {architecture}, {table.provenance.device}")
+    print(f"  {phase}, batch {batch}, context {context}, vocabulary {vocab}")
     for part, seconds in table.breakdown(architecture, workload).items():
         print(f"  {seconds * 1e3:10.4g} ms  {part}")

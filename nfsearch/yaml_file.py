@@ -42,6 +42,8 @@ def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | f
 def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key has to be a word", key.start_mark)
         if key.value in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' is given twice", key.start_mark)
         seen.add(str(key.value))
@@ -59,8 +61,8 @@ class YamlFile:
     def __init__(self, text: str, name: str) -> None:
         """Raises ValueError, naming the line, for what is not YAML, not a mapping, or expands beyond measure."""
         self.text, self.name = text, name
-        loader = _Loader(text)
         try:
+            loader = _Loader(text)
             self.root = loader.get_single_node()
             if self.root is None:
                 raise ValueError(f"{name}: the file is empty")
@@ -74,10 +76,12 @@ class YamlFile:
         except (yaml.YAMLError, RecursionError) as error:
             reason = "brackets in brackets too deep" if isinstance(error, RecursionError) else str(error).split("\n")[0]
             raise ValueError(f"{name}: not valid YAML: {reason}") from None
-        finally:
-            loader.dispose()
         if not isinstance(self.values, dict):
             raise ValueError(f"{name}:1: expected keys and values, found {type(self.values).__name__}")
+        self.values = {
+            key: value for key, value in self.values.items() if value is not None
+        }  # an empty section is none
+        self.assigned: dict[tuple[str, ...], str] = {}
 
     def line(self, path: Sequence[str | int]) -> int:
         """The line of the deepest part of `path` that the file has."""
@@ -103,29 +107,33 @@ class YamlFile:
             target = target.setdefault(step, {})
             if not isinstance(target, dict):
                 raise ValueError(f"--set {assignment}: {step} holds a value, not a section")
-        target[steps[-1]] = YamlFile(f"value: {text}", f"--set {assignment}").values["value"]
+        target[steps[-1]] = YamlFile(f"value: {text}", f"--set {assignment}").values.get("value")
+        self.assigned[tuple(steps)] = assignment
 
-    def validate(self, model: type[M], section: str | None = None) -> M:
-        """The model made of the values, or of one section of them. Raises ValueError with a line for each thing that
-        is wrong."""
-        values = self.values if section is None else self.values.get(section)
+    def validate(self, model: type[M]) -> M:
+        """The model made of the values. Raises ValueError with a line for each thing that is wrong."""
         try:
-            return model.model_validate(values)
+            return model.model_validate(self.values)
         except ValidationError as error:
-            prefix = () if section is None else (section,)
-            raise ValueError("\n".join(self._complaints(error, model, prefix))) from None
+            raise ValueError("\n".join(self._complaints(error, model))) from None
 
-    def _complaints(self, error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[str]:
+    def _complaints(self, error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
         by_place: dict[tuple[str, ...], list[str]] = {}
         for detail in error.errors():
-            place = self._place((*prefix, *detail["loc"]), missing=detail["type"] == "missing")
+            place = self._place(detail["loc"], missing=detail["type"] == "missing")
             found = by_place.setdefault(place, [])
-            text = _complaint(detail, place[len(prefix) :], model)
+            text = _complaint(detail, place, model)
             if text not in found:
                 found.append(text)
         for place, texts in by_place.items():
-            steps = [int(step) if step.isdigit() else step for step in place]
-            yield f"{self.name}:{self.line(steps)}: {'.'.join(place) or 'the config'}: {'; or '.join(texts)}"
+            yield f"{self._where(place)}: {'.'.join(place) or 'the config'}: {'; or '.join(texts)}"
+
+    def _where(self, place: tuple[str, ...]) -> str:
+        """The line of the file, or the assignment, that a complaint about `place` is about."""
+        for path, assignment in self.assigned.items():
+            if place[: len(path)] == path or path[: len(place)] == place != ():
+                return f"--set {assignment}"
+        return f"{self.name}:{self.line([int(step) if step.isdigit() else step for step in place])}"
 
     def _place(self, loc: tuple[int | str, ...], missing: bool) -> tuple[str, ...]:
         """The part of an error's location that the file has: without the names of union members, and with the last

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nfsearch.ops.dispatch import delta_rule
+from nfsearch.ops.dispatch import Path, delta_rule, training_path
 from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide, xavier_rows_
 from nfsearch.ops.recurrence import delta_rule_step
 from nfsearch.ops.shortconv import causal_conv, causal_conv_recurrence, causal_conv_step, conv_weight
@@ -48,6 +48,9 @@ class DeltaNet(Operator):
         ring = torch.zeros(batch, self.conv.shape[1], 3 * self.inner, device=device, dtype=dtype)
         shape = (batch, self.heads, self.head_dim, self.head_dim)
         return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
+
+    def training_path(self, time: int, like: Tensor) -> Path:
+        return training_path("delta_rule", torch.empty(1, time, 1, self.head_dim, device="meta"), like)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         qkv, beta = self.in_proj(x).split((3 * self.inner, self.heads), dim=-1)

@@ -23,9 +23,9 @@ Kind = Literal["delta_rule", "gated_delta_rule", "shared_linear", "gated_linear"
 
 
 class Path(NamedTuple):
-    """What computes a recurrence, and why."""
+    """What computes something, and why: fla-core's kernels, nfsearch's Triton kernels, or plain PyTorch."""
 
-    name: Literal["fla", "torch"]
+    name: Literal["fla", "triton", "torch"]
     reason: str
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfsearch.ops.deltanet import l2_normalise
-from nfsearch.ops.dispatch import delta_rule
+from nfsearch.ops.dispatch import Path, delta_rule, training_path
 from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide, xavier_rows_
 from nfsearch.ops.recurrence import delta_rule_step
 from nfsearch.ops.shortconv import causal_conv, causal_conv_recurrence, causal_conv_step, conv_weight
@@ -52,6 +52,9 @@ class GatedDeltaNet(Operator):
         ring = torch.zeros(batch, self.conv.shape[1], self.channels, device=device, dtype=dtype)
         shape = (batch, self.heads, self.key_dim, self.value_dim)
         return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
+
+    def training_path(self, time: int, like: Tensor) -> Path:
+        return training_path("gated_delta_rule", torch.empty(1, time, 1, self.key_dim, device="meta"), like)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         qkv, gate, rest = self._rows(x)

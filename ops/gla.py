@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nfsearch.ops.dispatch import gated_linear
+from nfsearch.ops.dispatch import Path, gated_linear, training_path
 from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide
 from nfsearch.ops.recurrence import linear_step
 
@@ -41,6 +41,9 @@ class GatedLinearAttention(Operator):
     def init_state(self, batch: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
         shape = (batch, self.heads, self.key_dim, self.value_dim)
         return {"state": torch.zeros(shape, device=device, dtype=wide(dtype))}
+
+    def training_path(self, time: int, like: Tensor) -> Path:
+        return training_path("gated_linear", torch.empty(1, time, 1, self.key_dim, device="meta"), like)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         q, k, v, log_decay, gate = self._heads(x)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nfsearch.ops.dispatch import shared_linear
+from nfsearch.ops.dispatch import Path, shared_linear, training_path
 from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide
 from nfsearch.ops.recurrence import linear_step
 from nfsearch.ops.shortconv import causal_conv, causal_conv_recurrence, causal_conv_step, conv_weight
@@ -51,6 +51,9 @@ class Mamba2(Operator):
         ring = torch.zeros(batch, self.conv.shape[1], self.channels, device=device, dtype=dtype)
         shape = (batch, self.heads, self.state_size, self.head_dim)
         return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
+
+    def training_path(self, time: int, like: Tensor) -> Path:
+        return training_path("shared_linear", torch.empty(1, time, 1, self.state_size, device="meta"), like)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         z, xbc, dt = self._rows(x)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nfsearch.ops.dispatch import Path
 from nfsearch.space import Layer
 
 State = dict[str, Tensor]
@@ -61,6 +62,10 @@ class Operator(nn.Module, ABC):
     def init_state(self, batch: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
         """The empty state for up to `max_length` tokens, activations being of `dtype`."""
         return {}
+
+    def training_path(self, time: int, like: Tensor) -> Path:
+        """What computes the parallel form of `time` steps for an input such as `like`, and why."""
+        return Path("torch", "its own forward: there is no recurrence to dispatch")
 
     def reset_parameters(self) -> None:
         """Draws the initial weights: linear layers normal with standard deviation 0.02, unless a subclass says more."""

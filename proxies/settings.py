@@ -35,7 +35,7 @@ class ProxySettings(BaseModel):
         0.05, ge=0, lt=1, description="share of the steps spent warming up; cosine to a tenth after it"
     )
     weight_decay: float = Field(
-        0.0, ge=0, description="AdamW's weight decay of matrices; none with weight normalization"
+        0.0, ge=0, description="AdamW's weight decay of matrices; 0 goes with weight normalization"
     )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     weight_norm: bool = Field(True, description="project weights to unit norm after each step, as Nemotron-Flash does")

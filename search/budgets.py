@@ -1,7 +1,11 @@
-"""What a candidate may cost on the device. Checked from estimates, before any training."""
+"""What a candidate may cost on the device. Checked from estimates, before any training.
+
+A latency of infinity says that a part of the model does not fit into the device's memory.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -25,9 +29,9 @@ class Budgets:
 
     def excess(self, architecture: Architecture, latency: Latency) -> dict[str, tuple[float, str]]:
         """The limits exceeded: name -> (estimate / limit, the two in words). Equal to the limit is within."""
-        over = {}
+        over = {name: (math.inf, "does not fit into memory") for name, (time, _) in latency.items() if time == math.inf}
         for workload, budget in self.seconds.items():
-            if not latency[workload][0] <= budget:
+            if workload not in over and not latency[workload][0] <= budget:
                 words = f"{latency[workload][0] * 1e3:.4g} ms against {budget * 1e3:.4g} ms"
                 over[workload] = (latency[workload][0] / budget, words)
         if self.memory is not None and self.memory_bytes is not None:

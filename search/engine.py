@@ -124,8 +124,8 @@ class Engine:
             for slot in busy:
                 if slot.pending in ready:
                     self._collect(slot)
-                elif slot.task is not None and time.monotonic() - slot.began > self.workers.timeout_s:
-                    self._lost(slot, f"no result within {self.workers.timeout_s:g} s")
+                elif time.monotonic() - slot.began > self.workers.timeout_s:
+                    self._lost(slot, f"no {'result' if slot.task else 'start'} within {self.workers.timeout_s:g} s")
                 else:
                     self._listen(slot)
 

@@ -76,7 +76,7 @@ class Strategy(ABC):
             ratio, words = max((ratio, f"{name}: {words}") for name, (ratio, words) in over.items())
             if closest is None or ratio < closest[0]:
                 closest = ratio, f"{draft.architecture} ({words})"
-        raise self._nothing(refused, closest)
+        raise self._nothing(refused, closest, first=not seen)
 
     def _all_drafts(self, rng: random.Random, index: int, history: Sequence[Candidate]) -> Iterator[Draft | None]:
         if index < len(self.known):
@@ -95,9 +95,9 @@ class Strategy(ABC):
             index, draft.architecture, draft.answers, draft.origin, generation, draft.parents, latency, dict(refused)
         )
 
-    def _nothing(self, refused: Counter[str], closest: tuple[float, str] | None) -> Exception:
+    def _nothing(self, refused: Counter[str], closest: tuple[float, str] | None, first: bool) -> Exception:
         reasons = ", ".join(f"{reason} {count} times" for reason, count in refused.most_common())
-        if refused[SEEN] or closest is None:
+        if not first or closest is None:
             return Exhausted(
                 f"no new design in {refused.total()} tries ({reasons}); the space has {self.space.count()} answer sets"
             )

@@ -226,11 +226,19 @@ def _check_lines(path: Path, content: bytes) -> None:
 
 
 def _check_fingerprint(then: Mapping[str, Any], now: Mapping[str, Any], storage: str | Path) -> None:
-    missing = object()
-    keys = [key for key in {**then, **now} if then.get(key, missing) != now.get(key, missing)]
+    before, after = dict(_leaves(then)), dict(_leaves(now))
+    keys = [key for key in {**before, **after} if before.get(key, ...) != after.get(key, ...)]
     if keys:
-        changes = "; ".join(f"{key} was {_short(then.get(key))} and is now {_short(now.get(key))}" for key in keys)
+        changes = "; ".join(f"{key} was {_short(before.get(key))} and is now {_short(after.get(key))}" for key in keys)
         raise ValueError(f"{storage} was made with other settings ({changes}): use those, or another folder (--out)")
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nfsearch.config import load_config
+from nfsearch.describe import check_member, read_space
 from nfsearch.export import load_architecture
 from nfsearch.space.notation import parse_layers
 
@@ -43,3 +44,19 @@ def test_the_size_of_the_papers_space() -> None:
     space = load_config(EXPERIMENTS / "paper_space" / "config.yaml")[0].space.build(131072)
     assert space.count() == 351_298_031_616 == (28 * 252) ** 3
     assert space.count_within_depth() == 345_149_910
+
+
+def test_what_the_check_of_a_member_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("space: {width: [128, 256], layers: '(D | A)*{1..3}', limits: {required: [A], params: 200k}}")
+    space = read_space(str(path))
+    assert space.vocab == 257
+    answers = {
+        "A D": (0, "a member: A D @ 128\n"),
+        "D D": (1, "not a member: D D breaks limits.required"),
+        "A D A": (1, "not a member: A D A breaks limits.params"),
+        "F": (1, "not a member: no answers lead to F"),
+    }
+    for notation, (status, text) in answers.items():
+        assert check_member(space, notation) == status
+        assert capsys.readouterr().out.startswith(text)

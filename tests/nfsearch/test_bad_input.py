@@ -1,5 +1,6 @@
 """Wrong input: exit status 2 (1 where the work itself fails), one clear message, no traceback, nothing half written."""
 
+import dataclasses
 import resource
 import shutil
 import subprocess
@@ -87,6 +88,9 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
             "more than 10,000 values, aliases followed",
         ),
         ("a: " + "[" * 10_000, "not valid YAML: brackets in brackets too deep"),
+        ("a: \x07", "not valid YAML"),
+        ("[1, 2]: 3", "config.yaml:1: not valid YAML: a key has to be a word"),
+        ("search:\nspace: {width: 64}", "config.yaml:2: space.layers: is missing"),
     ],
     ids=[
         "unknown-key",
@@ -98,6 +102,9 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
         "twice",
         "alias-bomb",
         "nested",
+        "control",
+        "list-key",
+        "empty-section",
     ],
 )
 def test_config_file(fails: Run, tmp_path: Path, text: str, message: str) -> None:
@@ -114,7 +121,9 @@ def test_missing_and_unreadable_config(fails: Run, tmp_path: Path) -> None:
 def test_assignments(fails: Run, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     assert "--set search.seed: expected KEY=VALUE" in fails("run", config, "--set", "search.seed")
-    assert "search.sed: unknown key, did you mean seed?" in fails("run", config, "--set", "search.sed=3")
+    assert "--set search.sed=3: search.sed: unknown key, did you mean seed?" in fails(
+        "run", config, "--set", "search.sed=3"
+    )
 
 
 def test_data(fails: Run, tmp_path: Path) -> None:
@@ -136,8 +145,6 @@ def test_unreachable_budget(fails: Run, tmp_path: Path) -> None:
 
 
 def test_table_of_another_device_and_with_missing_rows(fails: Run, tmp_path: Path) -> None:
-    import dataclasses
-
     from nfsearch.latency_lut import LatencyTable
 
     config = tiny_config(tmp_path)
@@ -166,6 +173,9 @@ def test_damaged_table(fails: Run, tmp_path: Path, keep: int) -> None:
 def test_output_folder(fails: Run, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     assert "there is no run to resume" in fails("run", config, "--out", "nothing", "--resume")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("precious: 1")
+    assert "there is no run to resume" in fails("run", config, "--out", "mine", "--resume")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("precious")
     assert "is not empty: go on with its run (--resume)" in fails("run", config, "--out", "full")
@@ -226,10 +236,21 @@ def test_resuming_with_another_config(fails: Run, finished_run: Path, tmp_path: 
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["search"]["seed"] = 5
     (tmp_path / "changed.yaml").write_text(yaml.safe_dump(config))
-    assert "seed" in fails("run", "changed.yaml", "--out", "run", "--resume")
+    assert "search.seed was 0 and is now 5" in fails("run", "changed.yaml", "--out", "run", "--resume")
 
 
 def test_exporting_a_candidate_that_is_not_there(fails: Run, finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     assert "no candidate 99" in fails("export", "run", "--to", "yaml", "-o", "x.yaml", "--pick", "99")
     assert "ms" in fails("export", "run", "--to", "yaml", "-o", "x.yaml", "--max-latency-ms", "1e-9")
+
+
+def test_exporting_after_the_data_changed(
+    fails: Run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nfsearch.proxies import data
+
+    shutil.copytree(finished_run, tmp_path / "run")
+    prepare = data.prepare
+    monkeypatch.setattr(data, "prepare", lambda settings: dataclasses.replace(prepare(settings), digest="other"))
+    assert "has changed since the search" in fails("export", "run", "--to", "hf", "-o", "model")

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
 from nfsearch.search import Aging, Budgets, Exhausted, SearchSettings
+from nfsearch.search.budgets import Latency
+from nfsearch.space import Architecture
 from tests.search.fakes import candidate, latency, search, small_space, strategy
 
 
@@ -86,6 +89,22 @@ def test_memory_limit() -> None:
     history = search(Aging(small_space(), settings, budgets), 20)
     assert all(c.proposal.architecture.parameters <= limit for c in history)
     assert sum(c.proposal.refused.get("over the limit on memory", 0) for c in history) > 0
+
+
+def test_what_does_not_fit_into_memory_is_refused_without_any_limit() -> None:
+    def tight(architecture: Architecture) -> Latency:
+        return {"tpot": (math.inf, 0.0)} if architecture.width == 256 else latency(architecture)
+
+    settings = SearchSettings(evaluations=20, population=4, tournament=2)
+    history = search(Aging(small_space(), settings, Budgets(tight)), 20)
+    assert {c.proposal.architecture.width for c in history} == set(small_space().widths) - {256}
+    assert sum(c.proposal.refused.get("over the limit on tpot", 0) for c in history) > 0
+
+
+def test_after_a_success_a_budget_that_nothing_new_keeps_ends_the_search() -> None:
+    history = search(strategy(budget=400e-6), 3)
+    with pytest.raises(Exhausted, match="no new design"):
+        strategy(budget=100e-6).propose(3, history)
 
 
 def test_unreachable_budget_names_the_closest() -> None:

@@ -95,7 +95,7 @@ def test_a_run_without_candidates_starts_anew(tmp_path: Path) -> None:
     [
         ({"fingerprint": {**FINGERPRINT, "seed": 5}}, "seed was 0 and is now 5"),
         ({"objectives": ["loss"]}, r'objectives was ."loss", "tpot". and is now ."loss".'),
-        ({"fingerprint": {"seed": 0}}, "space was .* and is now null"),
+        ({"fingerprint": {"seed": 0}}, r"space\.layers was .* and is now null"),
     ],
 )
 def test_resuming_something_else_is_refused(journal: Path, changes: dict[str, Any], message: str) -> None:

@@ -1,0 +1,88 @@
+"""The commands of `nfsearch bench`. What they run is imported when they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+bench = typer.Typer(
+    name="bench",
+    help="Measure against baselines and the memory's floor; results are checked first.",
+    no_args_is_help=True,
+)
+
+Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the result as JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or the short name of this machine's device.")]
+Dtype = Annotated[str, typer.Option(help="auto (bfloat16 on CUDA), bfloat16, float16 or float32.")]
+Compile = Annotated[
+    Literal["none", "default", "max-autotune"],
+    typer.Option(
+        "--compile", help="How torch.compile makes its baselines (max-autotune takes minutes); none: without."
+    ),
+]
+Operators = Annotated[
+    list[str] | None, typer.Option("--op", metavar="OPERATOR", help="In the notation: D, A[kv_heads=8]; repeatable.")
+]
+
+
+@bench.command("ops")
+def ops(
+    operators: Operators = None,
+    width: Annotated[list[int], typer.Option(min=1, help="Hidden size; repeatable.")] = [2048],  # noqa: B006
+    context: Annotated[list[int], typer.Option(min=1, help="Tokens held, for attention; repeatable.")] = [8192],  # noqa: B006
+    batch: Annotated[list[int], typer.Option(min=1, help="Sequences; repeatable.")] = [1],  # noqa: B006
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    compile: Compile = "default",
+    output: Output = None,
+) -> None:
+    """Time one decode step of each residual block (norm, operator, residual), of projections, of attention alone."""
+    from nfsearch.bench.session import OPERATORS, run_ops
+
+    run_ops(operators or OPERATORS, width, context, batch, device=device, dtype=dtype, compile=compile, output=output)
+
+
+@bench.command("model")
+def model(
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="nemotron-flash-1b, nemotron-flash-3b, qwen3-0.6b, qwen3-1.7b, an architecture's YAML file, or "
+            "notation; repeatable: the first is compared with the others.",
+        ),
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Hidden size of models given as notation.")] = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens held.")] = 8192,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    compile: Compile = "max-autotune",
+    output: Output = None,
+) -> None:
+    """Time one token of whole models with random weights, each in one CUDA graph."""
+    from nfsearch.bench.session import run_model
+
+    chosen = models or ["nemotron-flash-1b", "qwen3-0.6b"]
+    run_model(chosen, width, context, batch, device=device, dtype=dtype, compile=compile, output=output)
+
+
+@bench.command("training")
+def training(
+    operators: Operators = None,
+    width: Annotated[list[int], typer.Option(min=1, help="Hidden size; repeatable.")] = [512, 1024],  # noqa: B006
+    head_dim: Annotated[list[int], typer.Option(min=1, help="Key size of a head; repeatable.")] = [64, 128],  # noqa: B006
+    sequence: Annotated[list[int], typer.Option(min=1, help="Tokens; repeatable.")] = [1024, 4096],  # noqa: B006
+    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 8,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    output: Output = None,
+) -> None:
+    """Time forward and backward of each mixer, gradients checked against float64. `--op` takes names alone."""
+    from nfsearch.bench.session import OPERATORS, run_training
+
+    where = dict(device=device, dtype=dtype, compile="none", output=output)
+    run_training(operators or OPERATORS[1:], width, head_dim, sequence, batch, **where)

@@ -1,0 +1,209 @@
+"""Contenders: each is checked against a reference first, then those that are right are timed in turn."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nfsearch.bench.schema import Bandwidth, Comparison, Entry
+from nfsearch.latency_lut.device import free_memory, provenance
+from nfsearch.latency_lut.timing import CPU, CUDA, Bounds, Run, prepared, take
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+_BOUNDS: Mapping[str, Bounds] = {
+    "cuda": replace(CUDA, warm_up=0.1, least=20, seconds=1.0, target=0.002),
+    "cpu": replace(CPU, keep=1.0, least=5, seconds=0.05),  # a dry run
+}
+_COPY_BYTES = {"cuda": 2 << 30, "cpu": 64 << 20}  # working set of the copy: source and destination together
+_WORKING_SET = {"cuda": 500e6, "cpu": 1e6}  # bytes that a chain goes through: several times an H200's 60 MB of L2
+_LONGEST = 64  # links of a chain
+COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}  # we capture graphs ourselves
+CompileMode = Literal["none", "default", "max-autotune"]
+Role = Literal["ours", "baseline"]
+
+
+class Absent(Exception):
+    """A contender cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and how a suite runs."""
+
+    kind: str  # "cuda" or "cpu"
+    dtype: torch.dtype
+    compile: CompileMode
+
+    def compiled(self, function: Callable[..., Any], what: str = "torch.compile") -> Callable[..., Any]:
+        """Raises Absent if compilation is switched off. Anything that would silently run uncompiled raises later."""
+        if self.compile == "none":
+            raise Absent(f"{what} is switched off (--compile none)")
+        return torch.compile(function, fullgraph=True, dynamic=False, mode=COMPILE_MODES[self.compile])
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One implementation. `check` runs it once on fresh state and gives its relative error; `work` makes what is timed.
+
+    Either may raise `Absent`, or fail in a way of its own, which is reported as absence too.
+    """
+
+    name: str
+    role: Role
+    check: Callable[[], float]
+    work: Callable[[], Run]
+    path: Callable[[], str] = str  # asked after the check
+    first_call: Callable[[], float | None] = lambda: None  # seconds, asked after the check
+
+
+@dataclass(frozen=True)
+class Group:
+    """Contenders for the same work."""
+
+    name: str
+    case: dict[str, Any]
+    contenders: Sequence[Contender]
+    tolerance: float
+    bytes: int | None = None  # of one unit of work
+    units: int = 1  # in one run
+
+
+@dataclass
+class _Outcome:
+    status: Literal["measured", "absent", "wrong"]
+    reason: str = ""
+    error: float | None = None
+    run: Run | None = None
+    seconds: float = math.nan
+    spread: float = 0.0
+    samples: int = 0
+
+
+@torch.no_grad()
+def race(groups: Sequence[Group], setup: Setup, bandwidth: Bandwidth) -> list[Comparison]:
+    """Checks all contenders of all groups, then times all that are right in turn, in CUDA graphs."""
+    return race_as_they_are(groups, setup, bandwidth, lambda run: prepared(run, setup.kind))
+
+
+def race_as_they_are(
+    groups: Sequence[Group], setup: Setup, bandwidth: Bandwidth, prepare: Callable[[Run], Run] = lambda run: run
+) -> list[Comparison]:
+    """The same with gradients left as they are, and by default without graphs."""
+    outcomes = [[_ready(contender, group.tolerance, prepare) for contender in group.contenders] for group in groups]
+    timed = [outcome for row in outcomes for outcome in row if outcome.run]
+    clock = None
+    if timed:
+        runs = [outcome.run for outcome in timed if outcome.run]
+        samples = take(runs, [1 / len(runs)] * len(runs), setup.kind, _BOUNDS[setup.kind])
+        for i, outcome in enumerate(timed):
+            outcome.seconds, outcome.spread = samples.combine(*(float(i == j) for j in range(len(timed))))
+            outcome.samples = samples.count
+        clock = _busy_clock(runs[0], timed[0].seconds, setup.kind)
+    found = [_comparison(g, row, bandwidth, clock) for g, row in zip(groups, outcomes, strict=True)]
+    del outcomes, timed
+    release(setup.kind)
+    return found
+
+
+def _ready(contender: Contender, tolerance: float, prepare: Callable[[Run], Run]) -> _Outcome:
+    error = None
+    try:
+        error = contender.check()
+        if not error <= tolerance:
+            return _Outcome("wrong", f"its results are {error:.1e} off, more than {tolerance:g}", error)
+        return _Outcome("measured", error=error, run=prepare(contender.work()))
+    except Absent as reason:
+        return _Outcome("absent", str(reason), error)
+    except Exception as problem:  # whatever a library raises; the report says what
+        lines = str(problem).strip().splitlines()
+        return _Outcome("absent", f"{type(problem).__name__}: {lines[0] if lines else ''}"[:300], error)
+
+
+def _comparison(group: Group, outcomes: Sequence[_Outcome], bandwidth: Bandwidth, clock: float | None) -> Comparison:
+    floor = group.bytes / bandwidth.bytes_per_s if group.bytes else None
+    entries = []
+    for contender, outcome in zip(group.contenders, outcomes, strict=True):
+        seconds = outcome.seconds / group.units if outcome.run else None
+        entries.append(
+            Entry(
+                name=contender.name,
+                role=contender.role,
+                status=outcome.status,
+                path=contender.path(),
+                reason=outcome.reason,
+                error=outcome.error if outcome.error is not None and math.isfinite(outcome.error) else None,
+                median_us=1e6 * seconds if seconds else None,
+                iqr_us=1e6 * outcome.spread / group.units if seconds else None,
+                samples=outcome.samples,
+                first_call_s=contender.first_call(),
+                bandwidth_percent=100 * floor / seconds if floor and seconds else None,
+                floor_ratio=seconds / floor if floor and seconds else None,
+            )
+        )
+    ours = next((e.median_us for e in entries if e.role == "ours" and e.median_us), None)
+    rivals = [(e.median_us, e.name) for e in entries if e.role == "baseline" and e.median_us]
+    best = min(rivals, default=None)
+    return Comparison(
+        name=group.name,
+        case=group.case,
+        tolerance=group.tolerance,
+        bytes=group.bytes,
+        floor_us=1e6 * floor if floor else None,
+        units=group.units,
+        clock_mhz=clock,
+        entries=entries,
+        best_baseline=best[1] if best else None,
+        ratio=ours / best[0] if ours and best else None,
+    )
+
+
+def links(size: int, kind: str) -> int:
+    """How many links, each with `size` bytes of weights and state of its own, a chain has."""
+    wanted = min(_LONGEST, max(2, math.ceil(_WORKING_SET[kind] / size)))
+    return max(1, min(wanted, int(free_memory(kind) // (2 * size))))
+
+
+def copy_bandwidth(kind: str) -> Bandwidth:
+    """Of a large copy on the device, read and written bytes counted."""
+    size = _COPY_BYTES[kind]
+    source = torch.ones(size // 2, dtype=torch.uint8, device=kind)
+    target = torch.empty_like(source)
+    run = prepared(lambda: target.copy_(source), kind)
+    median, spread = take([run], [1.0], kind, _BOUNDS[kind]).combine(1.0)
+    return Bandwidth(bytes_per_s=size / median, iqr_percent=100 * spread / median, working_set_bytes=size)
+
+
+def _busy_clock(run: Run, seconds: float, kind: str) -> float | None:
+    """The SM clock in MHz, read while the device works through about a second of `run`."""
+    if kind == "cpu":
+        return None
+    for _ in range(min(2000, math.ceil(1.0 / seconds))):
+        run()
+    clock = provenance(kind).clock_mhz
+    torch.cuda.synchronize()
+    return clock
+
+
+def release(kind: str) -> None:
+    """Gives the device's memory that nothing refers to any more back."""
+    if kind == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def relative(got: Tensor, expected: Tensor, before: Tensor | None = None) -> float:
+    """|got - expected| over |expected|, or over how far it is from what was there before; nan if something is not
+    finite."""
+    difference = (got.double() - expected.double()).norm()
+    size = (expected.double() if before is None else expected.double() - before.double()).norm()
+    return float(difference / size.clamp_min(1e-30))

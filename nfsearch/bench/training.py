@@ -1,0 +1,245 @@
+"""`nfsearch bench training`: forward and backward of each mixer, as training runs them (bf16 autocast on CUDA).
+
+Nothing is captured in a graph here: what launching costs is part of the time, as it is in a training step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from nfsearch.bench.library import FLA_MODULES, need
+from nfsearch.bench.ops import randomise
+from nfsearch.bench.race import TOLERANCE, Contender, Group, Role, Setup, race_as_they_are, relative
+from nfsearch.bench.schema import Bandwidth, Comparison
+from nfsearch.latency_lut.timing import Run
+from nfsearch.ops import Operator, build_operator, recurrence
+from nfsearch.space import Layer
+
+Functions = Mapping[str, Callable[..., tuple[Tensor, Tensor]]]
+
+
+def mixer(op: str, width: int, head_dim: int) -> Layer:
+    """The mixer of this name with keys of `head_dim` in each head. Raises ValueError if there is none."""
+    settings = {"heads": max(1, width // (2 * head_dim))} if op == "GLA" else {"head_dim": head_dim}
+    layer = Layer.of(op, **settings)
+    layer.shape(width)
+    return layer
+
+
+def bench_training(
+    layers: Sequence[Layer],
+    width: int,
+    sequences: Sequence[int],
+    batch: int,
+    setup: Setup,
+    bandwidth: Bandwidth,
+) -> Iterator[Comparison]:
+    """Every layer at every sequence length."""
+    for layer in layers:
+        for sequence in sequences:
+            case = _Case(layer, width, batch, sequence, setup)
+            yield from race_as_they_are([case.group()], setup, bandwidth)
+
+
+@dataclass
+class _Way:
+    """A way to run the operator: the functions that it is made to call, and the context around it."""
+
+    name: str
+    role: Role
+    context: Callable[[], AbstractContextManager[Any]]
+    path: str
+    first_call: float | None = None
+
+
+class _Case:
+    """An operator, one input and one gradient of its output."""
+
+    def __init__(self, layer: Layer, width: int, batch: int, sequence: int, setup: Setup) -> None:
+        torch.manual_seed(0)
+        self.layer, self.setup = layer, setup
+        with torch.device(setup.kind):
+            self.operator = build_operator(layer, width)
+        randomise(self.operator)
+        self.x = torch.randn(batch, sequence, width, device=setup.kind, requires_grad=True)
+        self.gradient = torch.randn(batch, sequence, width, device=setup.kind)
+        self.expected: list[Tensor] = []
+
+    def group(self) -> Group:
+        batch, sequence, width = self.x.shape
+        case = {"layer": str(self.layer), "width": width, "sequence": sequence, "batch": batch}
+        title = f"{self.layer}  width {width}  sequence {sequence}  batch {batch}"
+        contenders = [self._contender(way) for way in self._ways()]
+        tolerance = 2 * TOLERANCE[self.setup.dtype]  # products of the backward pass add their own rounding
+        return Group(title, case | {"dtype": self.setup.dtype_name}, contenders, tolerance)
+
+    def _ways(self) -> list[_Way]:
+        with self._autocast():
+            path = self.operator.training_path(self.x.shape[1], self.x)
+        ours = _Way("nfsearch", "ours", nullcontext, f"{path.name}: {path.reason}")
+        if self.layer.op == "A":
+            backends = {
+                "SDPA, cuDNN": SDPBackend.CUDNN_ATTENTION,
+                "SDPA, FA2": SDPBackend.FLASH_ATTENTION,
+                "SDPA, math": SDPBackend.MATH,
+            }
+            return [ours, *(_Way(name, "baseline", partial(sdpa_kernel, b), b.name) for name, b in backends.items())]
+        plain = partial(_calling, self.operator, _PLAIN)
+        fla = partial(_calling, self.operator, _FLA, self.setup.kind)
+        return [
+            ours,
+            _Way("chunked PyTorch", "baseline", plain, "nfsearch.ops.recurrence"),
+            _Way("fla-core", "baseline", fla, "fla-core's chunk kernels, tuned on their first call"),
+        ]
+
+    def _contender(self, way: _Way) -> Contender:
+        return Contender(
+            way.name,
+            way.role,
+            lambda: self._error(way),
+            lambda: self._work(way),
+            lambda: way.path,
+            lambda: way.first_call,
+        )
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.setup.dtype
+        return torch.autocast(self.setup.kind, dtype, enabled=dtype != torch.float32)
+
+    def _work(self, way: _Way) -> Run:
+        def run() -> None:
+            with way.context():
+                self._pass()
+
+        return run
+
+    def _pass(self) -> list[Tensor]:
+        """The output, the input's gradient and the parameters' gradients."""
+        with self._autocast():
+            y = self.operator(self.x)
+        gradients = torch.autograd.grad(y, (self.x, *self.operator.parameters()), self.gradient.to(y.dtype))
+        return [y.detach(), *gradients]
+
+    def _error(self, way: _Way) -> float:
+        """The largest of: the output's, the input gradient's, and that of all parameters' gradients together."""
+        if not self.expected:
+            self.expected = self._exact()
+        started = time.perf_counter()
+        with way.context():
+            got = self._pass()
+        if self.setup.kind == "cuda":
+            torch.cuda.synchronize()
+        way.first_call = time.perf_counter() - started
+        flat = [(_flat(z[2:]) if z[2:] else None, z[0], z[1]) for z in (got, self.expected)]
+        errors = [relative(a, b) for a, b in zip(*flat, strict=True) if a is not None and b is not None]
+        return max(errors) if not any(map(math.isnan, errors)) else math.nan
+
+    def _exact(self) -> list[Tensor]:
+        """In float64, one sequence at a time, so that it fits."""
+        operator = copy.deepcopy(self.operator).double()
+        outputs, inputs, total = [], [], [torch.zeros_like(p) for p in operator.parameters()]
+        for x, gradient in zip(self.x.detach().double().split(1), self.gradient.double().split(1), strict=True):
+            x.requires_grad_()
+            with _calling(operator, _PLAIN) if self.layer.op != "A" else nullcontext():
+                y = operator(x)
+            first, *rest = torch.autograd.grad(y, (x, *operator.parameters()), gradient)
+            outputs.append(y.detach())
+            inputs.append(first)
+            total = [a + b for a, b in zip(total, rest, strict=True)]
+        return [torch.cat(outputs), torch.cat(inputs), *total]
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten().double() for tensor in tensors])
+
+
+# --- what the operators are made to call -----------------------------------------------------------------------------
+
+
+@contextmanager
+def _calling(operator: Operator, functions: Functions, kind: str = "") -> Iterator[None]:
+    """Makes the operator call these instead of the dispatcher's functions of the same names."""
+    if functions is _FLA:
+        need("fla-core", kind, *FLA_MODULES)
+    module = sys.modules[type(operator).__module__]
+    (name,) = {name for name in functions if hasattr(module, name)}
+    original = getattr(module, name)
+    setattr(module, name, functions[name])
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+def _plain(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def call(*arguments: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(like.device.type, enabled=False):
+            return function(*arguments)
+
+    return call
+
+
+def _half(like: Tensor, *tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(torch.get_autocast_dtype(like.device.type)) for tensor in tensors]
+
+
+def _fla_delta(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, *, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    q, k, v, beta = _half(like, q, k, v, beta)
+    if log_decay is None:
+        from fla.ops.delta_rule import chunk_delta_rule
+
+        out, last = chunk_delta_rule(q=q, k=k, v=v, beta=beta, scale=1.0, initial_state=state, output_final_state=True)
+    else:
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+        out, last = chunk_gated_delta_rule(
+            q=q, k=k, v=v, g=log_decay, beta=beta, scale=1.0, initial_state=state, output_final_state=True
+        )
+    return out.float(), last
+
+
+def _fla_gated_linear(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    from fla.ops.gla import chunk_gla
+
+    q, k, v = _half(like, q, k, v)
+    out, last = chunk_gla(q=q, k=k, v=v, g=log_decay, scale=1.0, initial_state=state, output_final_state=True)
+    return out.float(), last
+
+
+def _fla_shared_linear(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    q, k, v = _half(like, q, k, v)
+    q, k = (z[:, :, None].expand(-1, -1, v.shape[2], -1).contiguous() for z in (q, k))
+    out, last = chunk_simple_gla(q=q, k=k, v=v, g=log_decay, scale=1.0, initial_state=state, output_final_state=True)
+    return out.float(), last
+
+
+_PLAIN: Functions = {
+    "delta_rule": _plain(recurrence.delta_rule),
+    "gated_linear": _plain(recurrence.gated_linear),
+    "shared_linear": _plain(recurrence.shared_linear),
+}
+_FLA: Functions = {
+    "delta_rule": _fla_delta,
+    "gated_linear": _fla_gated_linear,
+    "shared_linear": _fla_shared_linear,
+}

@@ -1,0 +1,285 @@
+"""The conformance suite that every operator passes: the project's own, and any that another package adds.
+
+It needs pytest, which nfsearch itself does not (it is in the extra `dev`). In a test file:
+
+    from nfsearch.space import Layer
+    from nfsearch.testing import OperatorSuite
+
+    class TestMyMixer(OperatorSuite):
+        layers = (Layer.of("MyMixer"), Layer.of("MyMixer", head_dim=16))
+        widths = (32, 96)
+
+The operator's spec must be found under its name, so install the package that declares it (entry-point group
+`nfsearch.operators`). Small sizes are enough, and the recurrence is a loop in Python: keep widths below a hundred.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nfsearch.ops.operator import Operator, State, build_operator
+from nfsearch.space import Layer
+
+EXACT = 1e-10  # relative error allowed in float64
+SINGLE = 1e-4  # in float32
+HALF = 0.15  # in bfloat16, with weights far larger than a trained model's
+
+_ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+_CASES = {
+    "device": ("cpu", pytest.param("cuda", marks=_ON_CUDA)),
+    "dtype": (torch.bfloat16, torch.float32, torch.float64),
+}
+
+
+class OperatorSuite:
+    """Subclass it as `Test...` and name `layers` and `widths`; pytest runs every test for every layer.
+
+    Forms and gradients are compared at the first of `widths`, costs at each. Everything runs on the CPU, and again on a
+    CUDA device where there is one, always against the operator's `recurrence` on the CPU in float64.
+
+    Override `lengths`, `splits` and `gradient_lengths` for an operator whose chunks are longer than 64 steps.
+    """
+
+    layers: ClassVar[Sequence[Layer]]
+    widths: ClassVar[Sequence[int]]
+    lengths: ClassVar[Sequence[int]] = (1, 2, 7, 31, 63, 64, 65, 130)
+    splits: ClassVar[Sequence[tuple[int, ...]]] = ((1,), (2, 3), (5, 12), (33, 34), (63, 64, 65), (96,), (3, 70))
+    gradient_lengths: ClassVar[Sequence[int]] = (13, 67)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        cases = {"layer": self.layers, "width": self.widths, "time": self.gradient_lengths, **_CASES}
+        for name in [name for name in cases if name in metafunc.fixturenames]:
+            metafunc.parametrize(name, cases[name], ids=str if name == "layer" else None)
+
+    def make(self, layer: Layer, dtype: torch.dtype, device: str = "cpu") -> Operator:
+        """The operator at the first width, always with the same weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            operator = build_operator(layer, self.widths[0]).double()
+            self.randomise(operator)
+        return operator.to(device, dtype)
+
+    @torch.no_grad()
+    def randomise(self, operator: Operator) -> None:
+        """Makes every parameter matter: projections are large enough to saturate gates, nothing is left at 0 or 1."""
+        projections = {module.weight for module in operator.modules() if isinstance(module, nn.Linear)}
+        for parameter in operator.parameters():
+            if parameter in projections:
+                parameter.normal_(std=(3 / parameter.shape[1]) ** 0.5)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+    def inputs(self, time: int, batch: int = 2) -> Tensor:
+        """[batch, time, width] in float64 on the CPU."""
+        random = torch.Generator().manual_seed(time)
+        return torch.randn(batch, time, self.widths[0], dtype=torch.float64, generator=random)
+
+    # --- the forms -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test_parallel_and_step_follow_the_recurrence(self, layer: Layer, device: str) -> None:
+        exact, single = (self.make(layer, dtype, device) for dtype in (torch.float64, torch.float32))
+        x = self.inputs(max(self.lengths))
+        expected = self.make(layer, torch.float64).recurrence(x)
+        agree(self.make(layer, torch.float32).recurrence(x.float()), expected, SINGLE, "recurrence in float32")
+        for time in self.lengths:
+            piece, wanted = x[:, :time].to(device), expected[:, :time]  # a loop over time: prefixes give prefixes
+            agree(exact(piece), wanted, EXACT, f"forward of {time} steps in float64")
+            agree(single(piece.float()), wanted, SINGLE, f"forward of {time} steps in float32")
+        for operator, kind, tolerance in ((exact, torch.float64, EXACT), (single, torch.float32, SINGLE)):
+            given = x.to(device, kind)
+            agree(steps(operator, given, empty(operator, given)), expected, tolerance, f"steps in {kind}")
+
+    @torch.no_grad()
+    def test_state_is_carried_across_splits(self, layer: Layer, device: str) -> None:
+        operator = self.make(layer, torch.float64, device)
+        total = 1 + max(itertools.chain(*self.splits))
+        x = self.inputs(total)
+        whole = empty(operator, x.to(device))
+        expected = operator(x.to(device), whole)
+        agree(expected, self.make(layer, torch.float64).recurrence(x), EXACT, f"forward of {total} steps with a state")
+        x = x.to(device)
+        for cuts in self.splits:
+            state, parts = empty(operator, x), []
+            for i, (first, last) in enumerate(itertools.pairwise((0, *cuts, total))):
+                piece = x[:, first:last]
+                # The two forms take turns, so that each continues what the other left.
+                parts.append(steps(operator, piece, state, first) if i % 2 else operator(piece, state, first))
+            agree(torch.cat(parts, dim=1), expected, EXACT, f"{total} steps cut at {cuts}")
+            for name, tensor in whole.items():
+                agree(state[name], tensor, EXACT, f"state {name!r} after {total} steps cut at {cuts}")
+
+    @torch.no_grad()
+    def test_state_is_written_in_place(self, layer: Layer) -> None:
+        operator = self.make(layer, torch.float32)
+        x = self.inputs(9).float()
+        state = empty(operator, x)
+        for name, tensor in state.items():
+            assert not tensor.any(), f"init_state: {name!r} is not zero"
+        before, position = dict(state), torch.tensor(8)
+        operator(x[:, :8], state)
+        operator.step(x[:, 8], state, position)
+        assert position == 8, "step changed the position, which the caller counts"
+        assert state.keys() == before.keys(), f"state {list(state)}, made as {list(before)}"
+        for name, tensor in before.items():
+            assert state[name] is tensor, f"state {name!r} was replaced; a captured graph would write the old one"
+            assert tensor.any(), f"state {name!r} was never written"
+
+    @torch.no_grad()
+    def test_sequences_of_a_batch_do_not_meet(self, layer: Layer) -> None:
+        operator = self.make(layer, torch.float64)
+        x = self.inputs(20, batch=3)
+
+        def run(rows: Tensor) -> Tensor:
+            state = empty(operator, rows)
+            return torch.cat((operator(rows[:, :15], state), steps(operator, rows[:, 15:], state, 15)), dim=1)
+
+        agree(run(x[2:]), run(x)[2:], EXACT, "a sequence alone, against the same in a batch of 3")
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def test_gradients(self, layer: Layer, device: str, time: int) -> None:
+        operator, reference = (self.make(layer, torch.float64, kind) for kind in (device, "cpu"))
+        x = self.inputs(time)
+        weight = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+
+        def gradients(made: Operator, form: str, kind: str) -> dict[str, Tensor]:
+            leaves = {"x": x.to(kind).requires_grad_(), **dict(made.named_parameters())}
+            total = (getattr(made, form)(leaves["x"]) * weight.to(kind)).sum()
+            return dict(zip(leaves, torch.autograd.grad(total, tuple(leaves.values())), strict=True))
+
+        got = gradients(operator, "forward", device)
+        for name, expected in gradients(reference, "recurrence", "cpu").items():
+            assert expected.abs().max() > 0, f"the gradient of {name} is zero"
+            agree(got[name], expected, 1e-9, f"the gradient of {name}, {time} steps")
+
+    def test_autocast_trains(self, layer: Layer, device: str) -> None:
+        operator = self.make(layer, torch.float32, device)
+        given = self.inputs(20)
+        x = given.to(device, torch.float32).requires_grad_()
+        with torch.autocast(device, torch.bfloat16):
+            y = operator(x)
+        y.float().square().mean().backward()
+        for name, leaf in (("x", x), *operator.named_parameters()):
+            assert leaf.grad is not None, f"no gradient reached {name}"
+            assert leaf.grad.isfinite().all(), f"the gradient of {name} is not finite"
+        agree(y, self.make(layer, torch.float64).recurrence(given), HALF, "forward under autocast")
+
+    @torch.no_grad()
+    def test_declared_normalisation_is_along_the_width(self, layer: Layer) -> None:
+        operator, width = self.make(layer, torch.float64), self.widths[0]
+        parameters = dict(operator.named_parameters())
+        x = self.inputs(5)
+        x[..., 0] = 0
+        expected = operator(x)
+
+        def changed(name: str, axis: int, index: int) -> Tensor:
+            """[width] true where the output changes with one slice of a parameter."""
+            original = parameters[name].clone()
+            parameters[name].select(axis, index).add_(1)
+            found = (operator(x) - expected).abs().amax(dim=(0, 1)) > EXACT
+            parameters[name].copy_(original)
+            return found
+
+        for axis, names in ((1, operator.row_normalised), (0, operator.column_normalised)):
+            for name in names:
+                assert name in parameters, f"{name} is declared normalised, but is not among {list(parameters)}"
+                shape = tuple(parameters[name].shape)
+                assert len(shape) == 2, f"{name} {shape} is not a matrix"
+                assert shape[axis] == width, f"{name} {shape}: axis {axis} is not the width {width}"
+        for name in operator.row_normalised:
+            assert not changed(name, 1, 0).any(), f"column 0 of {name} does not read channel 0, which is zero"
+            assert changed(name, 1, 1).any(), f"{name} does not read the operator's input"
+        for name in operator.column_normalised:
+            channels = changed(name, 0, 1).nonzero().flatten().tolist()
+            assert channels == [1], f"row 1 of {name} does not write channel 1 alone, but {channels}"
+
+    # --- costs, dtypes, graphs -------------------------------------------------------------------------------------
+
+    def test_cost_is_what_is_allocated(self, layer: Layer, width: int, dtype: torch.dtype) -> None:
+        operator, cost = build_operator(layer, width).to(dtype), layer.cost(width)
+        owned = sum(p.numel() for p in operator.parameters())
+        assert owned == cost.parameters, f"{owned} parameters, the cost says {cost.parameters}"
+        for batch, length in itertools.product((1, 3), (1, 5, 300)):
+            state = operator.init_state(batch, length, device="cpu", dtype=dtype)
+            held = sum(t.numel() * t.element_size() for t in state.values())
+            said = cost.state_bytes(batch, length, dtype.itemsize)
+            assert held == said, f"state of {batch} x {length} in {dtype}: {held} bytes, the cost says {said}"
+
+    @torch.no_grad()
+    def test_half_precision_runs_and_agrees(self, layer: Layer, device: str) -> None:
+        operator, x = self.make(layer, torch.bfloat16, device), self.inputs(70)
+        small = x.to(device, torch.bfloat16)
+        state = empty(operator, small)
+        got = torch.cat((operator(small[:, :66], state), steps(operator, small[:, 66:], state, 66)), dim=1)
+        assert got.dtype == torch.bfloat16, f"{got.dtype} of a bfloat16 operator and input"
+        agree(got, self.make(layer, torch.float64).recurrence(x), HALF, "bfloat16")
+
+    @torch.no_grad()
+    def test_step_needs_no_value_from_the_device(self, layer: Layer) -> None:
+        """On tensors without values: asking for one (`.item()`, a shape that depends on data) raises."""
+        operator = self.make(layer, torch.float32, "meta")
+        x = torch.empty(3, self.widths[0], device="meta")
+        state = operator.init_state(3, 5, device="meta", dtype=x.dtype)
+        assert operator.step(x, state, torch.empty((), dtype=torch.int64, device="meta")).shape == x.shape
+
+    @_ON_CUDA
+    @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+    @torch.no_grad()
+    def test_a_captured_step_replays_the_eager_one(self, layer: Layer, kind: torch.dtype, tolerance: float) -> None:
+        operator = self.make(layer, kind, "cuda")
+        x = self.inputs(20).to("cuda", kind)
+        wanted, state = empty(operator, x), empty(operator, x)
+        expected = steps(operator, x, wanted)
+        row, position = x[:, 0].clone(), torch.zeros((), dtype=torch.int64, device="cuda")
+
+        def step() -> Tensor:
+            y = operator.step(row, state, position)
+            position.add_(1)
+            return y
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # kernels are compiled and libraries make their workspaces before the capture
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = step()
+        for tensor in (position, *state.values()):
+            tensor.zero_()
+        outputs = []
+        for new in x.unbind(1):
+            row.copy_(new)
+            graph.replay()
+            outputs.append(y.clone())
+        agree(torch.stack(outputs, dim=1), expected, tolerance, "20 replayed steps")
+        for name, tensor in wanted.items():
+            agree(state[name], tensor, tolerance, f"state {name!r} after 20 replayed steps")
+
+
+def agree(got: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    """Raises AssertionError unless the largest difference, relative to the largest expected value, is in bounds."""
+    assert got.shape == expected.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+    assert got.isfinite().all(), f"{what}: not finite"
+    got, expected = got.detach().double().cpu(), expected.detach().double().cpu()
+    error = ((got - expected).abs().max() / expected.abs().max()).item()
+    assert error <= tolerance, f"{what}: {error:.1e} off, at most {tolerance:.0e} is allowed"
+
+
+def steps(operator: Operator, x: Tensor, state: State, first: int = 0) -> Tensor:
+    """x [batch, time, width] one token at a time, after the `first` tokens that the state holds."""
+    positions = torch.arange(first, first + x.shape[1], device=x.device)
+    return torch.stack([operator.step(row, state, positions[t]) for t, row in enumerate(x.unbind(1))], dim=1)
+
+
+def empty(operator: Operator, x: Tensor) -> State:
+    """A state with room for x [batch, time, width]."""
+    return operator.init_state(len(x), x.shape[1], device=x.device, dtype=x.dtype)
