@@ -23,7 +23,8 @@ Compile = Annotated[
     ),
 ]
 Operators = Annotated[
-    list[str] | None, typer.Option("--op", metavar="OPERATOR", help="In the notation: D, A[kv_heads=8]; repeatable.")
+    list[str] | None,
+    typer.Option("--op", metavar="OPERATOR", help="One operator in the notation; repeatable. All, if none is given."),
 ]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nfsearch.bench.library import library_parts, weights
+from nfsearch.bench.library import Parts, library_parts, weights
 from nfsearch.bench.ops import bytes_moved, plain_step, randomise
 from nfsearch.bench.race import TOLERANCE, Absent, Contender, Group, Role, Setup, race, relative
 from nfsearch.bench.schema import Bandwidth, Comparison, Ratio
@@ -117,8 +117,10 @@ class _Subject:
             self._contender("nfsearch", "ours", self._ours, self._ours_path),
             self._contender("plain step", "baseline", lambda: self._plain(_as_it_is)),
             self._contender("plain step, compiled", "baseline", lambda: self._plain(setup.compiled)),
-            self._contender("library parts", "baseline", lambda: self._library(_as_it_is)),
-            self._contender("library parts, compiled", "baseline", lambda: self._library(setup.compiled)),
+            self._contender("library parts", "baseline", lambda: self._library(_as_it_is), self._library_path),
+            self._contender(
+                "library parts, compiled", "baseline", lambda: self._library(setup.compiled), self._library_path
+            ),
         ]
         size = bytes_moved([self.model], self.state) - (self.model.meta.nbytes if self.model.meta is not None else 0)
         case = {
@@ -180,12 +182,21 @@ class _Subject:
         run = wrap(step)
         return lambda state: lambda: run(state)
 
+    def _parts(self, block: Block) -> Parts:
+        """The first, strongest choice."""
+        for make in library_parts(block, self.past, self.setup).values():
+            return make()
+        raise Absent(f"no library serves {type(block.operator).__name__}")
+
+    def _library_path(self) -> str:
+        try:
+            return "; ".join(dict.fromkeys(self._parts(block).path for block in self.blocks))
+        except Absent:  # said already, as the reason why it was not timed
+            return ""
+
     def _library(self, wrap: Wrap) -> Bound:
         model, blocks, tokens = self.model, self.blocks, self.tokens
-        choices = [library_parts(block, self.past, self.setup) for block in blocks]
-        if missing := {type(b.operator).__name__ for b, found in zip(blocks, choices, strict=True) if not found}:
-            raise Absent(f"no library serves {', '.join(sorted(missing))}")
-        parts = [next(iter(found.values()))() for found in choices]
+        parts = [self._parts(block) for block in blocks]
         named = [weights(block) for block in blocks]
         weight, norm, width = model.embedding.weight.detach(), model.norm.weight.detach(), model.architecture.width
         eps = model.norm.eps

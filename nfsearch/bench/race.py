@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nfsearch.bench.schema import Bandwidth, Comparison, Entry
+from nfsearch.display import say
 from nfsearch.latency_lut.device import free_memory, provenance
 from nfsearch.latency_lut.timing import CPU, CUDA, Bounds, Run, prepared, take
 
@@ -99,7 +101,7 @@ def race_as_they_are(
     groups: Sequence[Group], setup: Setup, bandwidth: Bandwidth, prepare: Callable[[Run], Run] = lambda run: run
 ) -> list[Comparison]:
     """The same with gradients left as they are, and by default without graphs."""
-    outcomes = [[_ready(contender, group.tolerance, prepare) for contender in group.contenders] for group in groups]
+    outcomes = [[_ready(group, contender, prepare) for contender in group.contenders] for group in groups]
     timed = [outcome for row in outcomes for outcome in row if outcome.run]
     clock = None
     if timed:
@@ -115,7 +117,14 @@ def race_as_they_are(
     return found
 
 
-def _ready(contender: Contender, tolerance: float, prepare: Callable[[Run], Run]) -> _Outcome:
+def _ready(group: Group, contender: Contender, prepare: Callable[[Run], Run]) -> _Outcome:
+    started = time.perf_counter()
+    outcome = _checked(contender, group.tolerance, prepare)
+    say(f"{group.name}: {contender.name} checked in {time.perf_counter() - started:.1f} s {outcome.reason}".rstrip())
+    return outcome
+
+
+def _checked(contender: Contender, tolerance: float, prepare: Callable[[Run], Run]) -> _Outcome:
     error = None
     try:
         error = contender.check()

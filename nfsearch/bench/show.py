@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nfsearch.bench.schema import BenchResult, Comparison, Entry
 
@@ -17,12 +18,14 @@ def show_comparison(found: Comparison, console: Console) -> None:
         notes.append(f"SM {found.clock_mhz:.0f} MHz")
     if found.ratio:
         notes.append(f"ours / best baseline {found.ratio:.2f}")
-    table = Table(title=found.name, caption=", ".join(notes), title_justify="left", caption_justify="left", box=None)
+    table = Table(
+        title=Text(found.name), caption=Text(", ".join(notes)), title_justify="left", caption_justify="left", box=None
+    )
     for i, name in enumerate(_HEAD):
         table.add_column(name, justify="left" if i in (0, len(_HEAD) - 1) else "right", overflow="fold")
     for entry in found.entries:
-        table.add_row(*_cells(entry, entry.name == found.best_baseline))
-    console.print(table, markup=False)
+        table.add_row(*map(Text, _cells(entry, entry.name == found.best_baseline)))  # brackets are no markup here
+    console.print(table)
 
 
 def _cells(entry: Entry, best: bool) -> list[str]:

@@ -192,7 +192,10 @@ def _plain(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tupl
 
 
 def _half(like: Tensor, *tensors: Tensor) -> list[Tensor]:
-    return [tensor.to(torch.get_autocast_dtype(like.device.type)) for tensor in tensors]
+    """In the dtype of products, which is autocast's where that is on."""
+    kind = like.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 def _fla_delta(

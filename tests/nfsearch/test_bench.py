@@ -92,6 +92,7 @@ def test_ops(bench: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert "projection 64 to 384  batch 1" in names
     assert "attention alone  4 heads, 1 kv of 16  context 24  batch 2" in names
     printed = capsys.readouterr().out
+    assert "A[head_dim=16,window=8]  width 64  context 24  batch 2" in printed
     assert "fla-core's kernels need CUDA" in printed
     assert "TB/s read and written" in printed
 
