@@ -100,11 +100,11 @@ def _ffn(op: FeedForward, eps: float) -> Step:
 
 
 def need(library: str, kind: str, *modules: str) -> None:
-    """Raises Absent unless the library's modules are here and the device is a GPU."""
-    if missing := [name for name in modules if not find_spec(name)]:
-        raise Absent(f"{library} is not usable: no module {missing[0]}")
+    """Raises Absent unless the device is a GPU and the library's modules are here."""
     if kind != "cuda":
         raise Absent(f"{library}'s kernels need CUDA")
+    if missing := [name for name in modules if not find_spec(name)]:
+        raise Absent(f"{library} is not usable: no module {missing[0]}")
 
 
 def _fla(make: Callable[[Any, float], Step], operator: Operator, eps: float, position: int, kind: str) -> Parts:
