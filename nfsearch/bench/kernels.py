@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
-from nfsearch.bench.library import Attend, backend_name, flex, sdpa
+from nfsearch.bench.baselines import Attend, backend_name, flex, sdpa
 from nfsearch.bench.race import TOLERANCE, Absent, Contender, Group, Role, Setup, links, relative
 from nfsearch.latency_lut.timing import Run
 from nfsearch.ops.attention import Attention, rotate

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nfsearch.bench.library import Parts, library_parts, weights
+from nfsearch.bench.baselines import Parts, library_parts, weights
 from nfsearch.bench.ops import bytes_moved, plain_step, randomise
 from nfsearch.bench.race import TOLERANCE, Absent, Contender, Group, Role, Setup, race, relative
 from nfsearch.bench.schema import Bandwidth, Comparison, Ratio

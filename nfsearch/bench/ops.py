@@ -11,8 +11,8 @@ from functools import cache, cached_property, partial
 import torch
 from torch import Tensor, nn
 
+from nfsearch.bench.baselines import Parts, Step, library_parts, weights
 from nfsearch.bench.kernels import attention_alone, projection
-from nfsearch.bench.library import Parts, Step, library_parts, weights
 from nfsearch.bench.race import TOLERANCE, Absent, Contender, Group, Role, Setup, links, race, relative, release
 from nfsearch.bench.schema import Bandwidth, Comparison
 from nfsearch.latency_lut.timing import Run

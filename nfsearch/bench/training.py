@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nfsearch.bench.library import FLA_MODULES, need
+from nfsearch.bench.baselines import FLA_MODULES, need
 from nfsearch.bench.ops import randomise
 from nfsearch.bench.race import TOLERANCE, Contender, Group, Role, Setup, race_as_they_are, relative
 from nfsearch.bench.schema import Bandwidth, Comparison

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nfsearch import cli
-from nfsearch.bench import kernels, library
+from nfsearch.bench import baselines, kernels
 from nfsearch.bench.model import qwen3
 from nfsearch.bench.ops import bytes_moved
 from nfsearch.bench.schema import BenchResult, Comparison, Entry
@@ -132,7 +132,7 @@ def test_training(bench: Run) -> None:
 
 @pytest.mark.parametrize("wrong", ["output", "nan", "cache"])
 def test_a_wrong_baseline_is_not_timed(bench: Run, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
-    original = library.sdpa
+    original = baselines.sdpa
 
     def sdpa(backend: object) -> Callable[..., Tensor]:
         attend = original(backend)  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def test_a_wrong_baseline_is_not_timed(bench: Run, monkeypatch: pytest.MonkeyPat
 
         return other
 
-    monkeypatch.setattr(library, "sdpa", sdpa)
+    monkeypatch.setattr(baselines, "sdpa", sdpa)
     found = bench(*ATTENTION).comparisons[0]
     hold_together(found)
     assert entries(found)["SDPA, default"].status == "wrong"
