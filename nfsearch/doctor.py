@@ -16,7 +16,7 @@ from nfsearch.space import Layer, operators
 
 WIDTH = 1024  # of the layers that are asked for, which all defaults fit
 GIVES = {
-    "fla": "fla-core's kernels for training DeltaNet and GLA on CUDA",
+    "fla": "fla-core's kernels, baselines of `nfsearch bench`",
     "hf": "exports as Hugging Face models, data sets from the hub",
     "eval": "evaluation of an exported model",
     "dashboard": "looking into a running study in the browser",

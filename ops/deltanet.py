@@ -49,8 +49,8 @@ class DeltaNet(Operator):
         shape = (batch, self.heads, self.head_dim, self.head_dim)
         return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
 
-    def training_path(self, time: int, like: Tensor) -> Path:
-        return training_path("delta_rule", torch.empty(1, time, 1, self.head_dim, device="meta"), like)
+    def training_path(self, like: Tensor) -> Path:
+        return training_path("delta_rule", self.head_dim, self.head_dim, like)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         qkv, beta = self.in_proj(x).split((3 * self.inner, self.heads), dim=-1)

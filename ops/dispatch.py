@@ -1,62 +1,67 @@
-"""Which implementation a linear recurrence runs on: fla-core's kernels on CUDA where they serve, else plain PyTorch.
+"""Which implementation a linear recurrence runs on: nfsearch's Triton kernels on CUDA where they serve and have been
+checked, else plain PyTorch.
 
-Inputs arrive in float32 or wider; `like` is the operator's input, whose dtype (or autocast's) says how precise the
-products may be.
+Inputs may come in any dtype; `like` is the operator's input, whose dtype (or autocast's) says how precise the products
+may be.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
-from typing import Literal, NamedTuple
+import importlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nfsearch.ops import recurrence
-
-_SHORTEST = 64  # steps; below one chunk fla's kernels would mostly compute padding
-_LARGEST_KEY = 256  # key size of a head that fla's delta-rule kernels take
-
+from nfsearch.ops.selfcheck import missing, relative, verdict
 
 Kind = Literal["delta_rule", "gated_delta_rule", "shared_linear", "gated_linear"]
 
+_KERNELS: dict[Kind, str] = {  # modules with a `refusal` and the function of the recurrence's name
+    "delta_rule": "nfsearch.ops.kernels.chunk_delta",
+    "gated_delta_rule": "nfsearch.ops.kernels.chunk_delta",
+    "shared_linear": "nfsearch.ops.kernels.chunk_shared",
+    "gated_linear": "nfsearch.ops.kernels.chunk_gated",
+}
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative, of results and gradients
+
 
 class Path(NamedTuple):
-    """What computes something, and why: fla-core's kernels, nfsearch's Triton kernels, or plain PyTorch."""
+    """What computes something, and why: nfsearch's Triton kernels, or PyTorch."""
 
-    name: Literal["fla", "triton", "torch"]
+    name: Literal["triton", "torch"]
     reason: str
 
 
-def training_path(kind: Kind, q: Tensor, like: Tensor) -> Path:
-    """The implementation that `kind` takes for queries q [batch, time, heads, key] of an operator's input `like`."""
-    dtype = _product_dtype(like)
+def training_path(kind: Kind, key: int, value: int, like: Tensor) -> Path:
+    """The implementation that `kind` takes with heads of these key and value sizes, for an operator's input `like`.
+
+    On CUDA, asking compiles and checks the kernels, once a process.
+    """
+    dtype = product_dtype(like)
     if not like.is_cuda:
         return Path("torch", f"the tensors are on {like.device.type}, not CUDA")
-    if kind not in ("delta_rule", "gated_linear"):
-        return Path("torch", f"fla-core's {kind} has no dependable backward on this GPU generation")
-    if dtype not in (torch.bfloat16, torch.float16):
-        return Path("torch", f"fla-core's kernels take bfloat16 and float16, not {dtype}")
-    if not torch.is_grad_enabled():
-        return Path("torch", "no gradient is asked for, and fla-core's first call tunes itself for a minute and more")
-    if q.shape[1] < _SHORTEST:
-        return Path("torch", f"{q.shape[1]} steps are fewer than one chunk of {_SHORTEST}")
-    if q.shape[-1] > _LARGEST_KEY:
-        return Path("torch", f"fla-core's kernels take keys of up to {_LARGEST_KEY}, not {q.shape[-1]}")
-    missing = _missing()
-    if missing:
-        return Path("torch", f"fla-core is not usable: no {missing} (pip install 'nfsearch[fla]')")
-    return Path("fla", "CUDA, half precision, fla-core is installed")
+    if dtype not in _TOLERANCE:
+        return Path("torch", f"no kernels for {dtype}")
+    if reason := missing():
+        return Path("torch", reason)
+    if reason := importlib.import_module(_KERNELS[kind]).refusal(key, value, dtype):
+        return Path("torch", reason)
+    gradients = torch.is_grad_enabled()
+    name = f"{kind} ({key} x {value}, {dtype}{'' if gradients else ', without gradients'})"
+    reason = verdict(
+        (kind, key, value, dtype, gradients),
+        name,
+        lambda: _kernel_error(kind, key, value, dtype, like.device, gradients),
+        _TOLERANCE[dtype],
+    )
+    return Path("torch", reason) if reason else Path("triton", "agrees with float64 here")
 
 
-@cache
-def _missing() -> str:
-    """The first package that fla-core's kernels need and that is not installed, or nothing."""
-    return next((name for name in ("fla", "einops", "packaging", "triton") if not importlib.util.find_spec(name)), "")
-
-
-def _product_dtype(like: Tensor) -> torch.dtype:
+def product_dtype(like: Tensor) -> torch.dtype:
+    """Of matrix products with an operator's input: its own, or autocast's."""
     kind = like.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
@@ -64,37 +69,89 @@ def _product_dtype(like: Tensor) -> torch.dtype:
 def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See `recurrence.delta_rule`."""
+    """See `recurrence.delta_rule`. The output has the dtype of the products where the kernels run."""
     kind: Kind = "delta_rule" if log_decay is None else "gated_delta_rule"
-    if training_path(kind, q, like).name == "fla":
-        from fla.ops.delta_rule import chunk_delta_rule
+    if training_path(kind, q.shape[-1], v.shape[-1], like).name == "torch":
+        return _plain(recurrence.delta_rule, like, q, k, v, beta, log_decay, state)
+    from nfsearch.ops.kernels.chunk_delta import delta_rule as kernel
 
-        dtype = _product_dtype(like)
-        q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
-        out, last = chunk_delta_rule(q=q, k=k, v=v, beta=beta, scale=1.0, initial_state=state, output_final_state=True)
-        return out.float(), last
-    with torch.autocast(q.device.type, enabled=False):
-        return recurrence.delta_rule(q, k, v, beta, log_decay, state)
+    dtype = product_dtype(like)
+    return kernel(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state)
 
 
 def gated_linear(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See `recurrence.gated_linear`."""
-    if training_path("gated_linear", q, like).name == "fla":
-        from fla.ops.gla import chunk_gla
+    """See `recurrence.gated_linear`; the output as of `delta_rule`."""
+    if training_path("gated_linear", q.shape[-1], v.shape[-1], like).name == "torch":
+        return _plain(recurrence.gated_linear, like, q, k, v, log_decay, state)
+    from nfsearch.ops.kernels.chunk_gated import gated_linear as kernel
 
-        dtype = _product_dtype(like)
-        q, k, v = (x.to(dtype) for x in (q, k, v))
-        out, last = chunk_gla(q=q, k=k, v=v, g=log_decay, scale=1.0, initial_state=state, output_final_state=True)
-        return out.float(), last
-    with torch.autocast(q.device.type, enabled=False):
-        return recurrence.gated_linear(q, k, v, log_decay, state)
+    dtype = product_dtype(like)
+    return kernel(q.to(dtype), k.to(dtype), v.to(dtype), log_decay, state)
 
 
 def shared_linear(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See `recurrence.shared_linear`; always in PyTorch, in float32 or wider."""
-    with torch.autocast(q.device.type, enabled=False):
-        return recurrence.shared_linear(q, k, v, log_decay, state)
+    """See `recurrence.shared_linear`; the output as of `delta_rule`."""
+    if training_path("shared_linear", q.shape[-1], v.shape[-1], like).name == "torch":
+        return _plain(recurrence.shared_linear, like, q, k, v, log_decay, state)
+    from nfsearch.ops.kernels.chunk_shared import shared_linear as kernel
+
+    dtype = product_dtype(like)
+    return kernel(q.to(dtype), k.to(dtype), v.to(dtype), log_decay, state)
+
+
+def _plain(form: Callable[..., tuple[Tensor, Tensor]], like: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    """In float32 or wider."""
+    wide = [x if x is None else x.to(torch.promote_types(x.dtype, torch.float32)) for x in inputs]
+    with torch.autocast(like.device.type, enabled=False):
+        return form(*wide)
+
+
+# --- the check -------------------------------------------------------------------------------------------------------
+
+_TIME, _HEADS = 150, 2  # more than two chunks, the last one short
+
+
+def _kernel_error(kind: Kind, key: int, value: int, dtype: torch.dtype, device: torch.device, gradients: bool) -> float:
+    """The largest relative error of the output, the state after it and (with `gradients`) every input's gradient."""
+    name = "delta_rule" if kind == "gated_delta_rule" else kind
+    kernel = getattr(importlib.import_module(_KERNELS[kind]), name)
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        inputs = _example(kind, key, value, dtype)
+        exact = _results(getattr(recurrence, name), [x if x is None else x.double() for x in inputs], gradients)
+        on_device = [x if x is None else x.to(device) for x in inputs]
+        return max(map(relative, _results(kernel, on_device, gradients), exact))
+
+
+def _example(kind: Kind, key: int, value: int, dtype: torch.dtype) -> list[Tensor | None]:
+    """Random inputs on the CPU, q and k of length one."""
+    random = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, generator=random)
+
+    def unit(*shape: int) -> Tensor:
+        return torch.nn.functional.normalize(draw(*shape), dim=-1).to(dtype)
+
+    heads = () if kind == "shared_linear" else (_HEADS,)
+    q, k, v = unit(_TIME, *heads, key), unit(_TIME, *heads, key), draw(_TIME, _HEADS, value).to(dtype)
+    state = draw(_HEADS, key, value)
+    decay = -draw(_TIME, _HEADS, *((key,) if kind == "gated_linear" else ())).square() / 4
+    if kind in ("shared_linear", "gated_linear"):
+        return [q, k, v, decay, state]
+    return [q, k, v, draw(_TIME, _HEADS).sigmoid(), None if kind == "delta_rule" else decay, state]
+
+
+def _results(form: Callable[..., tuple[Tensor, Tensor]], inputs: list[Any], gradients: bool) -> list[Tensor]:
+    with torch.set_grad_enabled(gradients):
+        leaves = [x if x is None else x.detach().clone().requires_grad_(gradients) for x in inputs]
+        results = form(*leaves)
+        if not gradients:
+            return list(results)
+        wanted = [x for x in leaves if x is not None]
+        weights = [torch.linspace(-1, 1, y.numel(), device=y.device, dtype=y.dtype).view_as(y) for y in results]
+        found = torch.autograd.grad(results, wanted, weights)
+        return [*(y.detach() for y in results), *found]

@@ -1,21 +1,17 @@
 """Decoding on the fused Triton kernels: where they can serve, and only after they have been checked.
 
 The first time a kind of block meets a dtype and a batch, one fused step is compared with the plain one on random
-weights' own inputs and states. A kernel that does not compile on this machine or computes something else is refused
-loudly, once, and the plain step goes on working.
+inputs and states (see `selfcheck`).
 """
 
 from __future__ import annotations
 
-import logging
-import shutil
-from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from nfsearch.ops.selfcheck import missing, relative, verdict
 
 if TYPE_CHECKING:
     from nfsearch.ops.model import Block, HybridLM
@@ -24,9 +20,6 @@ if TYPE_CHECKING:
 _SLOTS = 200  # tokens that the states of a check have room for
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative, of outputs and states
 _BATCH = 8  # more sequences make the projections matrix products, for which cuBLAS serves
-_checked: dict[tuple[Any, ...], str] = {}  # what was checked -> why it is refused, or nothing
-
-logger = logging.getLogger(__name__)
 
 
 def block_refusal(block: Block, x: Tensor) -> str:
@@ -41,7 +34,13 @@ def block_refusal(block: Block, x: Tensor) -> str:
     if reason := decode.refusal(operator, x.dtype):
         return reason
     sizes = tuple(tuple(parameter.shape) for parameter in operator.parameters())
-    return _verdict((type(operator).__name__, sizes, x.dtype, len(x)), lambda: _block_error(block, x), x.dtype)
+    name = type(operator).__name__
+    return verdict(
+        (name, sizes, x.dtype, len(x)),
+        f"{name}'s step ({x.dtype})",
+        lambda: _block_error(block, x),
+        _TOLERANCE[x.dtype],
+    )
 
 
 def block_step(block: Block, x: Tensor, state: State, position: Tensor) -> Tensor:
@@ -59,7 +58,7 @@ def head_refusal(model: HybridLM, x: Tensor) -> str:
     if x.shape[1] % 8:
         return f"{x.shape[1]} values are not a multiple of 8"
     key = ("head", tuple(model.embedding.weight.shape), model.architecture.head_norm, x.dtype, len(x))
-    return _verdict(key, lambda: _head_error(model, x), x.dtype)
+    return verdict(key, f"the head ({x.dtype})", lambda: _head_error(model, x), _TOLERANCE[x.dtype])
 
 
 def head(model: HybridLM, x: Tensor) -> Tensor:
@@ -80,31 +79,7 @@ def _unsuitable(x: Tensor) -> str:
         return f"no kernels for {x.dtype}"
     if len(x) > _BATCH:
         return f"{len(x)} sequences are more than {_BATCH}"
-    return _missing()
-
-
-@cache
-def _missing() -> str:
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        return "triton needs a C compiler to launch kernels, and there is none"
-    return ""
-
-
-def _verdict(key: tuple[Any, ...], error: Callable[[], float], dtype: torch.dtype) -> str:
-    if key not in _checked:
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            return "not checked yet, and a graph is being captured"
-        try:
-            found = error()
-            _checked[key] = "" if found <= _TOLERANCE[dtype] else f"they are {found:.1e} off"
-        except Exception as problem:
-            text = str(problem).strip().splitlines()
-            _checked[key] = f"{type(problem).__name__}: {text[0] if text else ''}"
-        if _checked[key]:
-            logger.warning("the fused kernels of %s (%s) are not used: %s", key[0], dtype, _checked[key])
-    return _checked[key]
+    return missing()
 
 
 @torch.no_grad()
@@ -118,16 +93,10 @@ def _block_error(block: Block, x: Tensor) -> float:
     position = torch.tensor(_SLOTS - 2, device=x.device)
     expected = probe + block.operator.step(block.norm(probe), state, position)
     got = block_step(block, probe, fused, position)
-    return max(_relative(got, expected), *(_relative(fused[name], state[name]) for name in state), 0.0)
+    return max(relative(got, expected), *(relative(fused[name], state[name]) for name in state), 0.0)
 
 
 @torch.no_grad()
 def _head_error(model: HybridLM, x: Tensor) -> float:
     probe = torch.empty_like(x).normal_(generator=torch.Generator(x.device).manual_seed(0))
-    return _relative(head(model, probe), model.head(model.norm(probe)))
-
-
-def _relative(got: Tensor, expected: Tensor) -> float:
-    """|got - expected| / |expected|; infinite where something is not finite."""
-    error = float((got.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
-    return error if error == error else float("inf")
+    return relative(head(model, probe), model.head(model.norm(probe)))

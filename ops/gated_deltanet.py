@@ -53,8 +53,8 @@ class GatedDeltaNet(Operator):
         shape = (batch, self.heads, self.key_dim, self.value_dim)
         return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
 
-    def training_path(self, time: int, like: Tensor) -> Path:
-        return training_path("gated_delta_rule", torch.empty(1, time, 1, self.key_dim, device="meta"), like)
+    def training_path(self, like: Tensor) -> Path:
+        return training_path("gated_delta_rule", self.key_dim, self.value_dim, like)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         qkv, gate, rest = self._rows(x)

@@ -42,8 +42,8 @@ class GatedLinearAttention(Operator):
         shape = (batch, self.heads, self.key_dim, self.value_dim)
         return {"state": torch.zeros(shape, device=device, dtype=wide(dtype))}
 
-    def training_path(self, time: int, like: Tensor) -> Path:
-        return training_path("gated_linear", torch.empty(1, time, 1, self.key_dim, device="meta"), like)
+    def training_path(self, like: Tensor) -> Path:
+        return training_path("gated_linear", self.key_dim, self.value_dim, like)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         q, k, v, log_decay, gate = self._heads(x)

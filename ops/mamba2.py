@@ -52,8 +52,8 @@ class Mamba2(Operator):
         shape = (batch, self.heads, self.state_size, self.head_dim)
         return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
 
-    def training_path(self, time: int, like: Tensor) -> Path:
-        return training_path("shared_linear", torch.empty(1, time, 1, self.state_size, device="meta"), like)
+    def training_path(self, like: Tensor) -> Path:
+        return training_path("shared_linear", self.state_size, self.head_dim, like)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         z, xbc, dt = self._rows(x)

@@ -63,8 +63,8 @@ class Operator(nn.Module, ABC):
         """The empty state for up to `max_length` tokens, activations being of `dtype`."""
         return {}
 
-    def training_path(self, time: int, like: Tensor) -> Path:
-        """What computes the parallel form of `time` steps for an input such as `like`, and why."""
+    def training_path(self, like: Tensor) -> Path:
+        """What computes the parallel form for an input such as `like`, and why."""
         return Path("torch", "its own forward: there is no recurrence to dispatch")
 
     def reset_parameters(self) -> None:

@@ -19,11 +19,11 @@ class Paths(NamedTuple):
     decode: Path
 
 
-def paths(layer: Layer, width: int, device: str, *, time: int = 1024, batch: int = 1) -> Paths:
-    """The paths of a layer as the search runs it on "cuda" or "cpu": trained on sequences of `time` tokens (bf16
-    autocast on CUDA), decoding `batch` sequences without autograd (in bfloat16 on CUDA).
+def paths(layer: Layer, width: int, device: str, *, batch: int = 1) -> Paths:
+    """The paths of a layer as the search runs it on "cuda" or "cpu": trained (in bf16 autocast on CUDA), decoding
+    `batch` sequences without autograd (in bfloat16 on CUDA).
 
-    On CUDA the decode kernels are compiled and checked for it, once a process. Raises ValueError where the layer's
+    On CUDA the kernels are compiled and checked for it, once a process. Raises ValueError where the layer's
     settings do not fit the width.
     """
     on_cuda = device == "cuda"
@@ -31,7 +31,7 @@ def paths(layer: Layer, width: int, device: str, *, time: int = 1024, batch: int
         block = Block(layer, width, 1e-6)
     x = torch.empty(batch, width, device=device)
     with torch.enable_grad(), torch.autocast(device, torch.bfloat16, enabled=on_cuda):
-        training = block.operator.training_path(time, x)
+        training = block.operator.training_path(x)
     dtype = torch.bfloat16 if on_cuda else torch.float32
     with torch.no_grad():
         refusal = fused.block_refusal(block.to(dtype), x.to(dtype))

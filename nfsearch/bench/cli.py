@@ -58,7 +58,9 @@ def model(
     ] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Hidden size of models given as notation.")] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens held.")] = 8192,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
+    batch: Annotated[
+        str, typer.Option(metavar="N|max", help="Sequences; max: as many as fit (no baselines, models in a row).")
+    ] = "1",
     device: Device = "auto",
     dtype: Dtype = "auto",
     compile: Compile = "max-autotune",
@@ -67,8 +69,11 @@ def model(
     """Time one token of whole models with random weights, each in one CUDA graph."""
     from nfsearch.bench.session import run_model
 
+    if batch != "max" and not (batch.isdecimal() and int(batch)):
+        raise ValueError(f"--batch {batch}: expected a whole number of at least 1, or max")
     chosen = models or ["nemotron-flash-1b", "qwen3-0.6b"]
-    run_model(chosen, width, context, batch, device=device, dtype=dtype, compile=compile, output=output)
+    sequences = None if batch == "max" else int(batch)
+    run_model(chosen, width, context, sequences, device=device, dtype=dtype, compile=compile, output=output)
 
 
 @bench.command("training")

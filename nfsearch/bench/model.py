@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nfsearch.bench.baselines import Parts, library_parts, weights
 from nfsearch.bench.ops import bytes_moved, plain_step, randomise
-from nfsearch.bench.race import TOLERANCE, Absent, Contender, Group, Role, Setup, race, relative
+from nfsearch.bench.race import TOLERANCE, Absent, Contender, Group, Role, Setup, race, relative, release
 from nfsearch.bench.schema import Bandwidth, Comparison, Ratio
 from nfsearch.latency_lut.timing import Run
 from nfsearch.ops import Block, HybridLM, State, fused
@@ -26,6 +26,8 @@ _QWEN3 = {"qwen3-0.6b": 1024, "qwen3-1.7b": 2048}  # width
 Bound = Callable[[list[State]], Run]  # from state to a step on it, which returns logits
 Wrap = Callable[[Callable[[list[State]], Tensor]], Callable[[list[State]], Tensor]]
 
+_CPU_MEMORY = 3 << 30  # bytes that the largest batch of a dry run may take
+_MARGIN = 2 << 30  # bytes of a device's memory that stay free of state: workspaces, fragments
 _DEEPER = 2  # errors of many layers add up: a whole model's tolerance over a block's
 
 
@@ -64,17 +66,23 @@ def qwen3(width: int, layers: int = 28, heads: int = 16, kv_heads: int = 8, head
 
 
 def bench_model(
-    sources: Sequence[str], width: int | None, context: int, batch: int, setup: Setup, bandwidth: Bandwidth
+    sources: Sequence[str], width: int | None, context: int, batch: int | None, setup: Setup, bandwidth: Bandwidth
 ) -> tuple[list[Comparison], list[Ratio]]:
-    """The first model is the one that the others are references for. ValueError for a bad source."""
+    """The first model is the one that the others are references for. Without a batch, each model decodes as many
+    sequences as fit into the device's memory, by nfsearch alone, one model after the other. ValueError for a bad
+    source."""
     torch.manual_seed(0)
-    subjects = []
-    for source in sources:
+
+    def subject(source: str) -> _Subject:
         with torch.device(setup.kind):
             model = read_model(source, width)
         randomise(model)
-        subjects.append(_Subject(source, model.to(setup.dtype).eval(), context, batch, setup))
-    found = race([subject.group() for subject in subjects], setup, bandwidth)
+        return _Subject(source, model.to(setup.dtype).eval(), context, batch, setup)
+
+    if batch:
+        found = race([subject(source).group() for source in sources], setup, bandwidth)
+    else:
+        found = [race([subject(source).group()], setup, bandwidth)[0] for source in sources]
     return found, _ratios(found)
 
 
@@ -85,7 +93,7 @@ def _ratios(found: Sequence[Comparison]) -> list[Ratio]:
         Ratio(
             model=f"{first.case['model']}: nfsearch",
             reference=f"{other.case['model']}: {entry.name}",
-            speedup=entry.median_us / ours,
+            speedup=entry.median_us / other.case["batch"] / (ours / first.case["batch"]),
         )
         for other in others
         for entry in other.entries
@@ -94,18 +102,59 @@ def _ratios(found: Sequence[Comparison]) -> list[Ratio]:
 
 
 class _Subject:
-    """A model with the state it has after `context` tokens. Its contenders share weights and state."""
+    """A model with the state it has after `context` tokens. Its contenders share weights and state.
+
+    `kept` is the state that some of the sequences (`rows`) start a check from: all of them, or the first and the last
+    of as many as fit into memory.
+    """
 
     @torch.no_grad()
-    def __init__(self, name: str, model: HybridLM, context: int, batch: int, setup: Setup) -> None:
+    def __init__(self, name: str, model: HybridLM, context: int, batch: int | None, setup: Setup) -> None:
         self.name, self.model, self.context, self.setup = name, model, context, setup
-        self.state = model.init_state(batch, context + 1)
-        for held in self.state:
-            for tensor in held.values():
-                tensor.normal_()
-        self.tokens = torch.randint(model.architecture.vocab, (batch,), device=setup.kind)
         self.past = context + model.architecture.meta_tokens
         self.position = torch.tensor(self.past, device=setup.kind)
+        self.kept, kept_tokens = self._random(batch or 2)
+        self.expected = self._exact(kept_tokens)
+        release(setup.kind)
+        if batch:
+            self.state, self.tokens = [dict(held) for held in self.kept], kept_tokens
+            self.kept = [{name: tensor.clone() for name, tensor in held.items()} for held in self.kept]
+            self.rows = torch.arange(batch, device=setup.kind)
+        else:
+            largest = self._largest()
+            self.state, self.tokens = self._random(largest)
+            self.rows = torch.tensor([0, largest - 1], device=setup.kind)
+            self.tokens[self.rows] = kept_tokens
+        self.alone = batch is None
+
+    def _random(self, batch: int) -> tuple[list[State], Tensor]:
+        """A state and the tokens that come next, [batch]."""
+        state = self.model.init_state(batch, self.context + 1)
+        for held in state:
+            for tensor in held.values():
+                tensor.normal_()
+        return state, torch.randint(self.model.architecture.vocab, (batch,), device=self.setup.kind)
+
+    def _exact(self, tokens: Tensor) -> Tensor:
+        """The logits that the kept state leads to, in float64."""
+        model = copy.deepcopy(self.model).double()
+        state = [{name: tensor.double() for name, tensor in held.items()} for held in self.kept]
+        x = model.embedding(tokens)
+        for block, held in zip(model.blocks, state, strict=True):
+            assert isinstance(block, Block)
+            x = plain_step(block, x, held, self.position)
+        return model.head(model.norm(x))
+
+    def _largest(self) -> int:
+        """How many sequences fit: their state, their logits (made in two precisions, and normalised), and a margin for
+        what else a step holds."""
+        architecture = self.model.architecture
+        with torch.device("meta"):
+            state = self.model.init_state(1, self.context + 1, device="meta")
+        each = sum(tensor.nbytes for held in state for tensor in held.values())
+        each += 12 * architecture.vocab + 64 * architecture.width
+        free = torch.cuda.mem_get_info()[0] if self.setup.kind == "cuda" else _CPU_MEMORY
+        return max(2, int((0.97 * free - _MARGIN) // each))
 
     @property
     def blocks(self) -> list[Block]:
@@ -115,6 +164,8 @@ class _Subject:
         architecture, setup = self.model.architecture, self.setup
         contenders = [
             self._contender("nfsearch", "ours", self._ours, self._ours_path),
+        ]
+        baselines = [
             self._contender("plain step", "baseline", lambda: self._plain(_as_it_is)),
             self._contender("plain step, compiled", "baseline", lambda: self._plain(setup.compiled)),
             self._contender("library parts", "baseline", lambda: self._library(_as_it_is), self._library_path),
@@ -134,6 +185,8 @@ class _Subject:
             "dtype": setup.dtype_name,
         }
         title = f"{self.name}  context {self.context}  batch {len(self.tokens)}"
+        if not self.alone:
+            contenders += baselines
         return Group(title, case, contenders, _DEEPER * TOLERANCE[setup.dtype], size)
 
     def _contender(self, name: str, role: Role, make: Callable[[], Bound], path: Callable[[], str] = str) -> Contender:
@@ -141,23 +194,13 @@ class _Subject:
         return Contender(name, role, lambda: self._error(made()), lambda: made()(self.state), path)
 
     def _error(self, bind: Bound) -> float:
-        bind(self._state())()  # kernels tune themselves on their first call
-        logits = bind(self._state())()
+        for _ in range(2):  # kernels tune themselves on their first call
+            for held, kept in zip(self.state, self.kept, strict=True):
+                for name, tensor in kept.items():
+                    held[name].index_copy_(0, self.rows, tensor)
+            logits = bind(self.state)()
         assert isinstance(logits, Tensor)
-        return relative(logits, self._expected)
-
-    def _state(self) -> list[State]:
-        return [{name: tensor.clone() for name, tensor in held.items()} for held in self.state]
-
-    @cached_property
-    def _expected(self) -> Tensor:
-        model = copy.deepcopy(self.model).double()
-        state = [{name: tensor.double() for name, tensor in held.items()} for held in self.state]
-        x = model.embedding(self.tokens)
-        for block, held in zip(model.blocks, state, strict=True):
-            assert isinstance(block, Block)
-            x = plain_step(block, x, held, self.position)
-        return model.head(model.norm(x))
+        return relative(logits[self.rows], self.expected)
 
     def _ours(self) -> Bound:
         return lambda state: lambda: self.model.step(self.tokens, state, self.position)

@@ -47,7 +47,7 @@ class Comparison(_Part):
 
 
 class Ratio(_Part):
-    """Two models that were measured in turn: how much longer the reference's token takes."""
+    """Two models: tokens a second of one over tokens a second of its reference, all sequences of a batch counted."""
 
     model: str
     reference: str

@@ -92,8 +92,8 @@ def run_ops(
     session.end()
 
 
-def run_model(sources: Sequence[str], width: int | None, context: int, batch: int, **where: Any) -> None:
-    settings = {"models": list(sources), "width": width, "context": context, "batch": batch}
+def run_model(sources: Sequence[str], width: int | None, context: int, batch: int | None, **where: Any) -> None:
+    settings = {"models": list(sources), "width": width, "context": context, "batch": batch or "max"}
     with torch.device("meta"):
         for source in sources:
             read_model(source, width)  # ValueError before anything is measured

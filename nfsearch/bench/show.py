@@ -16,6 +16,9 @@ def show_comparison(found: Comparison, console: Console) -> None:
     notes = [f"floor {found.floor_us:.2f} µs ({found.bytes / 1e6:.1f} MB)"] if found.floor_us and found.bytes else []
     if found.clock_mhz:
         notes.append(f"SM {found.clock_mhz:.0f} MHz")
+    ours = next((e.median_us for e in found.entries if e.role == "ours"), None)
+    if ours and "model" in found.case:
+        notes.append(f"ours {1e6 * found.case['batch'] / ours:.0f} tokens/s")
     if found.ratio:
         notes.append(f"ours / best baseline {found.ratio:.2f}")
     table = Table(

@@ -87,7 +87,7 @@ class _Case:
 
     def _ways(self) -> list[_Way]:
         with self._autocast():
-            path = self.operator.training_path(self.x.shape[1], self.x)
+            path = self.operator.training_path(self.x)
         ours = _Way("nfsearch", "ours", nullcontext, f"{path.name}: {path.reason}")
         if self.layer.op == "A":
             backends = {

@@ -44,7 +44,7 @@ def test_every_operator_and_what_the_machine_has(tmp_path: Path) -> None:
     for name in ("python", "cores", "memory", "C compiler", "triton", "torch", "processor", *operators()):
         assert line(done.stdout, name)
     training, why, decoding, because = (cell.strip() for cell in line(done.stdout, "D").split("│")[2:6])
-    assert training in ("fla", "torch")
+    assert training in ("triton", "torch")
     assert decoding in ("triton", "torch")
     assert why
     assert because

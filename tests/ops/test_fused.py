@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nfsearch.ops import HybridLM, fused
+from nfsearch.ops import HybridLM, fused, selfcheck
 from nfsearch.ops.kernels import decode
 from nfsearch.ops.model import Block
 from nfsearch.space import Architecture, Layer
@@ -32,7 +32,7 @@ def stepped(made: Block) -> Tensor:
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the tensors here were on one."""
     monkeypatch.setattr(fused, "_unsuitable", lambda x: "")
-    monkeypatch.setattr(fused, "_checked", {})
+    monkeypatch.setattr(selfcheck, "_verdicts", {})
 
 
 def test_a_cpu_takes_the_plain_step() -> None:
@@ -77,7 +77,7 @@ def test_kernels_that_do_not_are_refused_loudly_and_once(
         assert torch.equal(stepped(made), expected)
         assert torch.equal(stepped(made), expected)
     assert len(caplog.records) == 1
-    assert "the fused kernels of DeltaNet (torch.float32) are not used: " in caplog.text
+    assert "the kernels of DeltaNet's step (torch.float32) are not used: " in caplog.text
 
 
 def test_the_head_is_checked_too(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +86,6 @@ def test_the_head_is_checked_too(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
         plain = model.head(model.norm(X))
         monkeypatch.setattr(decode, "head", lambda x, norm, eps, w, unit: model.head(model.norm(x)) + 1)
         assert torch.equal(model.next_logits(X), plain)
-        fused._checked.clear()
+        selfcheck._verdicts.clear()
         monkeypatch.setattr(decode, "head", lambda x, norm, eps, w, unit: model.head(model.norm(x)) * (1 + 1e-6))
         assert not torch.equal(model.next_logits(X), plain)

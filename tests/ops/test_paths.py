@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nfsearch.ops import deltanet, dispatch, fused, gated_deltanet, gla, mamba2
+from nfsearch.ops import deltanet, dispatch, fused, gated_deltanet, gla, mamba2, selfcheck
 from nfsearch.ops.kernels import decode
 from nfsearch.ops.operator import build_operator
 from nfsearch.ops.paths import paths
@@ -14,20 +14,20 @@ from nfsearch.space import Layer, operators
 
 @pytest.mark.parametrize("name", [name for name, spec in operators().items() if spec.module.startswith("nfsearch.")])
 def test_training_asks_what_forward_asks(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    asked: list[tuple[str, tuple[int, int]]] = []
+    asked: list[tuple[str, int, int]] = []
 
-    def spy(kind: dispatch.Kind, q: torch.Tensor, like: torch.Tensor) -> dispatch.Path:
-        asked.append((kind, (q.shape[1], q.shape[-1])))
+    def spy(kind: dispatch.Kind, key: int, value: int, like: torch.Tensor) -> dispatch.Path:
+        asked.append((kind, key, value))
         return dispatch.Path("torch", "spied on")
 
     for module in (dispatch, deltanet, gated_deltanet, gla, mamba2):
         monkeypatch.setattr(module, "training_path", spy)
     operator = build_operator(Layer.of(name), 256)
     x = torch.randn(1, 70, 256)
-    said = operator.training_path(70, x)
+    said = operator.training_path(x)
     declared, asked = asked, []
     operator(x)
-    assert asked == [each for each in declared if each[0] != "shared_linear"]  # which has one form: nothing to ask
+    assert asked == declared
     assert (said.reason == "spied on") == (name not in ("A", "F"))
 
 
@@ -35,7 +35,7 @@ def test_decoding_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Layer.of("D", head_dim=32)
     assert paths(layer, 64, "cpu").decode == ("torch", "the tensors are on cpu, not CUDA")
     monkeypatch.setattr(fused, "_unsuitable", lambda x: "")
-    monkeypatch.setattr(fused, "_checked", {})
+    monkeypatch.setattr(selfcheck, "_verdicts", {})
     monkeypatch.setitem(
         decode.BLOCKS,
         "DeltaNet",

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from nfsearch.ops import recurrence
-from nfsearch.ops.dispatch import training_path
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -83,10 +82,3 @@ def test_any_chunk_size_gives_the_same(time: int, chunk: int) -> None:
     ):  # fmt: skip
         for a, b in zip(got, expected, strict=True):
             assert torch.allclose(a, b, rtol=1e-9, atol=1e-10)
-
-
-def test_the_path_taken_is_said_with_its_reason() -> None:
-    q = draw(1, 128, 2, 16)
-    path = training_path("delta_rule", q, q)
-    assert path.name == "torch"
-    assert "not CUDA" in path.reason
