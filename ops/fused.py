@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _SLOTS = 200  # tokens that the states of a check have room for
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative, of outputs and states
-_BATCH = 8  # more sequences make the projections matrix products, for which cuBLAS serves
 
 
 def block_refusal(block: Block, x: Tensor) -> str:
@@ -77,8 +76,6 @@ def _unsuitable(x: Tensor) -> str:
         return "autocast chooses other dtypes"
     if x.dtype not in _TOLERANCE:
         return f"no kernels for {x.dtype}"
-    if len(x) > _BATCH:
-        return f"{len(x)} sequences are more than {_BATCH}"
     return missing()
 
 

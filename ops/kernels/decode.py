@@ -1,7 +1,7 @@
 """One token through a residual block, x + operator(norm(x)), on the fused kernels.
 
-A mixer takes three launches (norm and projection; recurrence; norm, projection and residual), attention one more (its
-programs' results are added up), an FFN two.
+A mixer takes three launches (norm and projection; recurrence or attention; norm, projection and residual), an FFN two.
+With more than MAX_BATCH sequences the projections are cuBLAS's, each with a kernel before it.
 Each function takes x [batch, width], the weight and epsilon of the block's norm, the operator's module (which owns the
 layout of its weights), its state and the position (int64 tensor []), and returns the new x. States change in place.
 Nothing waits for the device, so a whole model's step can be captured in a CUDA graph.
@@ -17,34 +17,28 @@ from torch.nn import functional as F
 
 from nfsearch.ops.kernels.attention import attention
 from nfsearch.ops.kernels.gemv import MAX_BATCH, gemv
+from nfsearch.ops.kernels.prologue import prologue
 from nfsearch.ops.kernels.recurrence import Gates, recurrence
 
 State = dict[str, Tensor]
 
 
 def project(x: Tensor, w: Tensor, norm: Tensor, eps: float, act: str = "none", early: bool = False) -> Tensor:
-    """act(norm(x) @ w.T): one kernel for a few sequences, cuBLAS for many."""
+    """act(norm(x) @ w.T): one kernel for a few sequences, cuBLAS between two for many."""
     if len(x) <= MAX_BATCH:
         return gemv(x, w, norm=norm, mode="rms", eps=eps, act=act, early=early)
-    y = F.linear(F.rms_norm(x, (x.shape[1],), norm.to(x.dtype), eps), w)
-    if act == "swiglu":
-        gate, up = y.chunk(2, dim=1)
-        return F.silu(gate) * up
-    return F.relu(y).square() if act == "relu2" else y
+    y = F.linear(prologue(x, norm=norm, mode="rms", eps=eps), w)
+    return y if act == "none" else prologue(y, act=act)
 
 
 def project_back(
     y: Tensor, w: Tensor, x: Tensor, norm: Any = None, mode: str = "none", gate: Tensor | None = None
 ) -> Tensor:
     """x + norm(y, gate) @ w.T; `norm` is the operator's output norm (a module with weight and eps) or None."""
-    weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+    how = {} if norm is None else {"norm": norm.weight, "mode": mode, "gate": gate, "eps": norm.eps}
     if len(y) <= MAX_BATCH:
-        return gemv(y, w, norm=weight, mode=mode, gate=gate, eps=eps, residual=x)
-    if weight is not None:
-        y = F.rms_norm(y.float().unflatten(1, (-1, len(weight))), (len(weight),), weight.float(), eps).flatten(1)
-    if gate is not None:
-        y = y * F.silu(gate.float())
-    return x + F.linear(y.to(x.dtype), w)
+        return gemv(y, w, residual=x, **how)
+    return torch.addmm(x, prologue(y, **how) if how else y, w.T)
 
 
 def attention_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor) -> Tensor:
@@ -110,8 +104,8 @@ def head(x: Tensor, norm: Tensor, eps: float, w: Tensor, unit_rows: bool) -> Ten
     """Logits [batch, vocab] in float32 of the last block's x; `unit_rows` divides each by the length of its row."""
     if len(x) <= MAX_BATCH:
         return gemv(x, w, norm=norm, mode="rms", eps=eps, unit_rows=unit_rows, dtype=torch.float32)
-    logits = F.linear(F.rms_norm(x, (x.shape[1],), norm.to(x.dtype), eps), w).float()
-    return logits / w.float().norm(dim=1) if unit_rows else logits
+    logits = F.linear(prologue(x, norm=norm, mode="rms", eps=eps), w).float()
+    return logits.div_(torch.linalg.vector_norm(w, dim=1, dtype=torch.float32)) if unit_rows else logits
 
 
 BLOCKS = {

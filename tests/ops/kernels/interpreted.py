@@ -26,10 +26,14 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "many sequences": ("F", {}, 32, gemv.MAX_BATCH + 1, 2),
     "delta": ("D", {"head_dim": 32}, 64, 2, 6),
     "delta, three heads": ("D", {"head_dim": 16, "conv": 3}, 48, 1, 5),
-    "delta, many sequences": ("D", {"head_dim": 16}, 16, gemv.MAX_BATCH + 1, 2),
+    "delta, many sequences": ("D", {"head_dim": 16}, 48, gemv.MAX_BATCH + 1, 2),
     "mamba2": ("M2", {"head_dim": 32, "state": 16}, 64, 2, 6),
     "gated delta": ("GDN", {"head_dim": 32}, 64, 1, 6),
     "gla": ("GLA", {"heads": 2}, 64, 2, 4),
+    "gated delta, many sequences": ("GDN", {"head_dim": 16}, 16, gemv.MAX_BATCH + 1, 2),
+    "gla, many sequences": ("GLA", {"heads": 2}, 32, gemv.MAX_BATCH + 1, 2),
+    "mamba2, many sequences": ("M2", {"head_dim": 16, "state": 16}, 48, gemv.MAX_BATCH + 1, 2),
+    "relu2, many sequences": ("F", {"act": "relu2"}, 48, gemv.MAX_BATCH + 1, 1),
     "attention": ("A", {"head_dim": 32}, 128, 2, 5),
     "attention, window": ("A", {"head_dim": 32, "kv_heads": 1, "window": 3, "qk_norm": True}, 96, 1, 8),
 }
@@ -56,8 +60,8 @@ def error(name: str, settings: dict[str, Any], width: int, batch: int, steps: in
     return float((torch.stack(outputs, 1) - expected).norm() / expected.norm())
 
 
-def head_error(unit_rows: bool) -> float:
-    x, norm, w = torch.randn(2, 40), torch.randn(40), torch.randn(19, 40)
+def head_error(unit_rows: bool, batch: int = 2) -> float:
+    x, norm, w = torch.randn(batch, 40), torch.randn(40), torch.randn(19, 40)
     wide = [t.double() for t in (x, norm, w)]
     expected = torch.nn.functional.rms_norm(wide[0], (40,), wide[1], 1e-6) @ wide[2].T
     if unit_rows:
@@ -86,4 +90,5 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     errors = {case: error(*setup) for case, setup in CASES.items()}
     errors |= {"head": head_error(False), "head, unit rows": head_error(True)}
+    errors["head, many sequences"] = head_error(True, gemv.MAX_BATCH + 1)
     print(json.dumps({"errors": errors, "narrow state": narrow_state_error()}))

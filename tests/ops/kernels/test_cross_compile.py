@@ -13,11 +13,11 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets here", allow_module_level=True)
 
-from nfsearch.ops.kernels import attention, gemv, recurrence
+from nfsearch.ops.kernels import attention, gemv, prologue, recurrence
 
 from .cross_compile import Usage, launches
 
-MODULES = {gemv: ("_gemv",), recurrence: ("_recurrence",), attention: ("_attention", "_combine")}
+MODULES = {gemv: ("_gemv",), recurrence: ("_recurrence",), attention: ("_attention",), prologue: ("_prologue",)}
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -70,6 +70,11 @@ CALLS = {
     "gated delta": linear("gated_delta", 6, 256, 512, 12300, 6144, per_head),
     "gla": linear("gla", 4, 256, 512, 6160, 0, low_rank),
     "attention": attend,
+    "norm of many": lambda: prologue.prologue(meta(64, 3072), norm=meta(3072), mode="rms"),
+    "output norm of many": lambda: prologue.prologue(
+        meta(64, 3072), norm=meta(512), mode="gated_heads", gate=meta(64, 3072)
+    ),
+    "activation of many": lambda: prologue.prologue(meta(64, 2 * 9216), act="swiglu"),
 }
 
 
@@ -85,6 +90,6 @@ def check(usage: Usage) -> None:
     assert usage.stack <= (32 if usage.kernel == "_attention" else 8)
     assert usage.registers * usage.threads <= 65536 // 2  # at least two programs on a multiprocessor
     before, after = usage.ptx.split("griddepcontrol.wait", 1)
-    assert ("ld.global" in before) == (usage.kernel != "_combine")
+    assert ("ld.global" in before) == (usage.kernel != "_prologue")
     assert "st.global" not in before
     assert "ld.global" in after
