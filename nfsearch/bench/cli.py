@@ -92,3 +92,15 @@ def training(
 
     where = dict(device=device, dtype=dtype, compile="none", output=output)
     run_training(operators or OPERATORS[1:], width, head_dim, sequence, batch, **where)
+
+
+@bench.command("show")
+def show(
+    result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="What one of the others wrote.")],
+    table: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write it as a Markdown table.")] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the layers of `bench ops`.")] = None,
+) -> None:
+    """Print a result again; write it as a table or a picture."""
+    from nfsearch.bench.session import show_result
+
+    show_result(result, table, figure)

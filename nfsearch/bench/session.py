@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from nfsearch.bench.figure import draw, markdown
 from nfsearch.bench.model import bench_model, read_model
 from nfsearch.bench.ops import bench_ops
 from nfsearch.bench.race import CompileMode, Setup, copy_bandwidth
@@ -117,6 +118,19 @@ def run_training(
     for width, layers in rounds:
         session.take(bench_training(layers, width, sequences, batch, session.setup, session.result.bandwidth))
     session.end()
+
+
+def show_result(path: Path, table: Path | None, figure: Path | None) -> None:
+    """Raises ValueError if the file is no result, or has nothing to draw."""
+    result, console = BenchResult.load(path), stdout()
+    if figure:
+        write_atomically(figure, draw(result))
+    if table:
+        write_atomically(table, markdown(result))
+    if not (table or figure):
+        for comparison in result.comparisons:
+            show_comparison(comparison, console)
+        show_summary(result, console)
 
 
 def _one(text: str) -> Layer:

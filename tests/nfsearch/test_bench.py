@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nfsearch import cli
-from nfsearch.bench import baselines, kernels
+from nfsearch.bench import baselines, kernels, model
 from nfsearch.bench.model import qwen3
 from nfsearch.bench.ops import bytes_moved
 from nfsearch.bench.schema import BenchResult, Comparison, Entry
@@ -111,6 +111,41 @@ def test_model(bench: Run) -> None:
     assert mine is not None
     assert other is not None
     assert ratio.speedup == pytest.approx(other / mine)
+
+
+def test_as_many_sequences_as_fit(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "_CPU_MEMORY", 64 << 20)
+    monkeypatch.setattr(model, "_MARGIN", 0)
+    result = bench("model", "--model", "D[head_dim=16]", "--model", "A[head_dim=16]", "--width", "64", "--context",
+                   "100", "--batch", "max", "--compile", "none")  # fmt: skip
+    first, second = result.comparisons
+    assert first.case["batch"] > second.case["batch"] > 20  # keys and values take more than a state
+    assert [entry.name for entry in first.entries] == ["nfsearch"]
+    (ratio,) = result.ratios
+    rates = [found.case["batch"] / found.entries[0].median_us for found in (first, second)]  # type: ignore[operator]
+    assert ratio.speedup == pytest.approx(rates[0] / rates[1])
+
+
+def test_a_result_is_shown_again_as_a_table_and_as_a_picture(
+    bench: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench("ops", "--op", "F", "--width", "32", "--width", "64", "--compile", "none")
+    capsys.readouterr()
+    saved, table, figure = (tmp_path / name for name in ("result.json", "table.md", "figure.png"))
+
+    def show(*options: str | Path) -> int:
+        monkeypatch.setattr(sys, "argv", ["nfsearch", "bench", "show", *map(str, (saved, *options))])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0)
+
+    assert show() == 0
+    assert "F  width 64  context 8192  batch 1" in capsys.readouterr().out
+    assert show("--table", table, "--figure", figure) == 0
+    assert table.read_text().count("| F  width") == 2
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    bench("model", "--model", "F", "--width", "32", "--compile", "none")
+    assert show("--figure", figure) == 2
 
 
 def test_training(bench: Run) -> None:
