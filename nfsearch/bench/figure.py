@@ -55,7 +55,7 @@ def _panel(axis: Axes, comparisons: Sequence[Comparison]) -> None:
                 bar = axis.bar(at, entry.median_us, 0.38, color=colour, label=label if i == 0 else None)
                 axis.bar_label(bar, fmt="{:.1f}", fontsize=7)
         axis.hlines(
-            found.floor_us or 0, i - 0.42, i + 0.42, colors=_FLOOR, linewidth=1.5, label="floor" if i == 0 else None
+            found.floor_us or 0, i - 0.42, i + 0.42, colors=_FLOOR, linewidth=1.5, label="floor" if i == 0 else "_"
         )
     axis.set_xticks(range(len(comparisons)), [str(found.case["width"]) for found in comparisons])
     axis.set_xlabel("width", fontsize=8)
