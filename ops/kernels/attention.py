@@ -145,18 +145,30 @@ def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, 
 
 @triton.jit
 def _combine(part, stats, y, group, GROUP: tl.constexpr, HD: tl.constexpr, SPLITS: tl.constexpr):
-    """The softmax over all splits, for each query head of a group."""
-    i = tl.arange(0, triton.next_power_of_2(SPLITS))
+    """The softmax over all splits, for the query heads of a group. Nothing is stored before all has been asked for."""
+    PIECE: tl.constexpr = 16
+    GROUP_C: tl.constexpr = triton.next_power_of_2(GROUP)
+    r = tl.arange(0, GROUP_C)
     e = tl.arange(0, HD)
-    for r in tl.static_range(GROUP):
-        cell = (group + i) * GROUP + r
-        # Past the first cache, which belongs to one multiprocessor: other programs wrote this.
-        top = tl.load(stats + 2 * cell, mask=i < SPLITS, other=-float("inf"), cache_modifier=".cg")
-        total = tl.load(stats + 2 * cell + 1, mask=i < SPLITS, other=0.0, cache_modifier=".cg")
-        o = tl.load(part + cell[:, None] * HD + e[None, :], mask=(i < SPLITS)[:, None], other=0.0, cache_modifier=".cg")
-        share = tl.exp2(top - tl.max(top, 0))
-        mixed = tl.sum(o * share[:, None], 0) / tl.sum(total * share, 0)
-        tl.store(y + r * HD + e, mixed.to(y.dtype.element_ty))
+    i = tl.arange(0, triton.next_power_of_2(SPLITS))
+    # Past the first cache, which belongs to one multiprocessor: other programs wrote this.
+    live = (i < SPLITS)[:, None] & (r < GROUP)[None, :]
+    cell = (group + i)[:, None] * GROUP + r[None, :]
+    top = tl.load(stats + 2 * cell, mask=live, other=-float("inf"), cache_modifier=".cg")
+    total = tl.load(stats + 2 * cell + 1, mask=live, other=0.0, cache_modifier=".cg")
+    best = tl.max(top, 0)
+    whole = tl.sum(total * tl.exp2(top - best[None, :]), 0)
+    mixed = tl.zeros((GROUP_C, HD), tl.float32)
+    for first in tl.static_range(0, SPLITS, PIECE):
+        j = first + tl.arange(0, PIECE)
+        live = (j < SPLITS)[:, None] & (r < GROUP)[None, :]
+        cell = (group + j)[:, None] * GROUP + r[None, :]
+        o = tl.load(part + cell[:, :, None] * HD + e[None, None, :], mask=live[:, :, None], other=0.0,
+                    cache_modifier=".cg")  # fmt: skip
+        top = tl.load(stats + 2 * cell, mask=live, other=-float("inf"), cache_modifier=".cg")
+        mixed += tl.sum(o * tl.exp2(top - best[None, :])[:, :, None], 0)
+    mixed = mixed / whole[:, None]
+    tl.store(y + r[:, None] * HD + e[None, :], mixed.to(y.dtype.element_ty), mask=(r < GROUP)[:, None])
 
 
 def tiling(slots: int, kv_heads: int, batch: int) -> tuple[int, int, int]:

@@ -125,16 +125,24 @@ def pieces(columns: int) -> tuple[int, int]:
     return (2 * first, 0) if second == first else (first, max(second, 8) if second else 0)
 
 
-# (rows, columns): (ROWS, warps), the fastest within the whole decode step of the Nemotron-Flash-1B shape on an H200,
-# bf16, batch 1. Rows count a gate and its value once.
+# (rows, columns): (ROWS, warps) where the rule of `tiling` is not the fastest: chains of distinct bf16 weights at batch 1
+# on an H200, those of width 2048 within the decode step of the Nemotron-Flash-1B shape. Rows count a gate and its value
+# once.
 _MEASURED = {
+    (1024, 2048): (8, 4),
+    (1024, 3072): (1, 1),
+    (3072, 1024): (2, 2),
     (6160, 2048): (2, 4),
     (8512, 2048): (4, 4),
-    (3072, 2048): (8, 8),
-    (2048, 2048): (4, 4),
+    (3072, 2048): (8, 4),
+    (2048, 2048): (2, 4),
     (2048, 4096): (8, 8),
     (6144, 2048): (2, 2),
     (2048, 6144): (2, 8),
+    (3072, 3072): (1, 1),
+    (3072, 6144): (2, 4),
+    (9216, 3072): (2, 4),
+    (12640, 3072): (2, 2),
     (131072, 2048): (8, 4),
 }
 
