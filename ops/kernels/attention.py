@@ -1,8 +1,9 @@
-"""One token of grouped-query attention: rotary embedding, append to the cache, and attention over it, in one launch.
+"""One token of grouped-query attention: rotary embedding, append to the cache, and attention over it, in two launches.
 
 The cache is cut into tiles of TILE slots that SPLITS programs per key-value head share out in turn, so the grid does
 not depend on how many tokens are cached; that number is read from device memory. The query heads of a group ride
-along as rows of one tile. The program that ends last adds up what all of its key-value head found.
+along as rows of one tile. A second kernel adds up what the programs found: the program that ends last could do it
+instead, but alone it takes longer than a launch (measured on an H200: 17.5 us against 9.3 at 8k tokens).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import math
 import torch
 import triton
 import triton.language as tl
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from nfsearch.ops.kernels.launch import begin, dependent, follow
 
@@ -59,7 +59,7 @@ def _tile(keys, values, base, first, cached, here, KV: tl.constexpr, HALF: tl.co
 
 
 @triton.jit
-def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, k_norm, WIDTH, SLOTS,
+def _attention(qkv, keys, values, part, stats, position_at, q_norm, k_norm, WIDTH, SLOTS,
                HEADS: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, GROUP_P: tl.constexpr, TILE: tl.constexpr,
                SPLITS: tl.constexpr, LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr, EPS: tl.constexpr,
                PDL: tl.constexpr):  # fmt: skip
@@ -127,65 +127,37 @@ def _attention(qkv, keys, values, y, part, stats, arrived, position_at, q_norm, 
         top = higher
         k_lo, k_hi, v, seen = next_lo, next_hi, next_v, next_seen
 
-    head = b * KV + g
-    if SPLITS == 1:
-        at = y + (head * GROUP + row) * HD
-        tl.store(at[:, None] + e[None, :], (o / total[:, None]).to(y.dtype.element_ty), mask=live_row[:, None])
-    else:
-        group = head.to(tl.int64) * SPLITS
-        cell = (group + split) * GROUP + row
-        tl.store(stats + 2 * cell, top, mask=live_row)
-        tl.store(stats + 2 * cell + 1, total, mask=live_row)
-        tl.store(part + cell[:, None] * HD + e[None, :], o, mask=live_row[:, None])
-        tl.debug_barrier()  # the whole program has stored its share when its arrival is counted
-        if tl.atomic_add(arrived + head, 1, sem="acq_rel") == SPLITS - 1:
-            tl.store(arrived + head, 0)  # for the next token
-            _combine(part, stats, y + head * GROUP * HD, group, GROUP, HD, SPLITS)
+    group = (b * KV + g).to(tl.int64) * SPLITS
+    cell = (group + split) * GROUP + row
+    tl.store(stats + 2 * cell, top, mask=live_row)
+    tl.store(stats + 2 * cell + 1, total, mask=live_row)
+    tl.store(part + cell[:, None] * HD + e[None, :], o, mask=live_row[:, None])
 
 
 @triton.jit
-def _combine(part, stats, y, group, GROUP: tl.constexpr, HD: tl.constexpr, SPLITS: tl.constexpr):
-    """The softmax over all splits, for the query heads of a group. Nothing is stored before all has been asked for."""
-    PIECE: tl.constexpr = 16
-    GROUP_C: tl.constexpr = triton.next_power_of_2(GROUP)
-    r = tl.arange(0, GROUP_C)
+def _combine(part, stats, y, HEADS: tl.constexpr, KV: tl.constexpr, HD: tl.constexpr, SPLITS: tl.constexpr,
+             SPLITS_P: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """The softmax over all splits of one query head."""
+    begin(PDL, True)
+    GROUP: tl.constexpr = HEADS // KV
+    h = tl.program_id(0)
+    b = tl.program_id(1)
+    i = tl.arange(0, SPLITS_P)
     e = tl.arange(0, HD)
-    i = tl.arange(0, triton.next_power_of_2(SPLITS))
-    # Past the first cache, which belongs to one multiprocessor: other programs wrote this.
-    live = (i < SPLITS)[:, None] & (r < GROUP)[None, :]
-    cell = (group + i)[:, None] * GROUP + r[None, :]
-    top = tl.load(stats + 2 * cell, mask=live, other=-float("inf"), cache_modifier=".cg")
-    total = tl.load(stats + 2 * cell + 1, mask=live, other=0.0, cache_modifier=".cg")
-    best = tl.max(top, 0)
-    whole = tl.sum(total * tl.exp2(top - best[None, :]), 0)
-    mixed = tl.zeros((GROUP_C, HD), tl.float32)
-    for first in tl.static_range(0, SPLITS, PIECE):
-        j = first + tl.arange(0, PIECE)
-        live = (j < SPLITS)[:, None] & (r < GROUP)[None, :]
-        cell = (group + j)[:, None] * GROUP + r[None, :]
-        o = tl.load(part + cell[:, :, None] * HD + e[None, None, :], mask=live[:, :, None], other=0.0,
-                    cache_modifier=".cg")  # fmt: skip
-        top = tl.load(stats + 2 * cell, mask=live, other=-float("inf"), cache_modifier=".cg")
-        mixed += tl.sum(o * tl.exp2(top - best[None, :])[:, :, None], 0)
-    mixed = mixed / whole[:, None]
-    tl.store(y + r[:, None] * HD + e[None, :], mixed.to(y.dtype.element_ty), mask=(r < GROUP)[:, None])
+    cell = ((b * KV + h // GROUP).to(tl.int64) * SPLITS + i) * GROUP + h % GROUP
+    follow(PDL, True)
+    top = tl.load(stats + 2 * cell, mask=i < SPLITS, other=-float("inf"))
+    total = tl.load(stats + 2 * cell + 1, mask=i < SPLITS, other=0.0)
+    o = tl.load(part + cell[:, None] * HD + e[None, :], mask=(i < SPLITS)[:, None], other=0.0)
+    share = tl.exp2(top - tl.max(top, 0))
+    mixed = tl.sum(o * share[:, None], 0) / tl.sum(total * share, 0)
+    tl.store(y + (b * HEADS + h) * HD + e, mixed.to(y.dtype.element_ty))
 
 
 def tiling(slots: int, kv_heads: int, batch: int) -> tuple[int, int, int]:
-    """(TILE, SPLITS, warps): about one program on each multiprocessor, none without a tile of a full cache."""
+    """(TILE, SPLITS, warps): about two programs on each multiprocessor, none without a tile of a full cache."""
     tile = 64
     return tile, max(1, min(triton.cdiv(slots, tile), 256 // (kv_heads * batch))), 4
-
-
-# How many programs of a key-value head have ended, by cache: caches that decode side by side do not share counters.
-_arrived = WeakTensorKeyDictionary()
-
-
-def _arrivals(keys: torch.Tensor) -> torch.Tensor:
-    """Zeros [batch * kv_heads], which every launch leaves as zeros."""
-    if keys not in _arrived:
-        _arrived[keys] = torch.zeros(keys.shape[0] * keys.shape[2], dtype=torch.int32, device=keys.device)
-    return _arrived[keys]
 
 
 def attention(
@@ -212,13 +184,17 @@ def attention(
     group = heads // kv_heads
     rows = max(16, triton.next_power_of_2(group))  # what a matrix instruction takes
     y = torch.empty(batch, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
-    cells = batch * kv_heads * splits * group
-    part = torch.empty(cells * head_dim, device=qkv.device, dtype=torch.float32)
-    stats = torch.empty(cells * 2, device=qkv.device, dtype=torch.float32)
+    part = torch.empty(batch * kv_heads * splits * group * head_dim, device=qkv.device, dtype=torch.float32)
+    stats = torch.empty(batch * kv_heads * splits * group * 2, device=qkv.device, dtype=torch.float32)
+    shape = dict(HEADS=heads, KV=kv_heads, SPLITS=splits)
     _attention[(splits, kv_heads, batch)](
-        qkv, keys, values, y, part, stats, _arrivals(keys), position, qkv if q_norm is None else q_norm,
-        qkv if k_norm is None else k_norm, qkv.shape[1], slots, HEADS=heads, KV=kv_heads, HALF=head_dim // 2,
-        GROUP_P=rows, TILE=tile, SPLITS=splits, LOG2_BASE=math.log2(rope_base), QK_NORM=q_norm is not None, EPS=eps,
-        num_warps=warps, **dependent(qkv),
+        qkv, keys, values, part, stats, position, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm,
+        qkv.shape[1], slots, HALF=head_dim // 2, GROUP_P=rows, TILE=tile, LOG2_BASE=math.log2(rope_base),
+        QK_NORM=q_norm is not None, EPS=eps, **shape, num_warps=warps, **dependent(qkv),
+    )  # fmt: skip
+    known = triton.next_power_of_2(splits)
+    _combine[(heads, batch)](
+        part, stats, y, HD=head_dim, SPLITS_P=known, **shape, num_warps=8 if known * head_dim > 8192 else 4,
+        **dependent(qkv),
     )  # fmt: skip
     return y

@@ -1,6 +1,7 @@
 """One token through a residual block, x + operator(norm(x)), on the fused kernels.
 
-A mixer takes three launches (norm and projection; recurrence or attention; norm, projection and residual), an FFN two.
+A mixer takes three launches (norm and projection; recurrence; norm, projection and residual), attention one more (its
+programs' results are added up), an FFN two.
 With more than MAX_BATCH sequences the projections are cuBLAS's, each with a kernel before it.
 Each function takes x [batch, width], the weight and epsilon of the block's norm, the operator's module (which owns the
 layout of its weights), its state and the position (int64 tensor []), and returns the new x. States change in place.

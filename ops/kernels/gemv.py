@@ -125,8 +125,8 @@ def pieces(columns: int) -> tuple[int, int]:
     return (2 * first, 0) if second == first else (first, max(second, 8) if second else 0)
 
 
-# (rows, columns): (ROWS, warps) where the rule of `tiling` is not the fastest: chains of distinct bf16 weights, batch 1,
-# H200; those of width 2048 within the decode step of the Nemotron-Flash-1B shape. Rows count a gate and its value once.
+# (rows, columns): (ROWS, warps) where the rule of `tiling` is not the fastest: chains of distinct bf16 weights, batch
+# 1, H200; at width 2048 within the decode step of the Nemotron-Flash-1B shape. Rows count a gate and its value once.
 _MEASURED = {
     (1024, 2048): (8, 4),
     (1024, 3072): (1, 1),

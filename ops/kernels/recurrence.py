@@ -156,10 +156,17 @@ class Gates:
     decay_bias: torch.Tensor | None = None  # [keys]
 
 
-def tiling(keys: int, values: int) -> tuple[int, int]:
-    """(VALUES, warps): 4096 values of the state in a program; chosen on an H200."""
-    block = max(8, 4096 // triton.next_power_of_2(keys))
-    return min(block, triton.next_power_of_2(values)), 4
+def tiling(kind: str, keys: int, values: int, batch: int) -> tuple[int, int]:
+    """(VALUES, warps) of a program, chosen on an H200: few sequences want many small programs (the time is that of one
+    program's chain of waits), many want long rows of the state."""
+    few = batch < 32
+    if keys <= 128:
+        block, warps = (16, 1) if few else (32, 4)
+    elif kind == "gla":
+        block, warps = (16, 4) if few else (16, 2)
+    else:
+        block, warps = 32, 4
+    return min(block, triton.next_power_of_2(values)), warps
 
 
 def recurrence(
@@ -185,7 +192,7 @@ def recurrence(
     gates = gates or Gates()
     rank = gates.decay_weight.shape[1] if gates.decay_weight is not None else 1
     y = torch.empty(batch, heads * values, device=proj.device, dtype=proj.dtype)
-    block, warps = config or tiling(keys, values)
+    block, warps = config or tiling(kind, keys, values, batch)
 
     def given(tensor: torch.Tensor | None) -> torch.Tensor:
         return proj if tensor is None else tensor
