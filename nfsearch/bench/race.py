@@ -20,7 +20,7 @@ from nfsearch.latency_lut.timing import CPU, CUDA, Bounds, Run, prepared, take
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 _BOUNDS: Mapping[str, Bounds] = {
-    "cuda": replace(CUDA, warm_up=0.1, least=20, seconds=1.0, target=0.002),
+    "cuda": replace(CUDA, warm_up=0.1, least=20, seconds=0.5, target=0.002),
     "cpu": replace(CPU, keep=1.0, least=5, seconds=0.05),  # a dry run
 }
 _COPY_BYTES = {"cuda": 2 << 30, "cpu": 64 << 20}  # working set of the copy: source and destination together

@@ -98,11 +98,15 @@ class _Case:
             return [ours, *(_Way(name, "baseline", partial(sdpa_kernel, b), b.name) for name, b in backends.items())]
         plain = partial(_calling, self.operator, _PLAIN)
         fla = partial(_calling, self.operator, _FLA, self.setup.kind)
-        return [
+        ways = [
             ours,
             _Way("chunked PyTorch", "baseline", plain, "nfsearch.ops.recurrence"),
             _Way("fla-core", "baseline", fla, "fla-core's chunk kernels, tuned on their first call"),
         ]
+        if self.layer.op == "M2":
+            mamba = partial(_calling, self.operator, _MAMBA_SSM, self.setup.kind)
+            ways.append(_Way("mamba-ssm", "baseline", mamba, "mamba-ssm's chunk scan (and a division before it)"))
+        return ways
 
     def _contender(self, way: _Way) -> Contender:
         return Contender(
@@ -173,6 +177,8 @@ def _calling(operator: Operator, functions: Functions, kind: str = "") -> Iterat
     """Makes the operator call these instead of the dispatcher's functions of the same names."""
     if functions is _FLA:
         need("fla-core", kind, *FLA_MODULES)
+    if functions is _MAMBA_SSM:
+        need("mamba-ssm", kind, "mamba_ssm", "einops", "triton")
     module = sys.modules[type(operator).__module__]
     (name,) = {name for name in functions if hasattr(module, name)}
     original = getattr(module, name)
@@ -236,6 +242,22 @@ def _fla_shared_linear(
     return out.float(), last
 
 
+def _mamba_ssm_shared_linear(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """It multiplies its input by the step that it takes the decay from, so that has to be divided out before."""
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+    step = -log_decay.float()
+    q, k, v = _half(like, q[:, :, None], k[:, :, None], v / step[..., None])
+    rate = -torch.ones(v.shape[2], device=v.device)
+    first = None if state is None else state.mT
+    out, last = mamba_chunk_scan_combined(
+        v, step, rate, k, q, chunk_size=256, initial_states=first, return_final_states=True
+    )
+    return out.float(), last.mT
+
+
 _PLAIN: Functions = {
     "delta_rule": _plain(recurrence.delta_rule),
     "gated_linear": _plain(recurrence.gated_linear),
@@ -246,3 +268,4 @@ _FLA: Functions = {
     "gated_linear": _fla_gated_linear,
     "shared_linear": _fla_shared_linear,
 }
+_MAMBA_SSM: Functions = {"shared_linear": _mamba_ssm_shared_linear}
