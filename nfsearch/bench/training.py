@@ -218,7 +218,7 @@ def _fla_delta(
         out, last = chunk_gated_delta_rule(
             q=q, k=k, v=v, g=log_decay, beta=beta, scale=1.0, initial_state=state, output_final_state=True
         )
-    return out.float(), last
+    return out, last
 
 
 def _fla_gated_linear(
@@ -228,7 +228,7 @@ def _fla_gated_linear(
 
     q, k, v = _half(like, q, k, v)
     out, last = chunk_gla(q=q, k=k, v=v, g=log_decay, scale=1.0, initial_state=state, output_final_state=True)
-    return out.float(), last
+    return out, last
 
 
 def _fla_shared_linear(
@@ -239,7 +239,7 @@ def _fla_shared_linear(
     q, k, v = _half(like, q, k, v)
     q, k = (z[:, :, None].expand(-1, -1, v.shape[2], -1).contiguous() for z in (q, k))
     out, last = chunk_simple_gla(q=q, k=k, v=v, g=log_decay, scale=1.0, initial_state=state, output_final_state=True)
-    return out.float(), last
+    return out, last
 
 
 def _mamba_ssm_shared_linear(
@@ -255,7 +255,7 @@ def _mamba_ssm_shared_linear(
     out, last = mamba_chunk_scan_combined(
         v, step, rate, k, q, chunk_size=256, initial_states=first, return_final_states=True
     )
-    return out.float(), last.mT
+    return out, last.mT
 
 
 _PLAIN: Functions = {
