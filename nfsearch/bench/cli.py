@@ -34,6 +34,10 @@ def ops(
     width: Annotated[list[int], typer.Option(min=1, help="Hidden size; repeatable.")] = [2048],  # noqa: B006
     context: Annotated[list[int], typer.Option(min=1, help="Tokens held, for attention; repeatable.")] = [8192],  # noqa: B006
     batch: Annotated[list[int], typer.Option(min=1, help="Sequences; repeatable.")] = [1],  # noqa: B006
+    only: Annotated[
+        list[Literal["blocks", "attention", "projections"]] | None,
+        typer.Option(help="One part; repeatable. All, if none is given."),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     compile: Compile = "default",
@@ -42,7 +46,8 @@ def ops(
     """Time one decode step of each residual block (norm, operator, residual), of projections, of attention alone."""
     from nfsearch.bench.session import OPERATORS, run_ops
 
-    run_ops(operators or OPERATORS, width, context, batch, device=device, dtype=dtype, compile=compile, output=output)
+    where = dict(device=device, dtype=dtype, compile=compile, output=output)
+    run_ops(operators or OPERATORS, width, context, batch, only or [], **where)
 
 
 @bench.command("model")

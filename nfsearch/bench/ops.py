@@ -18,6 +18,7 @@ from nfsearch.bench.schema import Bandwidth, Comparison
 from nfsearch.latency_lut.timing import Run
 from nfsearch.ops import Block, State, fused
 from nfsearch.ops.ffn import FeedForward
+from nfsearch.ops.operator import build_operator
 from nfsearch.space import Layer
 
 _SMALL = 0.01  # of the input: next to it the residual hides nothing of what the operator adds
@@ -26,33 +27,51 @@ Link = Callable[[Tensor], Tensor]
 Bind = Callable[[Block, State], Link]
 
 
+PARTS = ("blocks", "attention", "projections")
+
+
 def bench_ops(
     layers: Sequence[Layer],
     widths: Sequence[int],
     contexts: Sequence[int],
     batches: Sequence[int],
+    parts: Sequence[str],
     setup: Setup,
     bandwidth: Bandwidth,
 ) -> Iterator[Comparison]:
-    """Every layer at every width, batch and (where there is a cache) context; then projections and attention."""
+    """Every layer at every width, batch and (where there is a cache) context; attention without its projections; then
+    the projections. `parts` of PARTS says which of the three."""
     projections: dict[tuple[int, int, int], None] = {}
     for width in widths:
         for layer in layers:
+            projections |= {(*shape, batch): None for shape in _projections(layer, width) for batch in batches}
             for batch in batches:
                 for context in contexts if layer.cost(width).cache_per_token else contexts[:1]:
                     torch._dynamo.reset()  # its limit of variants counts per function
-                    chain = _Chain.of(layer, width, context, batch, setup)
-                    projections |= {(rows, columns, batch): None for rows, columns in chain.projections()}
-                    (found,) = race([chain.group(str(layer))], setup, bandwidth)
-                    del chain
-                    release(setup.kind)
-                    yield found
-                    if layer.op == "A":
-                        (found,) = race([attention_alone(layer, width, context, batch, setup)], setup, bandwidth)
-                        yield found
-    for rows, columns, batch in projections:
-        torch._dynamo.reset()
-        yield from race([projection(rows, columns, batch, setup)], setup, bandwidth)
+                    if "blocks" in parts:
+                        yield _block(layer, width, context, batch, setup, bandwidth)
+                    if "attention" in parts and layer.op == "A":
+                        yield from race([attention_alone(layer, width, context, batch, setup)], setup, bandwidth)
+    if "projections" in parts:
+        for rows, columns, batch in projections:
+            torch._dynamo.reset()
+            yield from race([projection(rows, columns, batch, setup)], setup, bandwidth)
+
+
+def _block(layer: Layer, width: int, context: int, batch: int, setup: Setup, bandwidth: Bandwidth) -> Comparison:
+    chain = _Chain.of(layer, width, context, batch, setup)
+    (found,) = race([chain.group(str(layer))], setup, bandwidth)
+    del chain
+    release(setup.kind)
+    return found
+
+
+def _projections(layer: Layer, width: int) -> list[tuple[int, int]]:
+    """Shapes of the matrices into and out of the operator."""
+    with torch.device("meta"):
+        linears = [m for m in build_operator(layer, width).modules() if isinstance(m, nn.Linear)]
+    found = [(m.out_features, m.in_features) for m in linears]
+    return [shape for shape in found if width in shape]
 
 
 def bytes_moved(modules: Sequence[nn.Module], states: Sequence[State]) -> int:
@@ -129,12 +148,6 @@ class _Chain:
     @property
     def bytes(self) -> int:
         return bytes_moved(self.blocks[:1], self.states[:1])
-
-    def projections(self) -> list[tuple[int, int]]:
-        """Shapes of the matrices into and out of the operator."""
-        linears = [m for m in self.blocks[0].operator.modules() if isinstance(m, nn.Linear)]
-        found = [(m.out_features, m.in_features) for m in linears]
-        return [shape for shape in found if self.x.shape[1] in shape]
 
     def group(self, name: str) -> Group:
         position = torch.tensor(self.context, device=self.setup.kind)

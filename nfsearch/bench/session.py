@@ -12,7 +12,7 @@ import torch
 
 from nfsearch.bench.figure import draw, markdown
 from nfsearch.bench.model import bench_model, read_model
-from nfsearch.bench.ops import bench_ops
+from nfsearch.bench.ops import PARTS, bench_ops
 from nfsearch.bench.race import CompileMode, Setup, copy_bandwidth
 from nfsearch.bench.schema import BenchResult, Comparison, Ratio
 from nfsearch.bench.show import show_comparison, show_summary
@@ -81,15 +81,20 @@ class Session:
 
 
 def run_ops(
-    operators: Sequence[str], widths: Sequence[int], contexts: Sequence[int], batches: Sequence[int], **where: Any
+    operators: Sequence[str],
+    widths: Sequence[int],
+    contexts: Sequence[int],
+    batches: Sequence[int],
+    parts: Sequence[str],
+    **where: Any,
 ) -> None:
-    layers = [_one(text) for text in operators]
+    layers, parts = [_one(text) for text in operators], parts or PARTS
     for layer in layers:
         for width in widths:
             layer.shape(width)  # ValueError before anything is measured
     settings = {"layers": [str(layer) for layer in layers], "widths": list(widths), "contexts": list(contexts)}
-    session = Session("ops", settings | {"batches": list(batches)}, **where)
-    session.take(bench_ops(layers, widths, contexts, batches, session.setup, session.result.bandwidth))
+    session = Session("ops", settings | {"batches": list(batches), "parts": list(parts)}, **where)
+    session.take(bench_ops(layers, widths, contexts, batches, parts, session.setup, session.result.bandwidth))
     session.end()
 
 
