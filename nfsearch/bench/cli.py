@@ -35,8 +35,8 @@ def ops(
     context: Annotated[list[int], typer.Option(min=1, help="Tokens held, for attention; repeatable.")] = [8192],  # noqa: B006
     batch: Annotated[list[int], typer.Option(min=1, help="Sequences; repeatable.")] = [1],  # noqa: B006
     only: Annotated[
-        list[Literal["blocks", "attention", "projections"]] | None,
-        typer.Option(help="One part; repeatable. All, if none is given."),
+        list[str] | None,
+        typer.Option(metavar="PART", help="blocks, attention or projections; repeatable. All, if none is given."),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",

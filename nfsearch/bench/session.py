@@ -89,6 +89,8 @@ def run_ops(
     **where: Any,
 ) -> None:
     layers, parts = [_one(text) for text in operators], parts or PARTS
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"--only {unknown.pop()}: expected {', '.join(PARTS)}")
     for layer in layers:
         for width in widths:
             layer.shape(width)  # ValueError before anything is measured
