@@ -131,7 +131,8 @@ class Attention(Operator):
 
     def recurrence(self, x: Tensor) -> Tensor:
         group = self.heads // self.kv_heads
-        frequency = self.rope_base ** (-torch.arange(0, self.head_dim, 2, dtype=wide(x.dtype)) / self.head_dim)
+        pair = torch.arange(0, self.head_dim, 2, device=x.device, dtype=wide(x.dtype))
+        frequency = self.rope_base ** (-pair / self.head_dim)
         keys: list[Tensor] = []
         values: list[Tensor] = []
         outputs = []

@@ -71,8 +71,7 @@ def test_agrees_with_float64(
 ) -> None:
     block, time = make(name, settings, width, dtype), 20
     x = SMALL * torch.randn(batch, time, width, device="cuda", dtype=dtype)
-    exact = copy.deepcopy(block).double().cpu()
-    wide = x.double().cpu()
+    exact, wide = copy.deepcopy(block).double(), x.double()
     expected = wide + exact.operator.recurrence(exact.norm(wide))
     state = block.operator.init_state(batch, time, device="cuda", dtype=dtype)
     for key in state.keys() & {"keys", "values"}:
@@ -82,7 +81,7 @@ def test_agrees_with_float64(
     for row in x.unbind(1):
         outputs.append(step(block, row.contiguous(), state, position))
         position += 1
-    got = torch.stack(outputs, 1).double().cpu()
+    got = torch.stack(outputs, 1).double()
     assert (got - expected).norm() / expected.norm() < bound
 
 
