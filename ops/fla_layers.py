@@ -97,7 +97,10 @@ class FlaLayer(Operator):
         return self._continue(x, state, position, empty=position == 0)
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
-        """Waits for the device where the layer asks for its position, as those with rotary embeddings do."""
+        """Waits for the device where the layer asks for its position, as those with rotary embeddings do; such a step
+        raises ValueError when it is captured."""
+        if x.is_cuda and torch.cuda.is_current_stream_capturing() and (refusal := self.graph_refusal(x)):
+            raise ValueError(refusal)
         return self._continue(x[:, None], state, position, empty=False)[:, 0]
 
     @torch.no_grad()

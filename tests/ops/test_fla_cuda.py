@@ -110,6 +110,9 @@ def test_a_layer_that_asks_for_its_position_is_not_captured() -> None:
     with pytest.raises(ValueError, match="fla:MultiScaleRetention asks for its position on the host"):
         check([layer], [64], "cuda", decode=True)
     check([layer], [64], "cuda", decode=False)
+    model = HybridLM(Architecture.parse(f"{layer} F", width=64, vocab=100)).to("cuda", torch.bfloat16)
+    with pytest.raises(ValueError, match="cannot be captured in a CUDA graph"), torch.no_grad():
+        Decoder(model, batch=1, max_length=4)
 
 
 @pytest.mark.parametrize(
