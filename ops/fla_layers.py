@@ -87,7 +87,7 @@ class FlaLayer(Operator):
         return Path("torch", f"{copied}; {refusal}" if (refusal := self.graph_refusal(like)) else copied)
 
     def graph_refusal(self, like: Tensor) -> str:
-        if not _run_once(*self._key, like.device, like.dtype).asks_position:
+        if not self._known(like).asks_position:
             return ""
         return f"{self.name} asks for its position on the host in every step: it cannot be captured in a CUDA graph"
 
@@ -114,9 +114,12 @@ class FlaLayer(Operator):
             held.position = t + 1
         return torch.cat(outputs, dim=1)
 
+    def _known(self, like: Tensor) -> _Kept:
+        """What the layer keeps; where a state was made, nothing is run for it (a graph may be being captured)."""
+        return self._kept or _run_once(*self._key, like.device, like.dtype)
+
     def _continue(self, x: Tensor, state: State, position: int | Tensor, empty: bool) -> Tensor:
-        kept = self._kept or _run_once(*self._key, x.device, x.dtype)
-        held = _Cache(self.name, None if empty else _filled(kept.structure, state), position)
+        held = _Cache(self.name, None if empty else _filled(self._known(x).structure, state), position)
         y = self._run(x, held)
         for name, new in _tensors(held.state, self.name).items():
             if new.shape != state[name].shape:
