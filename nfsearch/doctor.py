@@ -17,6 +17,7 @@ from nfsearch.space import Layer, operators
 WIDTH = 1024  # of the layers that are asked for, which all defaults fit
 GIVES = {
     "fla": "fla-core's kernels, baselines of `nfsearch bench`",
+    "fla-layers": "the layers of flash-linear-attention as operators, fla:KimiDeltaAttention and others, on CUDA",
     "hf": "exports as Hugging Face models, data sets from the hub",
     "eval": "evaluation of an exported model",
     "dashboard": "looking into a running study in the browser",
@@ -128,7 +129,7 @@ def _requirements() -> dict[str, list[str]]:
         return found
     for requirement in declared:
         package, marker = re.match(r"([\w.-]+)[^;]*;?\s*(.*)", requirement).groups()  # type: ignore[union-attr]
-        extra = re.fullmatch(r"extra == [\"'](\w+)[\"']", marker)
+        extra = re.fullmatch(r"extra == [\"']([\w-]+)[\"']", marker)
         if extra or not marker:
             found.setdefault(extra[1] if extra else "", []).append(package)
     return found

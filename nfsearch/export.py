@@ -248,13 +248,14 @@ def _byte_tokenizer() -> str:
 
 def _card(architecture: Architecture, name: str, result: RunResult | None, record: CandidateRecord | None) -> str:
     """The model card."""
+    extras = "hf,fla-layers" if any(layer.op.startswith("fla:") for layer in architecture.layers) else "hf"
     lines = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [nfsearch, hybrid]\n---",
         f"# {name}",
         "A hybrid language model found by architecture search with nfsearch. It was trained only as long as the search "
         "trains a candidate: good for checking the model, not for use.",
         f"    {architecture}",
-        "```python\nimport nfsearch.hf  # registers the classes: pip install 'nfsearch[hf]'\n"
+        f"```python\nimport nfsearch.hf  # registers the classes: pip install 'nfsearch[{extras}]'\n"
         "from transformers import AutoModelForCausalLM\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n```',
         "Sequences in a batch must have equal lengths: recurrent layers cannot skip padding.",

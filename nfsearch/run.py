@@ -38,7 +38,7 @@ from nfsearch.search.engine import Engine
 from nfsearch.search.evaluation import make_evaluator
 from nfsearch.search.study import Store, open_store
 from nfsearch.space import Architecture, SearchSpace
-from nfsearch.tables import check, measure
+from nfsearch.tables import check, check_layers, measure
 from nfsearch.yaml_file import YamlFile
 
 TABLE, LOG = "latency.parquet", "log.txt"
@@ -100,6 +100,7 @@ def _read(config_path: Path, out: Path | None, resume: bool, assignments: Sequen
     space = config.space.build(corpus.vocab)
     if space.vocab < corpus.vocab:
         raise ValueError(f"space.vocab is {space.vocab}; the tokenizer of {corpus.name} has {corpus.vocab} entries")
+    check_layers(config, space, kind)
     job = _Job(config, file, folder, kind, corpus, space, None)
     job.strategy(Budgets(lambda architecture: {}))  # refuses known designs outside the space
     if config.latency.table == "auto":

@@ -27,6 +27,14 @@ def vocabulary(config: Config) -> int:
     return config.space.vocab if isinstance(config.space.vocab, int) else prepare(config.proxy).vocab
 
 
+def check_layers(config: Config, space: SearchSpace, kind: str) -> None:
+    """Raises ValueError unless everything in the space can be built and run on "cuda" or "cpu"."""
+    from nfsearch.ops.paths import check as check_paths
+
+    decode = any(workload.phase == "decode" for workload in config.latency.workloads.values())
+    check_paths(space.alphabet(), space.widths, kind, decode=decode)
+
+
 def measure(config: Config, space: SearchSpace, path: Path) -> LatencyTable:
     """Builds, or completes, the table that a config needs."""
     from nfsearch.latency_lut import device, profiler
@@ -59,12 +67,15 @@ def check(
 
 
 def build_table(config_path: Path, output: Path, assignments: Sequence[str]) -> None:
+    from nfsearch.latency_lut import device
+
     config, _ = load_config(config_path, assignments)
     if output.suffix != SUFFIX:
         raise ValueError(f"{output}: a latency table's name ends in {SUFFIX}")
     if not output.parent.is_dir():
         raise ValueError(f"{output.parent} is not a folder")
     space = config.space.build(vocabulary(config))
+    check_layers(config, space, device.resolve(config.latency.device))
     table = measure(config, space, output)
     say(f"{output}: {len(table.rows)} rows")
 

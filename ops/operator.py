@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +31,8 @@ class Operator(nn.Module, ABC):
     parameters to length one: the axis of the model's width in both cases.
     """
 
-    row_normalised: ClassVar[tuple[str, ...]] = ()
-    column_normalised: ClassVar[tuple[str, ...]] = ()
+    row_normalised: tuple[str, ...] = ()
+    column_normalised: tuple[str, ...] = ()
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -66,6 +65,14 @@ class Operator(nn.Module, ABC):
     def training_path(self, like: Tensor) -> Path:
         """What computes the parallel form for an input such as `like`, and why."""
         return Path("torch", "its own forward: there is no recurrence to dispatch")
+
+    def decode_path(self, like: Tensor) -> Path | None:
+        """What computes `step` for an input such as `like`, and why, where this is no matter of the fused kernels."""
+        return None
+
+    def graph_refusal(self, like: Tensor) -> str:
+        """Why `step` cannot be captured in a CUDA graph for an input such as `like`, or nothing."""
+        return ""
 
     def reset_parameters(self) -> None:
         """Draws the initial weights: linear layers normal with standard deviation 0.02, unless a subclass says more."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nfsearch.space.operators import Cost, OperatorSpec, Shape, Value, find_operator, nearest, operator_names, operators
+from nfsearch.space.operators import Cost, OperatorSpec, Shape, Value, find_operator, nearest, operator_names
 
 
 @dataclass(frozen=True, order=True)
@@ -29,13 +29,12 @@ class Layer:
             raise ValueError(f"unknown operator {self.op!r}{nearest(self.op, operator_names())}")
         kept = []
         for name, value in sorted(dict(self.settings).items()):
-            setting = spec.settings.get(name)
+            setting = spec.setting(name)
             if setting is None:
                 raise ValueError(f"{spec.name} has no setting {name!r}{nearest(name, list(spec.settings))}")
             if not setting.accepts(value):
                 raise ValueError(f"{spec.name}[{name}={value}]: expected {setting.expected()}")
-            if setting.type is float and value is not None:
-                value = float(value)
+            value = setting.normal(value)
             if value != setting.default:
                 kept.append((name, value))
         object.__setattr__(self, "op", spec.name)
@@ -47,7 +46,9 @@ class Layer:
 
     @property
     def spec(self) -> OperatorSpec:
-        return operators()[self.op]
+        spec = find_operator(self.op)
+        assert spec is not None  # as when it was made
+        return spec
 
     def shape(self, width: int) -> Shape:
         """The concrete sizes at this width. Raises ValueError where the settings do not fit it."""

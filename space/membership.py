@@ -61,7 +61,8 @@ class Matcher:
         layer = self.layers[start]
         have = dict(layer.settings)
         open_settings = (key for key, values in node.settings if len(values) > 1)
-        return {start + 1: {f"{path}.{key}": have.get(key, layer.spec.settings[key].default) for key in open_settings}}
+        answers = {key: have[key] if key in have else layer.spec.settings[key].default for key in open_settings}
+        return {start + 1: {f"{path}.{key}": value for key, value in answers.items()}}
 
     def _tied(self, node: Repeat, path: str, start: int) -> CountedEnds:
         found: CountedEnds = {start: (0, {})} if node.low == 0 else {}

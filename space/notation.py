@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from nfsearch.space.architecture import Layer
-from nfsearch.space.operators import OperatorSpec, Value, find_operator, nearest, operator_names
+from nfsearch.space.operators import OperatorSpec, Setting, Value, find_operator, nearest, operator_names
 
 MAX_DEPTH = 100  # brackets in brackets
 MAX_LAYERS = 2000  # of the longest member
@@ -218,38 +218,41 @@ class _Parser:
         while True:
             name = self.here
             if name.kind != "word":
-                raise self.fail(f"expected a setting of {spec.name} ({', '.join(spec.settings)}), found {name}")
-            if name.text not in spec.settings:
+                known = f" ({', '.join(spec.settings)})" if spec.settings else ""
+                raise self.fail(f"expected a setting of {spec.name}{known}, found {name}")
+            setting = spec.setting(name.text)
+            if setting is None:
                 hint = nearest(name.text, list(spec.settings)) or f"; it has {', '.join(spec.settings)}"
                 raise self.fail(f"{spec.name} has no setting '{name.text}'{hint}")
             if name.text in found:
                 raise self.fail(f"'{name.text}' is set twice")
             self.at += 1
             self.expect("=")
-            values = [self.value(spec, name.text)]
+            label = f"{spec.name}[{name.text}]"
+            values = [self.value(setting, label)]
             while self.take("|"):
                 token = self.here
-                values.append(self.value(spec, name.text))
+                values.append(self.value(setting, label))
                 if values[-1] in values[:-1]:
                     raise self.fail(f"'{token.text}' stands twice in this choice", token)
-            if values != [spec.settings[name.text].default]:
+            if values != [setting.default]:
                 found[name.text] = tuple(values)
             if not self.take(","):
                 break
         self.expect("]", " or ','")
         return tuple(sorted(found.items()))
 
-    def value(self, spec: OperatorSpec, name: str) -> Value:
-        setting, token = spec.settings[name], self.here
+    def value(self, setting: Setting, label: str) -> Value:
+        token = self.here
         value: Value = token.text
         if token.kind == "number":
             value = int(token.text) if re.fullmatch(r"-?\d+", token.text) else float(token.text)
         elif token.kind == "word":
             value = _CONSTANTS.get(token.text, token.text)
         if token.kind not in ("number", "word") or not setting.accepts(value):
-            raise self.fail(f"{spec.name}[{name}]: expected {setting.expected()}, found {token}")
+            raise self.fail(f"{label}: expected {setting.expected()}, found {token}")
         self.at += 1
-        return float(value) if setting.type is float and isinstance(value, int) else value
+        return setting.normal(value)
 
 
 def parse(text: str, names: Collection[str] = ()) -> Node:

@@ -9,9 +9,12 @@ Other packages add operators through the entry-point group `nfsearch.operators`;
 from __future__ import annotations
 
 import difflib
+import importlib
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -36,6 +39,8 @@ class Setting:
             return "one of " + ", ".join(str(c) for c in self.choices)
         if self.type is bool:
             return "true or false"
+        if self.type is object:
+            return "a number, true, false, none or a word"
         words = {int: "a whole number", float: "a number"}[self.type] + f" of at least {self.minimum:g}"
         return words + (" or none" if self.optional else "")
 
@@ -44,10 +49,25 @@ class Setting:
             return self.optional
         if self.choices is not None:
             return value in self.choices
+        if self.type is object:
+            return _can_be_written(value)
         if self.type is bool or isinstance(value, bool):
             return self.type is bool and isinstance(value, bool)
         kinds = (int, float) if self.type is float else (int,)
         return isinstance(value, kinds) and value >= self.minimum
+
+    def normal(self, value: Value) -> Value:
+        """An accepted value in the one form in which it is kept: 2 and 2.0 are the same."""
+        if self.type is float and value is not None:
+            return float(value)
+        return int(value) if self.type is object and isinstance(value, float) and value.is_integer() else value
+
+
+def _can_be_written(value: Value) -> bool:
+    """Whether the notation has a text that reads back as this value."""
+    if isinstance(value, str):
+        return re.fullmatch(r"[A-Za-z_][\w:]*", value) is not None and value not in ("none", "true", "false")
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -89,7 +109,8 @@ class OperatorSpec:
     """An operator as the notation and the search know it.
 
     `shape(width, **settings)` turns settings into the concrete sizes the module is built from, and raises ValueError
-    where they do not fit the width; `cost(width, **shape)` prices those sizes.
+    where they do not fit the width; `cost(width, **shape)` prices those sizes. Where `free` is given, the operator
+    takes settings of any other name too, and keeps each that is given.
     """
 
     name: str  # short, as printed
@@ -99,6 +120,10 @@ class OperatorSpec:
     settings: Mapping[str, Setting]
     shape: Callable[..., Shape]
     cost: Callable[..., Cost]
+    free: Setting | None = None
+
+    def setting(self, name: str) -> Setting | None:
+        return self.settings.get(name, self.free)
 
 
 def _divide(width: int, head_dim: int) -> int:
@@ -231,6 +256,36 @@ def _ffn_cost(width: int, inner: int, act: str) -> Cost:
     return Cost(parameters=weights, flops_per_token=2 * weights)
 
 
+# --- layers of flash-linear-attention --------------------------------------------------------------------------------
+
+_FLA_MODULE = "nfsearch.ops.fla_layers"  # knows the layers, and imports them
+
+
+def _fla_shape(name: str, width: int, **settings: Value) -> Shape:
+    return dict(layer=name, settings=settings)
+
+
+def _fla_cost(width: int, layer: str, settings: Mapping[str, Value]) -> Cost:
+    return importlib.import_module(_FLA_MODULE).cost(width, layer, settings)
+
+
+@cache
+def _fla_operator(name: str) -> OperatorSpec:
+    """The operator `fla:LAYER`. Its settings are whatever the layer's constructor takes, which is known where the
+    layer is built: a space is described without the package, and reads the same whichever version is installed."""
+    return OperatorSpec(
+        name=name,
+        long_name=name,
+        kind="mixer",
+        module=f"{_FLA_MODULE}:FlaLayer",
+        settings={},
+        shape=partial(_fla_shape, name.removeprefix("fla:")),
+        cost=_fla_cost,
+        # no value equals NaN, so that each is kept
+        free=Setting(math.nan, "an argument of the layer's constructor", type=object, optional=True),
+    )
+
+
 BUILT_IN = (
     OperatorSpec(
         name="A",
@@ -329,7 +384,9 @@ def _by_any_name() -> Mapping[str, OperatorSpec]:
 
 
 def find_operator(name: str) -> OperatorSpec | None:
-    """The operator called `name` (short or long, in any case), or None."""
+    """The operator called `name` (short or long, in any case; `fla:LAYER` as the layer is spelt), or None."""
+    if re.fullmatch(r"fla:[A-Za-z_]\w*", name):
+        return _fla_operator(name)
     return _by_any_name().get(name.lower())
 
 

@@ -53,6 +53,11 @@ def test_space_knows_no_torch() -> None:
         ("import nfsearch", {"torch", "ray", "optuna", "pandas", "pydantic"}),
         ("import nfsearch.cli", {"torch", "ray", "optuna", "pandas", "pydantic", "numpy"}),
         ("import nfsearch.space", {"torch", "ray", "optuna", "pandas", "numpy"}),
+        (
+            "from nfsearch.space import SearchSpace, parse\n"
+            "assert SearchSpace(parse('(fla:HGRN2Attention[expand_ratio=32|64] F){1..3}'), (64, 96)).count() == 12",
+            {"torch", "fla"},
+        ),
         ("import nfsearch.config, nfsearch.latency_lut, nfsearch.proxies, nfsearch.search", {"torch", "ray"}),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from nfsearch.cli import main
+from nfsearch.ops import fla_layers
 from tests.nfsearch.runs import SPACE, nfsearch, tiny_config
 
 Run = Callable[..., str]
@@ -254,3 +255,13 @@ def test_exporting_after_the_data_changed(
     prepare = data.prepare
     monkeypatch.setattr(data, "prepare", lambda settings: dataclasses.replace(prepare(settings), digest="other"))
     assert "has changed since the search" in fails("export", "run", "--to", "hf", "-o", "model")
+
+
+def test_layers_of_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, fails: Run, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "fla.layers", None)
+    monkeypatch.setattr("nfsearch.ops.fla_layers._cost", fla_layers._cost.__wrapped__)
+    config = tiny_config(tmp_path, **space_with("fla:KimiDeltaAttention F"), latency={"table": "auto"})
+    for command in (("run", config), ("lut", "build", config, "-o", "new.parquet")):
+        err = fails(*command)
+        assert "nfsearch: fla:KimiDeltaAttention needs flash-linear-attention, which cannot be imported here" in err
+        assert "pip install 'nfsearch[fla-layers]'" in err

@@ -63,7 +63,7 @@ def greedy(init_state: Method) -> Method:
 
 
 BROKEN = [
-    ("forward", off, "test_parallel_and_step_follow_the_recurrence", ("cpu",), "forward of 3 steps in float64: 1"),
+    ("forward", off, "test_parallel_and_step_follow_the_recurrence", ("cpu",), "of 3 steps in torch.float64: 1"),
     ("step", off, "test_parallel_and_step_follow_the_recurrence", ("cpu",), "steps in torch.float64: 1.0e-08 off"),
     ("forward", forgetful, "test_state_is_carried_across_splits", ("cpu",), r"4 steps cut at \(1, 3\)"),
     ("step", replacing, "test_state_is_written_in_place", (), "state 'conv' was replaced"),
@@ -89,6 +89,20 @@ def test_a_broken_operator_fails(
     monkeypatch.setattr(DeltaNet, name, breakage(getattr(DeltaNet, name)))
     with pytest.raises((AssertionError, RuntimeError), match=message):
         check(LAYER, *rest)
+
+
+def test_slopes_serve_where_the_recurrence_has_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeltaNet, "recurrence", torch.no_grad()(DeltaNet.recurrence))
+    Suite().test_gradients(LAYER, "cpu", 3)
+    forward = DeltaNet.forward
+
+    def steeper(self: DeltaNet, x: Tensor) -> Tensor:
+        y = forward(self, x)
+        return y + 1e-3 * (y - y.detach())
+
+    monkeypatch.setattr(DeltaNet, "forward", steeper)
+    with pytest.raises(AssertionError, match=r"the gradient of x, 3 steps: 1\.0e-03 off"):
+        Suite().test_gradients(LAYER, "cpu", 3)
 
 
 @pytest.mark.parametrize(

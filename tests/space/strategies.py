@@ -9,7 +9,23 @@ from nfsearch.space.notation import Choice, Node, Op, Ref, Repeat, Seq
 
 NAMES = ("mixer", "unit")
 
+# What a layer of flash-linear-attention may be given: anything that can be written, but 1 and true are equal in Python.
+free_values = st.one_of(
+    st.none(),
+    st.integers(2),
+    st.floats(allow_nan=False, allow_infinity=False).filter(lambda x: x not in (0, 1)),
+    st.from_regex(r"[A-Za-z_][\w:]*", fullmatch=True).filter(lambda x: x not in ("none", "true", "false")),
+    st.booleans(),
+)
+_names = st.from_regex(r"[a-z_][a-z0-9_]*", fullmatch=True)
+fla_layers = st.builds(
+    lambda name, settings: Layer(f"fla:{name}", tuple(settings.items())),
+    st.sampled_from(["KimiDeltaAttention", "HGRN2Attention"]),
+    st.dictionaries(_names, free_values, max_size=3),
+)
+
 layers = st.one_of(
+    fla_layers,
     st.sampled_from([Layer(op) for op in ("D", "M2", "A", "F", "GDN", "GLA")]),
     st.builds(lambda window: Layer.of("A", window=window), st.integers(1, 9999)),
     st.builds(lambda ratio: Layer.of("F", ratio=ratio), st.floats(0.5, 99)),
@@ -26,6 +42,10 @@ layer_lists = st.lists(layers, max_size=6).flatmap(
 )
 
 _ops = st.one_of(
+    st.builds(
+        lambda values: Op("fla:RWKV7Attention", (("head_dim", tuple(values)),)),
+        st.lists(free_values, min_size=1, max_size=3, unique=True),
+    ),
     st.sampled_from([Op("D"), Op("M2"), Op("F"), Op("GLA")]),
     st.builds(
         lambda windows: Op("A", (("window", tuple(windows)),)),

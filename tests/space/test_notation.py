@@ -61,6 +61,10 @@ def test_folding_is_the_shortest_text(text: str, printed: str | None) -> None:
         ("(D | D)", 6, "stands twice"),
         ("D $ F", 3, "unexpected character"),
         ("", 1, "found the end"),
+        ("fla:Kimi[num_heads=]", 20, r"fla:Kimi\[num_heads\]: expected a number, true, false, none or a word"),
+        ("fla:Kimi[3=4]", 10, "expected a setting of fla:Kimi, found '3'"),
+        ("fla:Kimi[a=1,a=2]", 14, "set twice"),
+        ("fla:", 1, "neither an operator nor a defined name"),
         ("mixer[x=1]", 6, "only operators take settings"),
         ("(" * 10_000, 101, "brackets in brackets"),
     ],
@@ -100,3 +104,15 @@ def test_settings_reach_the_architecture() -> None:
     architecture = Architecture.parse("A[window=512,head_dim=32] F[act=relu2,ratio=2.5]", width=128)
     assert architecture.layers == (Layer.of("A", head_dim=32, window=512), Layer.of("F", act="relu2", ratio=2.5))
     assert architecture.notation == "A[head_dim=32,window=512] F[act=relu2,ratio=2.5]"
+
+
+def test_layers_of_another_library_take_any_setting() -> None:
+    layer = Layer.of("fla:HGRN2Attention", expand_ratio=None, num_heads=4, use_short_conv=True, norm_eps=1e-5)
+    text = "fla:HGRN2Attention[expand_ratio=none,norm_eps=1e-05,num_heads=4,use_short_conv=true]"
+    assert str(layer) == text
+    assert parse_layers(text) == (layer,)
+    assert Layer.of("fla:X", expand_v=2.0) == Layer.of("fla:X", expand_v=2)
+    digests = {Architecture(64, (Layer.of("fla:X", expand_v=value),)).digest for value in (2, 2.0)}
+    assert len(digests) == 1
+    with pytest.raises(ValueError, match="expected a number, true, false, none or a word"):
+        Layer.of("fla:X", mode="two words")

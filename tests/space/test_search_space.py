@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nfsearch.space import Architecture, Layer, Limits, Member, SearchSpace, SpaceSettings, Unreachable
-from nfsearch.space.notation import Node
+from nfsearch.space.notation import Node, parse
 from tests.space.strategies import closed_nodes
 
 STAGE = "(unit{1..4}){1..4}"
@@ -179,3 +179,13 @@ def test_space_needs_no_torch() -> None:
 
     code = "import sys, nfsearch.space; assert not {'torch', 'ray', 'optuna', 'pandas'} & set(sys.modules), sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path.home())
+
+
+def test_layers_of_another_library_are_searched_like_others() -> None:
+    space = SearchSpace(parse("(fla:HGRN2Attention[expand_ratio=32|none] | D[head_dim=8]){1..2}"), (64,))
+    members = list(space.enumerate())
+    assert len(members) == space.count() == 6
+    for member in members:
+        answers = space.locate(member.architecture)
+        assert answers is not None
+        assert space.build(answers).architecture == member.architecture
