@@ -1,0 +1,381 @@
+"""Short causal depthwise convolution, SiLU and the scaling of heads to length one in one pass, forward and backward.
+
+The input is a slice of the in-projection's output, read where it lies. Its channels are three parts (q|k|v, or Mamba2's
+x|B|C), each written to a tensor of its own, so that neither direction cuts or joins anything.
+
+A program owns one group of channels (a head) and ROWS stretches of `steps` steps. It walks through its stretches side
+by side with the last inputs in registers, so that each value is loaded once, but for the few where stretches meet.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+
+MAX_TAPS = 8
+FORWARD_VALUES, BACKWARD_VALUES = 1024, 512  # of a step in a program: eight and four a thread
+
+# Sizes that differ between batches and models: no kernel is compiled for their values.
+_SIZES = ("time", "steps", "x_batch", "x_row", "n0", "n1", "n2", "scale")
+
+
+@triton.jit
+def _program(time, steps, n0, n1, n2, UNIT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr):
+    """This program's part (0, 1, 2), the part's first channel and size, its own first channel within the part, the
+    sequence, and the first step of each stretch [ROWS]; last, which of the programs of a group it is."""
+    program = tl.program_id(0)
+    blocks0 = tl.cdiv(n0 * UNIT, GROUP)
+    blocks1 = tl.cdiv(n1 * UNIT, GROUP)
+    blocks = blocks0 + blocks1 + tl.cdiv(n2 * UNIT, GROUP)
+    block = program % blocks
+    place = program // blocks
+    part = (block >= blocks0).to(tl.int32) + (block >= blocks0 + blocks1).to(tl.int32)
+    first = tl.where(part == 0, 0, tl.where(part == 1, n0, n0 + n1)) * UNIT
+    size = tl.where(part == 0, n0, tl.where(part == 1, n1, n2)) * UNIT
+    block -= tl.where(part == 0, 0, tl.where(part == 1, blocks0, blocks0 + blocks1))
+    tiles = tl.cdiv(time, ROWS * steps)
+    start = (place % tiles) * ROWS * steps + tl.arange(0, ROWS) * steps
+    return part, first, size, block * GROUP, place // tiles, start, place
+
+
+@triton.jit
+def _load(at, t, time, inside, RAGGED: tl.constexpr):
+    """A tile [ROWS, LANES]: steps t [ROWS] of the channels; zero outside of the sequence."""
+    mask = ((t >= 0) & (t < time))[:, None]
+    if RAGGED:
+        mask = mask & inside
+    return tl.load(at, mask=mask, other=0.0)
+
+
+@triton.jit
+def _before(x, past, t, time, row, b, channel, channels, inside, TAPS: tl.constexpr, RAGGED: tl.constexpr,
+            PAST: tl.constexpr):  # fmt: skip
+    """The TAPS - 1 inputs before steps t, oldest first; x points at steps t. `past` holds those before the start."""
+    held = ()
+    for j in tl.static_range(TAPS - 1):
+        back = TAPS - 1 - j
+        value = _load(x - back * row, t - back, time, inside, RAGGED).to(tl.float32)
+        if PAST:
+            at = past + (b * (TAPS - 1) + t + j).to(tl.int64)[:, None] * channels + channel[None, :]
+            value += tl.load(at, mask=(t < back)[:, None] & inside, other=0.0).to(tl.float32)
+        held = held + (value,)
+    return held
+
+
+@triton.jit
+def _taps(weight, channel, inside, TAPS: tl.constexpr):
+    """The weights of each tap, [1, LANES] each."""
+    taps = ()
+    for j in tl.static_range(TAPS):
+        taps = taps + (tl.load(weight + channel[None, :] * TAPS + j, mask=inside, other=0.0).to(tl.float32),)
+    return taps
+
+
+@triton.jit
+def _convolve(held, new, taps, shift, TAPS: tl.constexpr):
+    total = shift + taps[TAPS - 1] * new
+    for j in tl.static_range(TAPS - 1):
+        total += taps[j] * held[j]
+    return total
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _forward(x, past, weight, bias, gain, y0, y1, y2, y3, time, steps, x_batch, x_row, n0, n1, n2, scale,
+             GROUP: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, UNIT: tl.constexpr,
+             UNROLL: tl.constexpr, RAGGED: tl.constexpr, BIAS: tl.constexpr, PAST: tl.constexpr,
+             NORMED: tl.constexpr, GAIN: tl.constexpr):  # fmt: skip
+    part, first, size, offset, b, t, place = _program(time, steps, n0, n1, n2, UNIT, GROUP, ROWS)
+    lane = tl.arange(0, LANES)
+    inside = ((lane < GROUP) & (offset + lane < size))[None, :]
+    channel = first + offset + lane
+    row = x_row * UNIT
+    x += b.to(tl.int64) * (x_batch * UNIT) + t.to(tl.int64)[:, None] * row + channel[None, :]
+    y = y0
+    if part == 1:
+        y = y1
+    if part == 2:
+        y = y2
+    at = (b.to(tl.int64) * time + t)[:, None] * size + (offset + lane)[None, :]
+    if GAIN:
+        heads = n0 * UNIT // GROUP
+        gain += (b.to(tl.int64) * time + t) * heads + offset // GROUP
+    taps = _taps(weight, channel, inside, TAPS)
+    shift = tl.zeros((1, LANES), tl.float32)
+    if BIAS:
+        shift = tl.load(bias + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    length = tl.where(part == 0, scale, 1.0)  # of a head after its normalisation
+    held = _before(x, past, t, time, row, b, channel, (n0 + n1 + n2) * UNIT, inside, TAPS, RAGGED, PAST)
+    for done in range(0, steps, UNROLL):
+        news = ()
+        for i in tl.static_range(UNROLL):
+            news = news + (_load(x + i * row, t + i, time, inside, RAGGED),)
+        for i in tl.static_range(UNROLL):
+            new = news[i].to(tl.float32)
+            s = _convolve(held, new, taps, shift, TAPS)
+            held = held[1:] + (new,)
+            s = s * tl.sigmoid(s)
+            live = (t + i < time)[:, None]
+            if RAGGED:
+                live = live & inside
+            if GAIN:
+                factor = tl.load(gain + i * heads, mask=(t + i < time) & (part == 0), other=0.0).to(tl.float32)
+                scaled = (s * factor[:, None]).to(y3.dtype.element_ty)
+                tl.store(y3 + at + i * size, scaled, mask=live & (part == 0))
+            if NORMED > 0:
+                unit = tl.rsqrt(tl.sum(s * s, 1) + 1e-6) * length
+                s = s * tl.where(part < NORMED, unit, 1.0)[:, None]
+            tl.store(y + at + i * size, s.to(y.dtype.element_ty), mask=live)
+        x += UNROLL * row
+        at += UNROLL * size
+        if GAIN:
+            gain += UNROLL * heads
+        t += UNROLL
+
+
+@triton.jit
+def _slope(z, dy, dy3, factor, part, length, NORMED: tl.constexpr, GAIN: tl.constexpr):
+    """The gradient of the convolution's result z [ROWS, LANES], and that of the gain [ROWS]."""
+    gate = tl.sigmoid(z)
+    s = z * gate
+    ds = dy.to(tl.float32)
+    dgain = tl.zeros((z.shape[0],), tl.float32)
+    if GAIN:
+        added = dy3.to(tl.float32)
+        dgain = tl.sum(added * s, 1)
+        ds += added * factor[:, None]
+    if NORMED > 0:
+        inverse = tl.rsqrt(tl.sum(s * s, 1) + 1e-6)
+        normed = part < NORMED
+        along = tl.where(normed, tl.sum(ds * s, 1) * inverse * inverse, 0.0)
+        ds = (ds - s * along[:, None]) * tl.where(normed, inverse * length, 1.0)[:, None]
+    return ds * gate * (1.0 + z - s), dgain
+
+
+@triton.jit
+def _spread(dz, inputs, taps, dw, open_, TAPS: tl.constexpr):
+    """dz to the weights and to the TAPS inputs it came from, the oldest of which is then finished."""
+    weights = ()
+    for j in tl.static_range(TAPS):
+        weights = weights + (dw[j] + dz * inputs[j],)
+    finished = open_[0] + taps[0] * dz
+    moved = ()
+    for j in tl.static_range(1, TAPS - 1):
+        moved = moved + (open_[j] + taps[j] * dz,)
+    return weights, moved + (taps[TAPS - 1] * dz,), finished
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _backward(x, past, weight, bias, gain, dy0, dy1, dy2, dy3, dx, dgain, partial, time, steps, x_batch, x_row, n0, n1,
+              n2, scale, GROUP: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr,
+              UNIT: tl.constexpr, UNROLL: tl.constexpr, RAGGED: tl.constexpr, BIAS: tl.constexpr, PAST: tl.constexpr,
+              NORMED: tl.constexpr, GAIN: tl.constexpr):  # fmt: skip
+    part, first, size, offset, b, t, place = _program(time, steps, n0, n1, n2, UNIT, GROUP, ROWS)
+    lane = tl.arange(0, LANES)
+    inside = ((lane < GROUP) & (offset + lane < size))[None, :]
+    channel = first + offset + lane
+    channels = (n0 + n1 + n2) * UNIT
+    row = x_row * UNIT
+    x += b.to(tl.int64) * (x_batch * UNIT) + t.to(tl.int64)[:, None] * row + channel[None, :]
+    step = b.to(tl.int64) * time + t
+    dy = dy0
+    if part == 1:
+        dy = dy1
+    if part == 2:
+        dy = dy2
+    at = step[:, None] * size + (offset + lane)[None, :]
+    dx += (step[:, None] - (TAPS - 1)) * channels + channel[None, :]
+    if GAIN:
+        heads = n0 * UNIT // GROUP
+        gain += step * heads + offset // GROUP
+        dgain += step * heads + offset // GROUP
+    taps = _taps(weight, channel, inside, TAPS)
+    shift = tl.zeros((1, LANES), tl.float32)
+    if BIAS:
+        shift = tl.load(bias + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    length = tl.where(part == 0, scale, 1.0)
+    held = _before(x, past, t, time, row, b, channel, channels, inside, TAPS, RAGGED, PAST)
+    zero = tl.zeros((ROWS, LANES), tl.float32)
+    dw = ()
+    for j in tl.static_range(TAPS):
+        dw = dw + (zero,)
+    open_ = ()  # what the gradients of the last TAPS - 1 inputs have gathered so far, oldest first
+    for j in tl.static_range(TAPS - 1):
+        open_ = open_ + (zero,)
+    db = zero
+    for done in range(0, steps, UNROLL):
+        news = ()
+        dys = ()
+        dy3s = ()
+        for i in tl.static_range(UNROLL):
+            news = news + (_load(x + i * row, t + i, time, inside, RAGGED),)
+            dys = dys + (_load(dy + at + i * size, t + i, time, inside, RAGGED),)
+            if GAIN:
+                mine = tl.where(part == 0, t + i, -1)
+                dy3s = dy3s + (_load(dy3 + at + i * size, mine, time, inside, RAGGED),)
+            else:
+                dy3s = dy3s + (0.0,)
+        for i in tl.static_range(UNROLL):
+            factor = 0.0
+            if GAIN:
+                factor = tl.load(gain + i * heads, mask=(t + i < time) & (part == 0), other=0.0).to(tl.float32)
+            new = news[i].to(tl.float32)
+            z = _convolve(held, new, taps, shift, TAPS)
+            dz, dg = _slope(z, dys[i], dy3s[i], factor, part, length, NORMED, GAIN)
+            if GAIN:
+                mask = (t + i < time) & (part == 0)
+                tl.store(dgain + i * heads, dg.to(dgain.dtype.element_ty), mask=mask)
+            inputs = held + (new,)
+            dw, open_, finished = _spread(dz, inputs, taps, dw, open_, TAPS)
+            db += dz
+            held = inputs[1:]
+            live = ((t + i - (TAPS - 1) < time) & (done + i >= TAPS - 1))[:, None]
+            if RAGGED:
+                live = live & inside
+            tl.store(dx + i * channels, finished.to(dx.dtype.element_ty), mask=live)
+        x += UNROLL * row
+        at += UNROLL * size
+        dx += UNROLL * channels
+        if GAIN:
+            gain += UNROLL * heads
+            dgain += UNROLL * heads
+        t += UNROLL
+    # The first steps of the next stretch still reach back into this one.
+    for i in tl.static_range(TAPS - 1):
+        new = _load(x + i * row, t + i, time, inside, RAGGED).to(tl.float32)
+        grad = _load(dy + at + i * size, t + i, time, inside, RAGGED)
+        added = 0.0
+        factor = 0.0
+        if GAIN:
+            added = _load(dy3 + at + i * size, tl.where(part == 0, t + i, -1), time, inside, RAGGED)
+            factor = tl.load(gain + i * heads, mask=(t + i < time) & (part == 0), other=0.0).to(tl.float32)
+        z = _convolve(held, new, taps, shift, TAPS)
+        dz, dg = _slope(z, grad, added, factor, part, length, NORMED, GAIN)
+        inputs = held + (new,)
+        _, open_, finished = _spread(dz, inputs, taps, dw, open_, TAPS)
+        held = inputs[1:]
+        live = (t + i - (TAPS - 1) < time)[:, None]
+        if RAGGED:
+            live = live & inside
+        tl.store(dx + i * channels, finished.to(dx.dtype.element_ty), mask=live)
+    partial += place.to(tl.int64) * (TAPS + 1) * channels + channel
+    keep = tl.reshape(inside, (LANES,))
+    for j in tl.static_range(TAPS):
+        tl.store(partial + j * channels, tl.sum(dw[j], 0), mask=keep)
+    if BIAS:
+        tl.store(partial + TAPS * channels, tl.sum(db, 0), mask=keep)
+
+
+class _Shape(NamedTuple):
+    """How a call is cut into programs."""
+
+    sizes: tuple[int, int, int]  # channels of each part
+    group: int  # channels of a program
+    rows: int
+    steps: int
+    warps: int
+    unit: int  # divides all distances between rows
+    programs: int  # of each group
+
+
+def _shape(x: torch.Tensor, sizes: tuple[int, int, int], group: int, values: int) -> _Shape:
+    """`values` of a step side by side in a program, if the group is not larger."""
+    batch, time, _ = x.shape
+    lanes = triton.next_power_of_2(group)
+    rows = max(1, values // lanes)
+    groups = sum(triton.cdiv(size, group) for size in sizes)
+    steps = 32
+    while steps > 8 and groups * batch * triton.cdiv(time, rows * steps) < 1024:  # too few to fill a large GPU
+        steps //= 2
+    unit = math.gcd(8, *x.stride()[:2], *sizes)
+    return _Shape(sizes, group, rows, steps, max(4, lanes // 256), unit, batch * triton.cdiv(time, rows * steps))
+
+
+class _ConvSilu(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        past: torch.Tensor | None,
+        gain: torch.Tensor | None,
+        sizes: tuple[int, int, int],
+        group: int,
+        normed: int,
+        scale: float,
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.how = (sizes, group, normed, scale)
+        ctx.save_for_backward(x, weight, bias, past, gain)
+        batch, time, _ = x.shape
+        parts = [*sizes, sizes[0]] if gain is not None else sizes
+        ys = [torch.empty(batch, time, size, device=x.device, dtype=x.dtype) for size in parts]
+        shape = _shape(x, sizes, group, FORWARD_VALUES)
+        _launch(_forward, shape, (x, past, weight, bias, gain), (*ys, *ys[:1])[:4], normed, scale)
+        return tuple(ys)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        sizes, group, normed, scale = ctx.how
+        x, weight, bias, past, gain = ctx.saved_tensors
+        channels, taps = weight.shape
+        dys = [grad.contiguous() for grad in grads]
+        shape = _shape(x, sizes, group, BACKWARD_VALUES)
+        dx = torch.empty(x.shape, device=x.device, dtype=x.dtype)
+        dgain = None if gain is None else torch.empty_like(gain)
+        partial = torch.empty(shape.programs, taps + 1, channels, device=x.device, dtype=torch.float32)
+        outputs = (*(*dys, *dys[:1])[:4], dx, dx if dgain is None else dgain, partial)
+        _launch(_backward, shape, (x, past, weight, bias, gain), outputs, normed, scale)
+        total = partial[:, : taps if bias is None else taps + 1].sum(0)
+        dw = total[:taps].mT.to(weight.dtype).contiguous()
+        db = None if bias is None else total[taps].to(bias.dtype)
+        return dx, dw, db, None, dgain, None, None, None, None
+
+
+def _launch(
+    kernel: Any,
+    shape: _Shape,
+    inputs: tuple[torch.Tensor | None, ...],
+    outputs: tuple[torch.Tensor, ...],
+    normed: int,
+    scale: float,
+) -> None:
+    x, past, weight, bias, gain = inputs
+    given = [x if tensor is None else tensor for tensor in inputs]
+    group, unit = shape.group, shape.unit
+    lanes = triton.next_power_of_2(group)
+    groups = sum(triton.cdiv(size, group) for size in shape.sizes)
+    kernel[(groups * shape.programs,)](
+        *given, *outputs, x.shape[1], shape.steps, x.stride(0) // unit, x.stride(1) // unit,
+        *(size // unit for size in shape.sizes), scale, GROUP=group, LANES=lanes, ROWS=shape.rows,
+        TAPS=weight.shape[1], UNIT=unit, UNROLL=4, RAGGED=lanes != group or any(n % group for n in shape.sizes),
+        BIAS=bias is not None, PAST=past is not None, NORMED=normed, GAIN=gain is not None, num_warps=shape.warps,
+    )  # fmt: skip
+
+
+def conv_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    past: torch.Tensor | None,
+    gain: torch.Tensor | None,
+    *,
+    sizes: tuple[int, int, int],
+    group: int,
+    normed: int = 0,
+    scale: float = 1.0,
+) -> tuple[torch.Tensor, ...]:
+    """silu(causal convolution of x [batch, time, channels]), its channels cut into three parts of `sizes`.
+
+    weight [channels, taps] with 2 to MAX_TAPS taps; bias [channels]; past [batch, taps - 1, channels] are the inputs
+    before x, zero if not given. The first `normed` parts are scaled to length one in each group of `group` channels,
+    the very first to length `scale`. With a gain [batch, time, groups of the first part] there is a fourth result: the
+    first part, each group times its gain. All results are contiguous and of x's dtype; sums run in float32.
+    """
+    x = x if x.stride(2) == 1 else x.contiguous()
+    return _ConvSilu.apply(x, weight.contiguous(), bias, past, gain, sizes, group, normed, scale)
