@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nfsearch.ops.dispatch import Path, delta_rule, training_path
+from nfsearch.ops.norms import fused_norm_heads, norm_heads
 from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide, xavier_rows_
 from nfsearch.ops.recurrence import delta_rule_step
-from nfsearch.ops.shortconv import causal_conv, causal_conv_recurrence, causal_conv_step, conv_weight
-
-
-def l2_normalise(x: Tensor) -> Tensor:
-    """x / sqrt(|x|^2 + 1e-6) over the last axis."""
-    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+from nfsearch.ops.shortconv import (
+    Parts,
+    activate,
+    causal_conv_recurrence,
+    causal_conv_silu,
+    causal_conv_step,
+    conv_weight,
+)
 
 
 class DeltaNet(Operator):
@@ -37,6 +39,7 @@ class DeltaNet(Operator):
         self.heads, self.head_dim, self.inner = heads, head_dim, heads * head_dim
         self.in_proj = linear(width, 3 * self.inner + heads)
         self.conv = conv_weight(3 * self.inner, conv)
+        self.parts = Parts((self.inner,) * 3, head_dim, head_dim**-0.5)
         self.norm = RMSNorm(head_dim, 1e-5)
         self.out_proj = linear(self.inner, width)
 
@@ -55,25 +58,21 @@ class DeltaNet(Operator):
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         qkv, beta = self.in_proj(x).split((3 * self.inner, self.heads), dim=-1)
         held = state or {}
-        q, k, v = self._heads(causal_conv(qkv, self.conv, None, held.get("conv"), position))
-        out, last = delta_rule(q, k, v, beta.to(q.dtype).sigmoid(), None, held.get("state"), like=x)
+        q, k, v = self._heads(causal_conv_silu(qkv, self.conv, None, held.get("conv"), position, parts=self.parts))
+        out, last = delta_rule(q, k, v, beta.to(wide(beta.dtype)).sigmoid(), None, held.get("state"), like=x)
         if state is not None:
             state["state"].copy_(last.detach())
-        return self._project(out, x)
+        return self.out_proj(fused_norm_heads(out, self.norm.weight, self.norm.eps, None, qkv.dtype))
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
         qkv, beta = self.in_proj(x).split((3 * self.inner, self.heads), dim=-1)
-        q, k, v = self._heads(causal_conv_step(qkv, self.conv, None, state["conv"], position))
-        return self._project(delta_rule_step(q, k, v, beta.to(q.dtype).sigmoid(), None, state["state"]), x)
+        q, k, v = self._heads(activate(causal_conv_step(qkv, self.conv, None, state["conv"], position), self.parts))
+        out = delta_rule_step(q, k, v, beta.to(q.dtype).sigmoid(), None, state["state"])
+        return self.out_proj(norm_heads(out, self.norm.weight, self.norm.eps, None, qkv.dtype))
 
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q (scaled), k, v [..., heads, head_dim], in float32 or wider, of the convolved [..., 3 inner]."""
-        parts = F.silu(qkv.to(wide(qkv.dtype))).unflatten(-1, (3, self.heads, self.head_dim))
-        q, k, v = parts.unbind(-3)
-        return l2_normalise(q) * self.head_dim**-0.5, l2_normalise(k), v
-
-    def _project(self, out: Tensor, like: Tensor) -> Tensor:
-        return self.out_proj(self.norm(out).flatten(-2).to(like.dtype))
+    def _heads(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """q, k, v [..., heads, head_dim] of parts [..., inner]."""
+        return tuple(z.unflatten(-1, (self.heads, self.head_dim)) for z in parts)
 
     def recurrence(self, x: Tensor) -> Tensor:
         d = self.head_dim

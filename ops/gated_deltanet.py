@@ -6,11 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nfsearch.ops.deltanet import l2_normalise
 from nfsearch.ops.dispatch import Path, delta_rule, training_path
+from nfsearch.ops.norms import fused_norm_heads, norm_heads
 from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide, xavier_rows_
 from nfsearch.ops.recurrence import delta_rule_step
-from nfsearch.ops.shortconv import causal_conv, causal_conv_recurrence, causal_conv_step, conv_weight
+from nfsearch.ops.shortconv import (
+    Parts,
+    activate,
+    causal_conv_recurrence,
+    causal_conv_silu,
+    causal_conv_step,
+    conv_weight,
+)
 
 
 class GatedDeltaNet(Operator):
@@ -36,6 +43,7 @@ class GatedDeltaNet(Operator):
         self.rows = (keys, keys, values, values, heads, heads)
         self.in_proj = linear(width, sum(self.rows))
         self.conv = conv_weight(self.channels, conv)
+        self.parts = Parts((keys, keys, values), key_dim, key_dim**-0.5)
         self.A_log = nn.Parameter(torch.empty(heads))
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.norm = RMSNorm(value_dim, 1e-5)
@@ -59,38 +67,33 @@ class GatedDeltaNet(Operator):
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         qkv, gate, rest = self._rows(x)
         held = state or {}
-        q, k, v = self._heads(causal_conv(qkv, self.conv, None, held.get("conv"), position))
+        q, k, v = self._heads(causal_conv_silu(qkv, self.conv, None, held.get("conv"), position, parts=self.parts))
         beta, log_decay = self._gates(rest)
         out, last = delta_rule(q, k, v, beta, log_decay, held.get("state"), like=x)
         if state is not None:
             state["state"].copy_(last.detach())
-        return self._project(out, gate, x)
+        return self.out_proj(fused_norm_heads(out, self.norm.weight, self.norm.eps, gate, gate.dtype))
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
         qkv, gate, rest = self._rows(x)
-        q, k, v = self._heads(causal_conv_step(qkv, self.conv, None, state["conv"], position))
+        q, k, v = self._heads(activate(causal_conv_step(qkv, self.conv, None, state["conv"], position), self.parts))
         beta, log_decay = self._gates(rest)
-        return self._project(delta_rule_step(q, k, v, beta, log_decay, state["state"]), gate, x)
+        out = delta_rule_step(q, k, v, beta, log_decay, state["state"])
+        return self.out_proj(norm_heads(out, self.norm.weight, self.norm.eps, gate, gate.dtype))
 
     def _rows(self, x: Tensor) -> tuple[Tensor, ...]:
         """q|k|v, gate, beta|decay."""
         return self.in_proj(x).split((self.channels, self.heads * self.value_dim, 2 * self.heads), dim=-1)
 
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q (scaled), k, v [..., heads, dim], in float32 or wider, of the convolved [..., channels]."""
-        q, k, v = F.silu(qkv.to(wide(qkv.dtype))).split(self.rows[:3], dim=-1)
-        q, k = (l2_normalise(z.unflatten(-1, (self.heads, -1))) for z in (q, k))
-        return q * self.key_dim**-0.5, k, v.unflatten(-1, (self.heads, -1))
+    def _heads(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """q, k, v [..., heads, dim] of parts [..., heads dim]."""
+        return tuple(z.unflatten(-1, (self.heads, -1)) for z in parts)
 
     def _gates(self, rest: Tensor) -> tuple[Tensor, Tensor]:
         """beta and log a, [..., heads] in float32 or wider."""
         beta, decay = rest.to(wide(rest.dtype)).chunk(2, dim=-1)
         rate = self.A_log.to(decay.dtype).exp()
         return beta.sigmoid(), -rate * F.softplus(decay + self.dt_bias.to(decay.dtype))
-
-    def _project(self, out: Tensor, gate: Tensor, like: Tensor) -> Tensor:
-        gated = self.norm(out).flatten(-2) * F.silu(gate.to(out.dtype))
-        return self.out_proj(gated.to(like.dtype))
 
     def recurrence(self, x: Tensor) -> Tensor:
         rows = x @ self.in_proj.weight.T

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfsearch.ops.dispatch import Path, gated_linear, training_path
+from nfsearch.ops.norms import fused_norm_heads, norm_heads
 from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide
 from nfsearch.ops.recurrence import linear_step
 
@@ -50,23 +51,25 @@ class GatedLinearAttention(Operator):
         out, last = gated_linear(q, k, v, log_decay, None if state is None else state["state"], like=x)
         if state is not None:
             state["state"].copy_(last.detach())
-        return self._project(out, gate, x)
+        return self.out_proj(fused_norm_heads(out, self.norm.weight, self._eps, gate, gate.dtype))
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
         q, k, v, log_decay, gate = self._heads(x)
-        return self._project(linear_step(q, k, v, log_decay, state["state"]), gate, x)
+        q, k, v = (z.to(log_decay.dtype) for z in (q, k, v))
+        out = linear_step(q, k, v, log_decay, state["state"])
+        return self.out_proj(norm_heads(out, self.norm.weight, self._eps, gate, gate.dtype))
+
+    @property
+    def _eps(self) -> float:
+        """Of the norm of what q, not scaled by 1/sqrt(key_dim), reads: the norm of y / c is that of y with eps c^2."""
+        return self.norm.eps * self.key_dim
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """q (scaled), k, v, log a, each [..., heads, dim] in float32 or wider, and the gate [..., heads value_dim]."""
+        """q, k, v, log a (in float32 or wider), each [..., heads, dim], and the gate [..., heads value_dim]."""
         *qkv, gate, low = self.in_proj(x).split(self.rows, dim=-1)
-        kind = wide(gate.dtype)
-        q, k, v = (z.unflatten(-1, (self.heads, -1)).to(kind) for z in qkv)
-        log_decay = F.logsigmoid(self.decay_proj(low).to(kind)) / _DECAY_ROOT
-        return q * self.key_dim**-0.5, k, v, log_decay.unflatten(-1, (self.heads, -1)), gate
-
-    def _project(self, out: Tensor, gate: Tensor, like: Tensor) -> Tensor:
-        gated = self.norm(out).flatten(-2) * F.silu(gate.to(out.dtype))
-        return self.out_proj(gated.to(like.dtype))
+        q, k, v = (z.unflatten(-1, (self.heads, -1)) for z in qkv)
+        log_decay = F.logsigmoid(self.decay_proj(low).to(wide(gate.dtype))) / _DECAY_ROOT
+        return q, k, v, log_decay.unflatten(-1, (self.heads, -1)), gate
 
     def recurrence(self, x: Tensor) -> Tensor:
         *qkv, gate, low = (x @ self.in_proj.weight.T).split(self.rows, dim=-1)

@@ -7,9 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfsearch.ops.dispatch import Path, shared_linear, training_path
+from nfsearch.ops.norms import fused_norm_gated, norm_gated
 from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide
 from nfsearch.ops.recurrence import linear_step
-from nfsearch.ops.shortconv import causal_conv, causal_conv_recurrence, causal_conv_step, conv_weight
+from nfsearch.ops.shortconv import (
+    Parts,
+    activate,
+    causal_conv_recurrence,
+    causal_conv_silu,
+    causal_conv_step,
+    conv_weight,
+)
 
 
 class Mamba2(Operator):
@@ -34,6 +42,7 @@ class Mamba2(Operator):
         self.channels = self.inner + 2 * state
         self.in_proj = linear(width, self.inner + self.channels + heads)
         self.conv = conv_weight(self.channels, conv)
+        self.parts = Parts((self.inner, state, state), head_dim)
         self.conv_bias = nn.Parameter(torch.empty(self.channels).uniform_(-(conv**-0.5), conv**-0.5))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.dt_bias = nn.Parameter(torch.empty(heads))
@@ -58,39 +67,37 @@ class Mamba2(Operator):
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         z, xbc, dt = self._rows(x)
         held = state or {}
-        u, b, c = self._inputs(causal_conv(xbc, self.conv, self.conv_bias, held.get("conv"), position))
         delta, log_decay = self._decay(dt)
-        y, last = shared_linear(c, b, u * delta[..., None], log_decay, held.get("state"), like=x)
+        u, b, c, v = self._heads(
+            causal_conv_silu(xbc, self.conv, self.conv_bias, held.get("conv"), position, parts=self.parts, gain=delta)
+        )
+        y, last = shared_linear(c, b, v, log_decay, held.get("state"), like=x)
         if state is not None:
             state["state"].copy_(last.detach())
-        return self._project(y, u, z, x)
+        return self.out_proj(fused_norm_gated(y, u, self.D, z, self.norm.weight, self.norm.eps, z.dtype))
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
         z, xbc, dt = self._rows(x)
-        u, b, c = self._inputs(causal_conv_step(xbc, self.conv, self.conv_bias, state["conv"], position))
         delta, log_decay = self._decay(dt)
-        y = linear_step(c[:, None], b[:, None], u * delta[..., None], log_decay[..., None], state["state"])
-        return self._project(y, u, z, x)
+        xbc = causal_conv_step(xbc, self.conv, self.conv_bias, state["conv"], position)
+        u, b, c, v = self._heads(activate(xbc, self.parts, delta))
+        y = linear_step(c[:, None], b[:, None], v, log_decay[..., None], state["state"])
+        return self.out_proj(norm_gated(y, u, self.D, z, self.norm.weight, self.norm.eps, z.dtype))
 
     def _rows(self, x: Tensor) -> tuple[Tensor, ...]:
         """z, x|B|C, dt."""
         return self.in_proj(x).split((self.inner, self.channels, self.heads), dim=-1)
 
-    def _inputs(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., heads, head_dim], B and C [..., state], in float32 or wider, of the convolved [..., channels]."""
-        sizes = (self.inner, self.state_size, self.state_size)
-        u, b, c = F.silu(xbc.to(wide(xbc.dtype))).split(sizes, dim=-1)
-        return u.unflatten(-1, (self.heads, -1)), b, c
+    def _heads(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x [..., heads, head_dim], B and C [..., state], delta x like x."""
+        u, b, c, v = parts
+        return u.unflatten(-1, (self.heads, -1)), b, c, v.unflatten(-1, (self.heads, -1))
 
     def _decay(self, dt: Tensor) -> tuple[Tensor, Tensor]:
         """delta and delta A, [..., heads] in float32 or wider."""
         kind = wide(dt.dtype)
         delta = F.softplus(dt.to(kind) + self.dt_bias.to(kind))
         return delta, -delta * self.A_log.to(kind).exp()
-
-    def _project(self, y: Tensor, u: Tensor, z: Tensor, like: Tensor) -> Tensor:
-        y = (y + u * self.D.to(y.dtype)[:, None]).flatten(-2)
-        return self.out_proj(self.norm(y * F.silu(z.to(y.dtype))).to(like.dtype))
 
     def recurrence(self, x: Tensor) -> Tensor:
         z, xbc, dt = (x @ self.in_proj.weight.T).split((self.inner, self.channels, self.heads), dim=-1)

@@ -7,6 +7,8 @@ A program owns one group of channels (a head) and ROWS stretches of `steps` step
 by side with the last inputs in registers, so that each value is loaded once, but for the few where stretches meet.
 """
 
+# ruff: noqa: RUF005 (Triton's tuples have no star)
+
 from __future__ import annotations
 
 import math
@@ -17,7 +19,6 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-MAX_TAPS = 8
 FORWARD_VALUES, BACKWARD_VALUES = 1024, 512  # of a step in a program: eight and four a thread
 
 # Sizes that differ between batches and models: no kernel is compiled for their values.
@@ -306,22 +307,21 @@ class _ConvSilu(torch.autograd.Function):
         gain: torch.Tensor | None,
         sizes: tuple[int, int, int],
         group: int,
-        normed: int,
-        scale: float,
+        scale: float | None,
     ) -> tuple[torch.Tensor, ...]:
-        ctx.how = (sizes, group, normed, scale)
+        ctx.how = (sizes, group, scale)
         ctx.save_for_backward(x, weight, bias, past, gain)
         batch, time, _ = x.shape
         parts = [*sizes, sizes[0]] if gain is not None else sizes
         ys = [torch.empty(batch, time, size, device=x.device, dtype=x.dtype) for size in parts]
         shape = _shape(x, sizes, group, FORWARD_VALUES)
-        _launch(_forward, shape, (x, past, weight, bias, gain), (*ys, *ys[:1])[:4], normed, scale)
+        _launch(_forward, shape, (x, past, weight, bias, gain), (*ys, *ys[:1])[:4], scale)
         return tuple(ys)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        sizes, group, normed, scale = ctx.how
+        sizes, group, scale = ctx.how
         x, weight, bias, past, gain = ctx.saved_tensors
         channels, taps = weight.shape
         dys = [grad.contiguous() for grad in grads]
@@ -330,11 +330,11 @@ class _ConvSilu(torch.autograd.Function):
         dgain = None if gain is None else torch.empty_like(gain)
         partial = torch.empty(shape.programs, taps + 1, channels, device=x.device, dtype=torch.float32)
         outputs = (*(*dys, *dys[:1])[:4], dx, dx if dgain is None else dgain, partial)
-        _launch(_backward, shape, (x, past, weight, bias, gain), outputs, normed, scale)
+        _launch(_backward, shape, (x, past, weight, bias, gain), outputs, scale)
         total = partial[:, : taps if bias is None else taps + 1].sum(0)
         dw = total[:taps].mT.to(weight.dtype).contiguous()
         db = None if bias is None else total[taps].to(bias.dtype)
-        return dx, dw, db, None, dgain, None, None, None, None
+        return dx, dw, db, None, dgain, None, None, None
 
 
 def _launch(
@@ -342,8 +342,7 @@ def _launch(
     shape: _Shape,
     inputs: tuple[torch.Tensor | None, ...],
     outputs: tuple[torch.Tensor, ...],
-    normed: int,
-    scale: float,
+    scale: float | None,
 ) -> None:
     x, past, weight, bias, gain = inputs
     given = [x if tensor is None else tensor for tensor in inputs]
@@ -352,9 +351,10 @@ def _launch(
     groups = sum(triton.cdiv(size, group) for size in shape.sizes)
     kernel[(groups * shape.programs,)](
         *given, *outputs, x.shape[1], shape.steps, x.stride(0) // unit, x.stride(1) // unit,
-        *(size // unit for size in shape.sizes), scale, GROUP=group, LANES=lanes, ROWS=shape.rows,
+        *(size // unit for size in shape.sizes), scale or 1.0, GROUP=group, LANES=lanes, ROWS=shape.rows,
         TAPS=weight.shape[1], UNIT=unit, UNROLL=4, RAGGED=lanes != group or any(n % group for n in shape.sizes),
-        BIAS=bias is not None, PAST=past is not None, NORMED=normed, GAIN=gain is not None, num_warps=shape.warps,
+        BIAS=bias is not None, PAST=past is not None, NORMED=0 if scale is None else 2, GAIN=gain is not None,
+        num_warps=shape.warps,
     )  # fmt: skip
 
 
@@ -367,15 +367,14 @@ def conv_silu(
     *,
     sizes: tuple[int, int, int],
     group: int,
-    normed: int = 0,
-    scale: float = 1.0,
+    scale: float | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """silu(causal convolution of x [batch, time, channels]), its channels cut into three parts of `sizes`.
 
-    weight [channels, taps] with 2 to MAX_TAPS taps; bias [channels]; past [batch, taps - 1, channels] are the inputs
-    before x, zero if not given. The first `normed` parts are scaled to length one in each group of `group` channels,
-    the very first to length `scale`. With a gain [batch, time, groups of the first part] there is a fourth result: the
-    first part, each group times its gain. All results are contiguous and of x's dtype; sums run in float32.
+    weight [channels, taps] with 2 to 8 taps; bias [channels]; past [batch, taps - 1, channels] are the inputs
+    before x, zero if not given. With a scale, each group of `group` channels of the first two parts is brought to
+    length one, of the first then to `scale`. With a gain [batch, time, groups of the first part] there is a fourth
+    result: the first part, each group times its gain. All results are contiguous and of x's dtype; sums run in float32.
     """
-    x = x if x.stride(2) == 1 else x.contiguous()
-    return _ConvSilu.apply(x, weight.contiguous(), bias, past, gain, sizes, group, normed, scale)
+    assert x.stride(2) == 1
+    return _ConvSilu.apply(x, weight.contiguous(), bias, past, gain, sizes, group, scale)

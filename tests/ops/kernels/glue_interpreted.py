@@ -1,0 +1,141 @@
+"""Runs the kernels around the recurrences in Triton's interpreter against the PyTorch forms in float64; prints the
+relative errors of results and gradients as JSON.
+
+A process of its own, because Triton decides at import whether it interprets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from torch import Tensor
+
+from nfsearch.ops import fusing, norms, selfcheck, shortconv
+from nfsearch.ops.kernels import norms as norm_kernels
+from nfsearch.ops.kernels import shortconv as conv_kernels
+from nfsearch.ops.operator import build_operator
+from nfsearch.ops.shortconv import Parts
+from nfsearch.space import Layer
+
+# name: (parts, taps, bias, past, gain, batch, time, channels of the rows before and after)
+CONVOLUTIONS: dict[str, tuple[Parts, int, bool, bool, bool, int, int, int]] = {
+    "unit heads": (Parts((32, 32, 32), 16, 0.3), 4, False, False, False, 2, 45, 3),
+    "odd heads, bias": (Parts((48, 48, 80), 24, 0.5), 3, True, False, False, 1, 30, 8),
+    "continued": (Parts((16, 16, 16), 16, 0.3), 4, False, True, False, 2, 19, 0),
+    "gain, bias": (Parts((64, 16, 16), 32), 4, True, False, True, 2, 33, 4),
+    "eight taps": (Parts((6, 5, 5), 3), 8, True, True, True, 1, 11, 1),
+    "two taps": (Parts((8, 8, 8), 8), 2, False, True, False, 1, 1, 0),
+}
+# name: (order, channels, group, batch, time, channels of the gate's rows before and after)
+NORMS: dict[str, tuple[Any, int, int, int, int, int]] = {
+    "heads": ("none", 96, 32, 2, 25, 0),
+    "heads, then gate": ("after", 72, 24, 2, 23, 5),
+    "many heads": ("after", 6, 3, 1, 700, 1),
+    "gate, then norm": ("before", 80, 80, 2, 9, 3),
+}
+LAYERS = (
+    Layer.of("D", head_dim=16),
+    Layer.of("GDN", head_dim=16, conv=3),
+    Layer.of("M2", head_dim=16, state=8),
+    Layer.of("GLA", heads=2),
+)
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return float((got.detach().double() - expected.detach()).norm() / expected.detach().norm())
+
+
+def errors(kernel: Any, plain: Any, inputs: list[Tensor | None]) -> float:
+    """The largest one, of results and gradients."""
+    leaves = [z if z is None else z.requires_grad_() for z in inputs]
+    exact = [z if z is None else z.detach().double().requires_grad_() for z in inputs]
+    results, expected = kernel(*leaves), plain(*exact)
+    weights = [torch.randn_like(y) for y in results]
+    got = torch.autograd.grad(results, [z for z in leaves if z is not None], weights)
+    wanted = torch.autograd.grad(expected, [z for z in exact if z is not None], [w.double() for w in weights])
+    return max(map(relative, (*results, *got), (*expected, *wanted)))
+
+
+def convolution(
+    parts: Parts, taps: int, bias: bool, past: bool, gain: bool, batch: int, time: int, around: int
+) -> float:
+    channels = sum(parts.sizes)
+    before = torch.randn(batch, taps - 1, channels) if past else None
+
+    def own(rows: Tensor) -> Tensor:
+        return rows[..., around : around + channels]
+
+    def kernel(rows: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> Any:
+        return conv_kernels.conv_silu(own(rows), weight, bias, before, gain, **parts._asdict())
+
+    def plain(rows: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> Any:
+        x = own(rows) if before is None else torch.cat((before, own(rows)), dim=1)
+        y = shortconv.causal_conv(x, weight, bias)[:, -time:]
+        return shortconv.activate(y, parts, gain)
+
+    inputs = [
+        torch.randn(batch, time, channels + 2 * around),
+        torch.randn(channels, taps),
+        torch.randn(channels) if bias else None,
+        torch.rand(batch, time, parts.sizes[0] // parts.group) if gain else None,
+    ]
+    return errors(kernel, plain, inputs)
+
+
+def norm(order: Any, channels: int, group: int, batch: int, time: int, around: int) -> float:
+    heads = channels // group
+    u, skip = (torch.randn(batch, time, channels), torch.randn(channels)) if order == "before" else (None, None)
+
+    def own(rows: Tensor) -> Tensor:
+        return rows[..., around : around + channels]
+
+    def kernel(y: Tensor, weight: Tensor, rows: Tensor, u: Tensor | None, skip: Tensor | None) -> Any:
+        gate = None if order == "none" else own(rows)
+        return [norm_kernels.gated_norm(y, weight, gate, u, skip, eps=1e-3, order=order, dtype=y.dtype)]
+
+    def plain(y: Tensor, weight: Tensor, rows: Tensor, u: Tensor | None, skip: Tensor | None) -> Any:
+        if u is not None and skip is not None:
+            y = (y + u * skip)[..., None, :]
+            zero = torch.zeros(1, dtype=y.dtype)
+            return [norms.norm_gated(y, torch.zeros_like(y), zero, own(rows), weight, 1e-3, y.dtype)]
+        gate = None if order == "none" else own(rows)
+        return [norms.norm_heads(y.unflatten(-1, (heads, group)), weight, 1e-3, gate, y.dtype)]
+
+    rows = None if order == "none" else torch.randn(batch, time, channels + 2 * around)
+    return errors(kernel, plain, [torch.randn(batch, time, channels), torch.randn(group), rows, u, skip])
+
+
+def operator(layer: Layer) -> float:
+    """The whole operator in two pieces with its state, against its recurrence; and its gradients."""
+    made = build_operator(layer, 32)
+    for p in made.parameters():
+        p.data.add_(0.2 * torch.randn_like(p))
+    exact = build_operator(layer, 32).double()
+    exact.load_state_dict(made.state_dict())
+    x = torch.randn(2, 21, 32)
+    with torch.no_grad():
+        state = made.init_state(2, 21, device="cpu", dtype=x.dtype)
+        pieces = torch.cat((made(x[:, :2], state), made(x[:, 2:], state, 2)), dim=1)
+    expected = exact.recurrence(x.double())
+    weight = torch.randn_like(x)
+    got = torch.autograd.grad((made(x) * weight).sum(), tuple(made.parameters()))
+    wanted = torch.autograd.grad((expected * weight).sum(), tuple(exact.parameters()))
+    return max(map(relative, (pieces, *got), (expected, *wanted)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    # Small tiles, so that a short sequence has several.
+    conv_kernels.FORWARD_VALUES = conv_kernels.BACKWARD_VALUES = 32
+    norm_kernels.VALUES = 128
+    found = {name: convolution(*case) for name, case in CONVOLUTIONS.items()}
+    found |= {name: norm(*case) for name, case in NORMS.items()}
+    fusing._suitable = lambda x: True
+    found |= {str(layer): operator(layer) for layer in LAYERS}
+    print(json.dumps({"errors": found, "verdicts": list(selfcheck._verdicts.values())}))
