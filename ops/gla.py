@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfsearch.ops.dispatch import Path, gated_linear, training_path
+from nfsearch.ops.fusing import kernels_serve
 from nfsearch.ops.norms import fused_norm_heads, norm_heads
 from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide
 from nfsearch.ops.recurrence import linear_step
@@ -47,14 +48,16 @@ class GatedLinearAttention(Operator):
         return training_path("gated_linear", self.key_dim, self.value_dim, like)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
-        q, k, v, log_decay, gate = self._heads(x)
+        q, k, v, decay, gate = self._heads(x)
+        log_decay = _fused_log_decay(decay)
         out, last = gated_linear(q, k, v, log_decay, None if state is None else state["state"], like=x)
         if state is not None:
             state["state"].copy_(last.detach())
         return self.out_proj(fused_norm_heads(out, self.norm.weight, self._eps, gate, gate.dtype))
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
-        q, k, v, log_decay, gate = self._heads(x)
+        q, k, v, decay, gate = self._heads(x)
+        log_decay = _log_decay(decay)
         q, k, v = (z.to(log_decay.dtype) for z in (q, k, v))
         out = linear_step(q, k, v, log_decay, state["state"])
         return self.out_proj(norm_heads(out, self.norm.weight, self._eps, gate, gate.dtype))
@@ -65,11 +68,10 @@ class GatedLinearAttention(Operator):
         return self.norm.eps * self.key_dim
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v, log a (in float32 or wider), each [..., heads, dim], and the gate [..., heads value_dim]."""
+        """q, k, v, what the decay is made of, each [..., heads, dim], and the gate [..., heads value_dim]."""
         *qkv, gate, low = self.in_proj(x).split(self.rows, dim=-1)
-        q, k, v = (z.unflatten(-1, (self.heads, -1)) for z in qkv)
-        log_decay = F.logsigmoid(self.decay_proj(low).to(wide(gate.dtype))) / _DECAY_ROOT
-        return q, k, v, log_decay.unflatten(-1, (self.heads, -1)), gate
+        q, k, v, decay = (z.unflatten(-1, (self.heads, -1)) for z in (*qkv, self.decay_proj(low)))
+        return q, k, v, decay, gate
 
     def recurrence(self, x: Tensor) -> Tensor:
         *qkv, gate, low = (x @ self.in_proj.weight.T).split(self.rows, dim=-1)
@@ -85,3 +87,21 @@ class GatedLinearAttention(Operator):
             out = out.flatten(1) * gate[:, t] * gate[:, t].sigmoid()
             outputs.append(out @ self.out_proj.weight.T)
         return torch.stack(outputs, dim=1)
+
+
+def _log_decay(x: Tensor) -> Tensor:
+    """log a, in float32 or wider, of what the decay is made of."""
+    return F.logsigmoid(x.to(wide(x.dtype))) / _DECAY_ROOT
+
+
+def _fused_log_decay(x: Tensor) -> Tensor:
+    """`_log_decay` by a kernel where it serves."""
+
+    def kernel(x: Tensor) -> Tensor:
+        from nfsearch.ops.kernels.log_sigmoid import log_sigmoid
+
+        return log_sigmoid(x, _DECAY_ROOT)
+
+    if kernels_serve("the log decay", None, x.dtype, x, kernel, _log_decay, lambda draw: [draw(3000).to(x.dtype)]):
+        return kernel(x)
+    return _log_decay(x)

@@ -69,7 +69,7 @@ def fused_norm_gated(
     def kernel(y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
         from nfsearch.ops.kernels.norms import gated_norm
 
-        whole = skip.repeat_interleave(dim)
+        whole = skip[:, None].expand(-1, dim).flatten()
         return gated_norm(y.flatten(-2), weight, gate, u.flatten(-2), whole, eps=eps, order="before", dtype=dtype)
 
     def plain(y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor) -> Tensor:

@@ -92,10 +92,7 @@ def _backward(y, z, u, skip, weight, dout, dy, dz, du, partial, rows, heads, siz
         value, raw, gate, skipped = _inputs(y, z, u, factor, at, z_at, mask, GATE, SKIP)
         open_ = raw * gate  # silu
         slope = gate * (1.0 + raw - open_)
-        if GATE == "before":
-            gated = value * open_
-        else:
-            gated = value
+        gated = value * open_ if GATE == "before" else value
         inverse = tl.rsqrt(tl.sum(gated * gated, 1) / (size * UNIT) + eps)[:, None]
         normed = gated * inverse
         if GATE == "after":
@@ -171,7 +168,7 @@ def _launch(
     eps: float,
     order: Order,
 ) -> None:
-    y, z, u, skip, weight = inputs
+    y, z, _, skip, weight = inputs
     assert y is not None
     assert weight is not None
     size = weight.shape[0]

@@ -7,7 +7,9 @@ A program owns one group of channels (a head) and ROWS stretches of `steps` step
 by side with the last inputs in registers, so that each value is loaded once, but for the few where stretches meet.
 """
 
-# ruff: noqa: RUF005 (Triton's tuples have no star)
+# Tuples grow while Triton unrolls loops, and have no star there.
+# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment, var-annotated"
 
 from __future__ import annotations
 
@@ -90,7 +92,7 @@ def _forward(x, past, weight, bias, gain, y0, y1, y2, y3, time, steps, x_batch, 
              GROUP: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, UNIT: tl.constexpr,
              UNROLL: tl.constexpr, RAGGED: tl.constexpr, BIAS: tl.constexpr, PAST: tl.constexpr,
              NORMED: tl.constexpr, GAIN: tl.constexpr):  # fmt: skip
-    part, first, size, offset, b, t, place = _program(time, steps, n0, n1, n2, UNIT, GROUP, ROWS)
+    part, first, size, offset, b, t, _ = _program(time, steps, n0, n1, n2, UNIT, GROUP, ROWS)
     lane = tl.arange(0, LANES)
     inside = ((lane < GROUP) & (offset + lane < size))[None, :]
     channel = first + offset + lane
@@ -111,7 +113,7 @@ def _forward(x, past, weight, bias, gain, y0, y1, y2, y3, time, steps, x_batch, 
         shift = tl.load(bias + channel[None, :], mask=inside, other=0.0).to(tl.float32)
     length = tl.where(part == 0, scale, 1.0)  # of a head after its normalisation
     held = _before(x, past, t, time, row, b, channel, (n0 + n1 + n2) * UNIT, inside, TAPS, RAGGED, PAST)
-    for done in range(0, steps, UNROLL):
+    for _done in range(0, steps, UNROLL):
         news = ()
         for i in tl.static_range(UNROLL):
             news = news + (_load(x + i * row, t + i, time, inside, RAGGED),)
@@ -202,10 +204,10 @@ def _backward(x, past, weight, bias, gain, dy0, dy1, dy2, dy3, dx, dgain, partia
     held = _before(x, past, t, time, row, b, channel, channels, inside, TAPS, RAGGED, PAST)
     zero = tl.zeros((ROWS, LANES), tl.float32)
     dw = ()
-    for j in tl.static_range(TAPS):
+    for _i in tl.static_range(TAPS):
         dw = dw + (zero,)
     open_ = ()  # what the gradients of the last TAPS - 1 inputs have gathered so far, oldest first
-    for j in tl.static_range(TAPS - 1):
+    for _i in tl.static_range(TAPS - 1):
         open_ = open_ + (zero,)
     db = zero
     for done in range(0, steps, UNROLL):
@@ -345,6 +347,8 @@ def _launch(
     scale: float | None,
 ) -> None:
     x, past, weight, bias, gain = inputs
+    assert x is not None
+    assert weight is not None
     given = [x if tensor is None else tensor for tensor in inputs]
     group, unit = shape.group, shape.unit
     lanes = triton.next_power_of_2(group)
