@@ -93,7 +93,7 @@ def norm(order: norm_kernels.Order, heads: int, dim: int, row: int) -> Callable[
     def make(draw: Draw, batch: int, time: int, dtype: torch.dtype) -> Case:
         y, rows = draw(batch, time, heads, dim, dtype=dtype), draw(batch, time, row, dtype=dtype)
         if order == "before":
-            return kernel, plain, [y, draw(heads * dim), rows, torch.ones_like(y), draw(heads)]
+            return kernel, plain, [y, draw(heads * dim), rows, draw(*y.shape, dtype=dtype), draw(heads)]
         return kernel, plain, [y, draw(dim), rows if order == "after" else None, None, None]
 
     return make
