@@ -22,8 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 64
-_SIZES = ["time", "count", "heads", "group"]  # vary from call to call; kernels are not compiled anew for them
+from nfsearch.ops.kernels.tiles import CHUNK, load_tile, product, store_tile
 
 
 @triton.jit(do_not_specialize=["time", "count", "heads"])
@@ -37,19 +36,6 @@ def _totals(log_decay, total, time, count, heads, CHUNK: tl.constexpr, HEADS: tl
     g = tl.load(log_decay + at, mask=(step < time)[:, None] & (h < heads)[None, :], other=0.0)
     at = (b * heads + h[None, :]) * count * CHUNK + step[:, None]
     tl.store(total + at, tl.cumsum(g, 0), mask=(h < heads)[None, :])
-
-
-@triton.jit
-def _tile(x, left, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """ROWS rows of WIDTH numbers from x on, zeros where there are but `left`."""
-    row = tl.arange(0, ROWS)[:, None]
-    return tl.load(x + row * stride + tl.arange(0, WIDTH)[None, :], mask=row < left, other=0.0)
-
-
-@triton.jit
-def _store_tile(x, tile, left, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    row = tl.arange(0, ROWS)[:, None]
-    tl.store(x + row * stride + tl.arange(0, WIDTH)[None, :], tile.to(x.dtype.element_ty), mask=row < left)
 
 
 @triton.jit
@@ -88,11 +74,11 @@ def _states(x, y, total, initial, states, last, time, count, heads, KEY: tl.cons
         tl.store(states + n.to(tl.int64) * heads * KEY * VALUE + inside, s.to(states.dtype.element_ty))
         g, whole = _decays(total + n * CHUNK, CHUNK)
         left = time - n * CHUNK
-        key = _tile(x + n.to(tl.int64) * CHUNK * KEY, left, KEY, CHUNK, KEYS)
-        value = _tile(y + n.to(tl.int64) * CHUNK * stride, left, stride, CHUNK, VALUES)
+        key = load_tile(x + n.to(tl.int64) * CHUNK * KEY, left, KEY, CHUNK, KEYS)
+        value = load_tile(y + n.to(tl.int64) * CHUNK * stride, left, stride, CHUNK, VALUES)
         weight = tl.exp(g) if REVERSE else tl.exp(whole - g)
         value = (value * weight[:, None]).to(key.dtype)
-        s = tl.dot(tl.trans(key), value, s * tl.exp(whole), input_precision="ieee")
+        s = product(tl.trans(key), value, s * tl.exp(whole))
     tl.store(last + head + inside, s)
 
 
@@ -115,9 +101,9 @@ def _output(q, k, v, total, states, out, time, count, heads, group, KEY: tl.cons
     left = time - n * CHUNK
     stride = heads * VALUE
     here = b * time + n * CHUNK
-    query = _tile(q + here * KEY, left, KEY, CHUNK, KEY)
-    key = _tile(k + here * KEY, left, KEY, CHUNK, KEY)
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    query = load_tile(q + here * KEY, left, KEY, CHUNK, KEY)
+    key = load_tile(k + here * KEY, left, KEY, CHUNK, KEY)
+    scores = product(query, tl.trans(key))
     v += here * stride
     out += here * stride
     total += b * heads * count * CHUNK + n * CHUNK
@@ -125,12 +111,12 @@ def _output(q, k, v, total, states, out, time, count, heads, group, KEY: tl.cons
     inside = tl.arange(0, KEY)[:, None] * VALUE + tl.arange(0, VALUE)[None, :]
     for h in range(first, tl.minimum(first + group, heads)):
         g, _ = _decays(total + h * count * CHUNK, CHUNK)
-        value = _tile(v + h * VALUE, left, stride, CHUNK, VALUE)
+        value = load_tile(v + h * VALUE, left, stride, CHUNK, VALUE)
         state = tl.load(states + h * KEY * VALUE + inside)
-        o = tl.dot(query, state, input_precision="ieee") * tl.exp(g)[:, None]
+        o = product(query, state) * tl.exp(g)[:, None]
         weights = (scores * _between(g, g, True, CHUNK)).to(value.dtype)
-        o = tl.dot(weights, value, o, input_precision="ieee")
-        _store_tile(out + h * VALUE, o, left, stride, CHUNK, VALUE)
+        o = product(weights, value, o)
+        store_tile(out + h * VALUE, o, left, stride, CHUNK, VALUE)
 
 
 @triton.jit
@@ -141,24 +127,24 @@ def _gradient(own, other, x, y, total, states, d_states, sums, out, left, stride
     pairs = tl.zeros((CHUNK, CHUNK), tl.float32)
     gradient = tl.zeros((CHUNK, KEYS), tl.float32)
     if QUERY:
-        query = _tile(own, left, KEY, CHUNK, KEYS)
+        query = load_tile(own, left, KEY, CHUNK, KEYS)
     for h in range(first, end):
         g, whole = _decays(total + h * count * CHUNK, CHUNK)
-        a = _tile(x + h * VALUE, left, stride, CHUNK, VALUE)
-        b = _tile(y + h * VALUE, left, stride, CHUNK, VALUE)
-        pairs += tl.dot(a, tl.trans(b), input_precision="ieee") * _between(g, g, QUERY, CHUNK)
+        a = load_tile(x + h * VALUE, left, stride, CHUNK, VALUE)
+        b = load_tile(y + h * VALUE, left, stride, CHUNK, VALUE)
+        pairs += product(a, tl.trans(b)) * _between(g, g, QUERY, CHUNK)
         state = tl.load(states + h * KEY * VALUE + inside)
         if QUERY:
-            past = tl.dot(a, tl.trans(state), input_precision="ieee") * tl.exp(g)[:, None]
+            past = product(a, tl.trans(state)) * tl.exp(g)[:, None]
             tl.store(sums + h * count * CHUNK + tl.arange(0, CHUNK), tl.sum(past * query, 1))
         else:
             d_state = tl.load(d_states + h * KEY * VALUE + inside)
-            past = tl.dot(a, tl.trans(d_state), input_precision="ieee") * tl.exp(whole - g)[:, None]
+            past = product(a, tl.trans(d_state)) * tl.exp(whole - g)[:, None]
             tl.store(sums + h * count, tl.exp(whole) * tl.sum(state.to(tl.float32) * d_state))
         gradient += past
-    late = _tile(other, left, KEY, CHUNK, KEYS)
-    gradient = tl.dot(pairs.to(late.dtype), late, gradient, input_precision="ieee")
-    _store_tile(out, gradient, left, KEY, CHUNK, KEYS)
+    late = load_tile(other, left, KEY, CHUNK, KEYS)
+    gradient = product(pairs.to(late.dtype), late, gradient)
+    store_tile(out, gradient, left, KEY, CHUNK, KEYS)
 
 
 @triton.jit(do_not_specialize=["time", "count", "heads", "group"])
@@ -220,9 +206,9 @@ def _values(q, k, v, d_out, total, d_states, rows, kept, dv, d_decay, time, coun
     left = time - n * CHUNK
     stride = heads * VALUE
     here = b * time + n * CHUNK
-    query = _tile(q + here * KEY, left, KEY, CHUNK, KEY)
-    key = _tile(k + here * KEY, left, KEY, CHUNK, KEY)
-    scores = tl.dot(key, tl.trans(query), input_precision="ieee")
+    query = load_tile(q + here * KEY, left, KEY, CHUNK, KEY)
+    key = load_tile(k + here * KEY, left, KEY, CHUNK, KEY)
+    scores = product(key, tl.trans(query))
     v += here * stride
     d_out += here * stride
     dv += here * stride
@@ -234,13 +220,13 @@ def _values(q, k, v, d_out, total, d_states, rows, kept, dv, d_decay, time, coun
     inside = tl.arange(0, KEY)[:, None] * VALUE + tl.arange(0, VALUE)[None, :]
     for h in range(first, tl.minimum(first + group, heads)):
         g, whole = _decays(total + h * count * CHUNK, CHUNK)
-        value = _tile(v + h * VALUE, left, stride, CHUNK, VALUE)
-        d_o = _tile(d_out + h * VALUE, left, stride, CHUNK, VALUE)
+        value = load_tile(v + h * VALUE, left, stride, CHUNK, VALUE)
+        d_o = load_tile(d_out + h * VALUE, left, stride, CHUNK, VALUE)
         d_state = tl.load(d_states + h * KEY * VALUE + inside)
         weights = scores * _between(g, g, False, CHUNK)
-        pairs = tl.dot(value, tl.trans(d_o), input_precision="ieee") * weights
+        pairs = product(value, tl.trans(d_o)) * weights
         gain = tl.sum(pairs, 0) - tl.sum(pairs, 1)
-        written = tl.dot(key, d_state, input_precision="ieee") * tl.exp(whole - g)[:, None]
+        written = product(key, d_state) * tl.exp(whole - g)[:, None]
         through = tl.sum(written * value, 1)
         held = 0.0
         for block in tl.static_range(BLOCKS):
@@ -248,13 +234,13 @@ def _values(q, k, v, d_out, total, d_states, rows, kept, dv, d_decay, time, coun
             held += tl.load(kept + (block * batch * heads + h) * count)
         gain = tl.cumsum(gain - through, 0, reverse=True) + (tl.sum(through) + held)
         tl.store(d_decay + h, gain, mask=step < left)
-        written = tl.dot(weights.to(d_o.dtype), d_o, written, input_precision="ieee")
-        _store_tile(dv + h * VALUE, written, left, stride, CHUNK, VALUE)
+        written = product(weights.to(d_o.dtype), d_o, written)
+        store_tile(dv + h * VALUE, written, left, stride, CHUNK, VALUE)
 
 
 def refusal(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these key and value sizes in this dtype, or nothing."""
-    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+    if dtype not in CHUNK:
         return f"the kernels take bfloat16, float16 and float32, not {dtype}"
     for name, size, largest in (("key", key, 256), ("value", value, 128)):
         if size not in (16, 32, 64, 128, 256) or size > largest:
@@ -275,16 +261,17 @@ class _SharedLinear(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, initial: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         batch, time, heads, value = v.shape
-        count = triton.cdiv(time, CHUNK)
-        total = torch.empty(batch, heads, count * CHUNK, device=v.device, dtype=torch.float32)
+        chunk = CHUNK[v.dtype]
+        count = triton.cdiv(time, chunk)
+        total = torch.empty(batch, heads, count * chunk, device=v.device, dtype=torch.float32)
         _totals[(count, triton.cdiv(heads, 16), batch)](
-            log_decay, total, time, count, heads, CHUNK=CHUNK, HEADS=16, num_warps=4
+            log_decay, total, time, count, heads, CHUNK=chunk, HEADS=16, num_warps=4
         )
         states, last = _walk(k, v, total, initial, reverse=False)
         out = torch.empty_like(v)
         groups, group = _groups(batch * count, heads)
         _output[(groups, count, batch)](
-            q, k, v, total, states, out, time, count, heads, group, KEY=q.shape[2], VALUE=value, CHUNK=CHUNK,
+            q, k, v, total, states, out, time, count, heads, group, KEY=q.shape[2], VALUE=value, CHUNK=chunk,
             num_warps=4, num_stages=2,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, total, states)
@@ -299,18 +286,19 @@ class _SharedLinear(torch.autograd.Function):
         batch, time, heads, value = v.shape
         key = q.shape[2]
         count = states.shape[1]
+        chunk = total.shape[2] // count
         d_out = torch.zeros_like(v) if d_out is None else d_out.contiguous()
         d_last = None if d_last is None else d_last.contiguous()
         d_states, d_initial = _walk(q, d_out, total, d_last, reverse=True)
         groups, group = _groups(batch * count, heads)
         keys = min(key, 64)
         blocks = key // keys
-        rows = torch.empty(blocks, batch, heads, count * CHUNK, device=v.device, dtype=torch.float32)
+        rows = torch.empty(blocks, batch, heads, count * chunk, device=v.device, dtype=torch.float32)
         kept = torch.empty(blocks, batch, heads, count, device=v.device, dtype=torch.float32)
         kind = q.dtype if groups == 1 else torch.float32
         dq, dk = (torch.empty(groups, batch, time, key, device=v.device, dtype=kind) for _ in range(2))
         sizes = (time, count, heads, group)
-        shape = dict(KEY=key, VALUE=value, CHUNK=CHUNK)
+        shape = dict(KEY=key, VALUE=value, CHUNK=chunk)
         _gradients[(groups * blocks * 2, count, batch)](
             q, k, v, d_out, total, states, d_states, dq, dk, rows, kept, *sizes, KEYS=keys, **shape, num_warps=8,
             num_stages=2,
@@ -328,13 +316,14 @@ class _SharedLinear(torch.autograd.Function):
 def _walk(x: Tensor, y: Tensor, total: Tensor, initial: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
     """See `_states`: the states [batch, chunks, heads, key, value] in the dtype of y, and the last in float32."""
     batch, time, heads, value = y.shape
-    key, count = x.shape[2], total.shape[2] // CHUNK
+    key, chunk = x.shape[2], CHUNK[y.dtype]
+    count = total.shape[2] // chunk
     states = torch.empty(batch, count, heads, key, value, device=y.device, dtype=y.dtype)
     last = torch.empty(batch, heads, key, value, device=y.device, dtype=torch.float32)
     keys, values = min(key, 64), min(value, 64)
     _states[(batch * heads, key // keys, value // values)](
         x, y, total, last if initial is None else initial, states, last, time, count, heads, KEY=key, VALUE=value,
-        CHUNK=CHUNK, KEYS=keys, VALUES=values, INITIAL=initial is not None, REVERSE=reverse, num_warps=4, num_stages=3,
+        CHUNK=chunk, KEYS=keys, VALUES=values, INITIAL=initial is not None, REVERSE=reverse, num_warps=4, num_stages=3,
     )  # fmt: skip
     return states, last
 
