@@ -107,7 +107,7 @@ def _scores(q, k, total, scores, time, count, heads, KEY: tl.constexpr, CHUNK: t
     here = (b * time + n * CHUNK) * stride + h * KEY
     step = tl.arange(0, CHUNK)
     found = tl.zeros((CHUNK, CHUNK), tl.float32)
-    for first in tl.static_range(0, KEY, KEYS):
+    for first in range(0, KEY, KEYS):
         query = load_tile(q + here + first, left, stride, CHUNK, KEYS)
         key = load_tile(k + here + first, left, stride, CHUNK, KEYS)
         same = tl.sum(query.to(tl.float32) * key, 1)

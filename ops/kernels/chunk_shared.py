@@ -272,7 +272,7 @@ class _SharedLinear(torch.autograd.Function):
         groups, group = _groups(batch * count, heads)
         _output[(groups, count, batch)](
             q, k, v, total, states, out, time, count, heads, group, KEY=q.shape[2], VALUE=value, CHUNK=chunk,
-            num_warps=4, num_stages=2,
+            num_warps=4, num_stages=3,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, total, states)
         ctx.initial = initial is not None
@@ -301,13 +301,13 @@ class _SharedLinear(torch.autograd.Function):
         shape = dict(KEY=key, VALUE=value, CHUNK=chunk)
         _gradients[(groups * blocks * 2, count, batch)](
             q, k, v, d_out, total, states, d_states, dq, dk, rows, kept, *sizes, KEYS=keys, **shape, num_warps=8,
-            num_stages=2,
+            num_stages=2, maxnreg=128 if value <= 64 else None,
         )  # fmt: skip
         dv = torch.empty_like(v)
         d_decay = torch.empty(batch, time, heads, device=v.device, dtype=torch.float32)
         _values[(groups, count, batch)](
             q, k, v, d_out, total, d_states, rows, kept, dv, d_decay, *sizes, BLOCKS=blocks, **shape, num_warps=4,
-            num_stages=2,
+            num_stages=3 if value <= 64 else 1,
         )  # fmt: skip
         dq, dk = (x[0] if groups == 1 else x.sum(0).to(q.dtype) for x in (dq, dk))
         return dq, dk, dv, d_decay, d_initial if ctx.initial else None
