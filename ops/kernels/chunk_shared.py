@@ -83,13 +83,14 @@ def _states(x, y, total, initial, states, last, time, count, heads, KEY: tl.cons
 
 
 @triton.jit
-def _between(g_later, g_earlier, ROWS_LATER: tl.constexpr, CHUNK: tl.constexpr):
-    """The decay from an earlier step to a later one, 0 where it is none: [CHUNK, CHUNK]; ROWS_LATER: rows are later."""
+def _between(g, ROWS_LATER: tl.constexpr, CHUNK: tl.constexpr):
+    """The decay from an earlier step to a later one, 0 where it is none: [CHUNK, CHUNK], later steps along the rows or
+    along the columns."""
     row = tl.arange(0, CHUNK)[:, None]
     column = tl.arange(0, CHUNK)[None, :]
     if ROWS_LATER:
-        return tl.exp(tl.where(row >= column, g_later[:, None] - g_earlier[None, :], -float("inf")))
-    return tl.exp(tl.where(row <= column, g_later[None, :] - g_earlier[:, None], -float("inf")))
+        return tl.exp(tl.where(row >= column, g[:, None] - g[None, :], -float("inf")))
+    return tl.exp(tl.where(row <= column, g[None, :] - g[:, None], -float("inf")))
 
 
 @triton.jit(do_not_specialize=["time", "count", "heads", "group"])
@@ -114,7 +115,7 @@ def _output(q, k, v, total, states, out, time, count, heads, group, KEY: tl.cons
         value = load_tile(v + h * VALUE, left, stride, CHUNK, VALUE)
         state = tl.load(states + h * KEY * VALUE + inside)
         o = product(query, state) * tl.exp(g)[:, None]
-        weights = (scores * _between(g, g, True, CHUNK)).to(value.dtype)
+        weights = (scores * _between(g, True, CHUNK)).to(value.dtype)
         o = product(weights, value, o)
         store_tile(out + h * VALUE, o, left, stride, CHUNK, VALUE)
 
@@ -132,7 +133,7 @@ def _gradient(own, other, x, y, total, states, d_states, sums, out, left, stride
         g, whole = _decays(total + h * count * CHUNK, CHUNK)
         a = load_tile(x + h * VALUE, left, stride, CHUNK, VALUE)
         b = load_tile(y + h * VALUE, left, stride, CHUNK, VALUE)
-        pairs += product(a, tl.trans(b)) * _between(g, g, QUERY, CHUNK)
+        pairs += product(a, tl.trans(b)) * _between(g, QUERY, CHUNK)
         state = tl.load(states + h * KEY * VALUE + inside)
         if QUERY:
             past = product(a, tl.trans(state)) * tl.exp(g)[:, None]
@@ -223,7 +224,7 @@ def _values(q, k, v, d_out, total, d_states, rows, kept, dv, d_decay, time, coun
         value = load_tile(v + h * VALUE, left, stride, CHUNK, VALUE)
         d_o = load_tile(d_out + h * VALUE, left, stride, CHUNK, VALUE)
         d_state = tl.load(d_states + h * KEY * VALUE + inside)
-        weights = scores * _between(g, g, False, CHUNK)
+        weights = scores * _between(g, False, CHUNK)
         pairs = product(value, tl.trans(d_o)) * weights
         gain = tl.sum(pairs, 0) - tl.sum(pairs, 1)
         written = product(key, d_state) * tl.exp(whole - g)[:, None]
