@@ -64,11 +64,11 @@ def compile_launch(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], kw
             signature[name], constants[(i,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name], attributes[(i,)] = "*" + TYPES[value.dtype], [["tt.divisibility", 16]]
-        elif value == 1:
+        elif value == 1 and not kernel.params[i].do_not_specialize:
             signature[name], constants[(i,)] = "constexpr", value
         else:
             signature[name] = "i32"
-            if value % 16 == 0:
+            if value % 16 == 0 and not kernel.params[i].do_not_specialize:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)

@@ -1,0 +1,327 @@
+"""Linear attention with a decay per key channel (GLA), in chunks, with gradients.
+
+With g_i [key] the log decay accumulated from the start of a chunk to its step i, G that of the whole chunk and S the
+state before it, a head computes, products with e^. being per channel,
+
+    o_i = S^T (e^{g_i} q_i) + sum_{j <= i} A_ij v_j          A_ij = sum over channels of q_i k_j e^{g_i - g_j}
+    S'  = e^G S + sum_j (e^{G - g_j} k_j) v_j^T
+
+e^{g_i - g_j} must be split between q and k for a matrix product to form A, at a step between j and i so that neither
+factor exceeds one. No step lies between all pairs, but one does for all pairs of a level: level l takes the pairs i > j
+whose highest differing bit is bit l, and splits at the last step before i's block of 2^l. So log2(CHUNK) products, each
+of its own pairs, and the diagonal form A; their gradients likewise. One kernel walks over the chunks and stores the
+state before each of them; all else runs for all chunks at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nfsearch.ops.kernels.tiles import CHUNK, load_tile, product, store_tile
+
+
+@triton.jit(do_not_specialize=["time", "width"])
+def _totals(log_decay, total, time, width, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
+    """The log decay accumulated within each chunk: both [batch, time, width], width being heads x key."""
+    column = tl.program_id(1) * WIDTH
+    left = time - tl.program_id(0) * CHUNK
+    at = (tl.program_id(2).to(tl.int64) * time + tl.program_id(0) * CHUNK) * width + column
+    store_tile(
+        total + at, tl.cumsum(load_tile(log_decay + at, left, width, CHUNK, WIDTH), 0), left, width, CHUNK, WIDTH
+    )
+
+
+@triton.jit
+def _end(total, left, stride, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
+    """G [WIDTH] of the chunk at `total`."""
+    return tl.load(total + (tl.minimum(left, CHUNK) - 1) * stride + tl.arange(0, WIDTH))
+
+
+@triton.jit(do_not_specialize=["time", "count", "heads"])
+def _states(x, y, total, initial, states, last, time, count, heads, KEY: tl.constexpr, VALUE: tl.constexpr,
+            CHUNK: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, INITIAL: tl.constexpr,
+            REVERSE: tl.constexpr):  # fmt: skip
+    """The state S before each chunk, of keys x and values y; with REVERSE the gradient of the state after each chunk,
+    of queries x and output gradients y:  dS = e^G dS' + sum_i (e^{g_i} q_i) do_i^T.  `last` is what the walk ends with.
+
+    A program walks with KEYS rows and VALUES columns of one head's state.
+    """
+    b = (tl.program_id(0) // heads).to(tl.int64)
+    h = tl.program_id(0) % heads
+    inside = tl.program_id(1) * KEYS * VALUE + tl.program_id(2) * VALUES
+    inside += tl.arange(0, KEYS)[:, None] * VALUE + tl.arange(0, VALUES)[None, :]
+    head = (b * heads + h) * KEY * VALUE
+    first_key = b * time * heads * KEY + h * KEY + tl.program_id(1) * KEYS
+    first_value = b * time * heads * VALUE + h * VALUE + tl.program_id(2) * VALUES
+    states += (b * count * heads + h) * KEY * VALUE
+    s = tl.zeros((KEYS, VALUES), tl.float32)
+    if INITIAL:
+        s = tl.load(initial + head + inside)
+    for step in range(count):
+        n = count - 1 - step if REVERSE else step
+        left = time - n * CHUNK
+        row = n.to(tl.int64) * CHUNK * heads
+        tl.store(states + n.to(tl.int64) * heads * KEY * VALUE + inside, s.to(states.dtype.element_ty))
+        key = load_tile(x + first_key + row * KEY, left, heads * KEY, CHUNK, KEYS)
+        value = load_tile(y + first_value + row * VALUE, left, heads * VALUE, CHUNK, VALUES)
+        g = load_tile(total + first_key + row * KEY, left, heads * KEY, CHUNK, KEYS)
+        whole = _end(total + first_key + row * KEY, left, heads * KEY, CHUNK, KEYS)
+        weight = tl.exp(g) if REVERSE else tl.exp(tl.minimum(whole[None, :] - g, 0.0))
+        s = product(tl.trans((key * weight).to(key.dtype)), value, s * tl.exp(whole)[:, None])
+    tl.store(last + head + inside, s)
+
+
+@triton.jit
+def _level(total, left, stride, level, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
+    """For the pairs of a level: which steps are later ones [CHUNK, 1], the decay between each step and the split
+    [CHUNK, WIDTH] (from the split to a later step, from an earlier step to the split), and which pairs [CHUNK, CHUNK].
+    """
+    step = tl.arange(0, CHUNK)
+    later = (step >> level) & 1
+    split = tl.where(later == 1, ((step >> level) << level) - 1, step | ((1 << level) - 1))
+    columns = tl.arange(0, WIDTH)[None, :]
+    inside = step[:, None] < left
+    g = tl.load(total + step[:, None] * stride + columns, mask=inside, other=0.0)
+    at_split = tl.load(total + tl.minimum(split, left - 1)[:, None] * stride + columns, mask=inside, other=0.0)
+    decay = tl.exp(-tl.abs(g - at_split))
+    block = step >> (level + 1)
+    pairs = (block[:, None] == block[None, :]) & (later[:, None] > later[None, :])
+    return decay, pairs
+
+
+@triton.jit(do_not_specialize=["time", "count", "heads"])
+def _scores(q, k, total, scores, time, count, heads, KEY: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr,
+            KEYS: tl.constexpr):  # fmt: skip
+    """A [batch, heads, count, CHUNK, CHUNK], zeros above the diagonal."""
+    n = tl.program_id(0)
+    h = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    left = time - n * CHUNK
+    stride = heads * KEY
+    here = (b * time + n * CHUNK) * stride + h * KEY
+    step = tl.arange(0, CHUNK)
+    found = tl.zeros((CHUNK, CHUNK), tl.float32)
+    for first in range(0, KEY, KEYS):
+        query = load_tile(q + here + first, left, stride, CHUNK, KEYS)
+        key = load_tile(k + here + first, left, stride, CHUNK, KEYS)
+        same = tl.sum(query.to(tl.float32) * key, 1)
+        found += tl.where(step[:, None] == step[None, :], same[:, None], 0.0)
+        for level in range(LEVELS):
+            decay, pairs = _level(total + here + first, left, stride, level, CHUNK, KEYS)
+            some = product((query * decay).to(query.dtype), tl.trans((key * decay).to(key.dtype)))
+            found += tl.where(pairs, some, 0.0)
+    scores += ((b * heads + h) * count + n) * CHUNK * CHUNK
+    store_tile(scores, found, CHUNK, CHUNK, CHUNK, CHUNK)
+
+
+@triton.jit(do_not_specialize=["time", "count", "heads"])
+def _output(q, v, total, scores, states, out, time, count, heads, KEY: tl.constexpr, VALUE: tl.constexpr,
+            CHUNK: tl.constexpr, VALUES: tl.constexpr):  # fmt: skip
+    n = tl.program_id(0) // (VALUE // VALUES)
+    first = tl.program_id(0) % (VALUE // VALUES) * VALUES
+    h = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    left = time - n * CHUNK
+    here = (b * time + n * CHUNK) * heads + h
+    query = load_tile(q + here * KEY, left, heads * KEY, CHUNK, KEY)
+    g = load_tile(total + here * KEY, left, heads * KEY, CHUNK, KEY)
+    state = load_tile(states + ((b * count + n) * heads + h) * KEY * VALUE + first, KEY, VALUE, KEY, VALUES)
+    o = product((query * tl.exp(g)).to(query.dtype), state)
+    a = load_tile(scores + ((b * heads + h) * count + n) * CHUNK * CHUNK, CHUNK, CHUNK, CHUNK, CHUNK)
+    value = load_tile(v + here * VALUE + first, left, heads * VALUE, CHUNK, VALUES)
+    o = product(a, value, o)
+    store_tile(out + here * VALUE + first, o, left, heads * VALUE, CHUNK, VALUES)
+
+
+@triton.jit(do_not_specialize=["time", "count", "heads"])
+def _values(k, v, d_out, total, scores, d_states, dv, d_scores, time, count, heads, KEY: tl.constexpr,
+            VALUE: tl.constexpr, CHUNK: tl.constexpr, VALUES: tl.constexpr):  # fmt: skip
+    """dv_j = sum_i A_ij do_i + dS'^T (e^{G - g_j} k_j), and dA_ij = do_i . v_j (right on and below the diagonal)."""
+    n = tl.program_id(0)
+    h = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    left = time - n * CHUNK
+    here = (b * time + n * CHUNK) * heads + h
+    key = load_tile(k + here * KEY, left, heads * KEY, CHUNK, KEY)
+    g = load_tile(total + here * KEY, left, heads * KEY, CHUNK, KEY)
+    whole = _end(total + here * KEY, left, heads * KEY, CHUNK, KEY)
+    key = (key * tl.exp(tl.minimum(whole[None, :] - g, 0.0))).to(key.dtype)
+    pair = ((b * heads + h) * count + n) * CHUNK * CHUNK
+    step = tl.arange(0, CHUNK)
+    transposed = tl.load(scores + pair + step[None, :] * CHUNK + step[:, None])
+    d_states += ((b * count + n) * heads + h) * KEY * VALUE
+    found = tl.zeros((CHUNK, CHUNK), tl.float32)
+    for first in range(0, VALUE, VALUES):
+        value = load_tile(v + here * VALUE + first, left, heads * VALUE, CHUNK, VALUES)
+        d_o = load_tile(d_out + here * VALUE + first, left, heads * VALUE, CHUNK, VALUES)
+        d_state = load_tile(d_states + first, KEY, VALUE, KEY, VALUES)
+        found = product(d_o, tl.trans(value), found)
+        d_value = product(transposed, d_o, product(key, d_state))
+        store_tile(dv + here * VALUE + first, d_value, left, heads * VALUE, CHUNK, VALUES)
+    store_tile(d_scores + pair, found, CHUNK, CHUNK, CHUNK, CHUNK)
+
+
+@triton.jit(do_not_specialize=["time", "count", "heads"])
+def _gradients(q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_decay, time, count, heads,
+               KEY: tl.constexpr, VALUE: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr, KEYS: tl.constexpr,
+               VALUES: tl.constexpr):  # fmt: skip
+    """dq, dk and the gradient of the log decay, KEYS channels of them:
+
+        dq_i = e^{g_i} S do_i       + sum_{j <= i} dA_ij k_j e^{g_i - g_j}
+        dk_j = e^{G - g_j} dS' v_j  + sum_{i >= j} dA_ij q_i e^{g_i - g_j}
+
+    g_i gains q_i dq_i and g_j loses k_j dk_j, channel by channel (the diagonal's shares cancel); G gains e^G <S, dS'>
+    and what k_j loses through S'. A log decay at step i is part of all g from i on, and of G. Pairs on one side of i
+    must cancel in the sum, so q dq and k dk take the rounded factors that the products take.
+    """
+    n = tl.program_id(0) // (KEY // KEYS)
+    channel = tl.program_id(0) % (KEY // KEYS) * KEYS
+    h = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    left = time - n * CHUNK
+    stride = heads * KEY
+    here = (b * time + n * CHUNK) * heads + h
+    v += here * VALUE
+    d_out += here * VALUE
+    state_at = ((b * count + n) * heads + h) * KEY * VALUE + channel * VALUE
+    here = here * KEY + channel
+    d_query = tl.zeros((CHUNK, KEYS), tl.float32)
+    d_key = tl.zeros((CHUNK, KEYS), tl.float32)
+    kept = tl.zeros((KEYS,), tl.float32)
+    for first in range(0, VALUE, VALUES):
+        value = load_tile(v + first, left, heads * VALUE, CHUNK, VALUES)
+        d_o = load_tile(d_out + first, left, heads * VALUE, CHUNK, VALUES)
+        state = load_tile(states + state_at + first, KEYS, VALUE, KEYS, VALUES)
+        d_state = load_tile(d_states + state_at + first, KEYS, VALUE, KEYS, VALUES)
+        kept += tl.sum(state.to(tl.float32) * d_state, 1)
+        d_query = product(d_o, tl.trans(state), d_query)
+        d_key = product(value, tl.trans(d_state), d_key)
+    query = load_tile(q + here, left, stride, CHUNK, KEYS)
+    key = load_tile(k + here, left, stride, CHUNK, KEYS)
+    g = load_tile(total + here, left, stride, CHUNK, KEYS)
+    whole = _end(total + here, left, stride, CHUNK, KEYS)
+    d_query *= tl.exp(g)
+    d_key *= tl.exp(tl.minimum(whole[None, :] - g, 0.0))
+    through = key * d_key
+    gain = query * d_query - through
+    of_whole = kept * tl.exp(whole) + tl.sum(through, 0)
+
+    step = tl.arange(0, CHUNK)
+    d_scores += ((b * heads + h) * count + n) * CHUNK * CHUNK
+    a = tl.load(d_scores + step[:, None] * CHUNK + step[None, :])
+    transposed = tl.load(d_scores + step[None, :] * CHUNK + step[:, None])
+    same = tl.load(d_scores + step * (CHUNK + 1)).to(tl.float32)[:, None]
+    d_query += same * key
+    d_key += same * query
+    for level in range(LEVELS):
+        decay, pairs = _level(total + here, left, stride, level, CHUNK, KEYS)
+        faded_query = (query * decay).to(query.dtype)
+        faded_key = (key * decay).to(key.dtype)
+        block = step >> (level + 1)
+        later = (step >> level) & 1
+        swapped = (block[:, None] == block[None, :]) & (later[:, None] < later[None, :])
+        x = product(tl.where(pairs, a, 0.0).to(a.dtype), faded_key)
+        y = product(tl.where(swapped, transposed, 0.0).to(a.dtype), faded_query)
+        d_query += x * decay
+        d_key += y * decay
+        gain += faded_query * x - faded_key * y
+    store_tile(dq + here, d_query, left, stride, CHUNK, KEYS)
+    store_tile(dk + here, d_key, left, stride, CHUNK, KEYS)
+    store_tile(d_decay + here, tl.cumsum(gain, 0, reverse=True) + of_whole[None, :], left, stride, CHUNK, KEYS)
+
+
+def refusal(key: int, value: int, dtype: torch.dtype) -> str:
+    """Why the kernels cannot serve heads of these key and value sizes in this dtype, or nothing."""
+    if dtype not in CHUNK:
+        return f"the kernels take bfloat16, float16 and float32, not {dtype}"
+    for name, size, largest in (("key", key, 256), ("value", value, 512)):
+        if size not in (16, 32, 64, 128, 256, 512) or size > largest:
+            return f"the kernels take {name} sizes 16, 32, 64, ... {largest}, not {size}"
+    return ""
+
+
+class _GatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        batch, time, heads, key = q.shape
+        value, chunk = v.shape[3], CHUNK[v.dtype]
+        count = triton.cdiv(time, chunk)
+        sizes = (time, count, heads)
+        total = torch.empty_like(log_decay)
+        _totals[(count, heads * key // 16, batch)](
+            log_decay, total, time, heads * key, CHUNK=chunk, WIDTH=16, num_warps=4
+        )
+        states, last = _walk(k, v, total, initial, reverse=False)
+        scores = torch.empty(batch, heads, count, chunk, chunk, device=v.device, dtype=v.dtype)
+        _scores[(count, heads, batch)](
+            q, k, total, scores, *sizes, KEY=key, CHUNK=chunk, LEVELS=chunk.bit_length() - 1, KEYS=min(key, 64),
+            num_warps=4, num_stages=1,
+        )  # fmt: skip
+        out = torch.empty_like(v)
+        values = min(value, 64)
+        _output[(count * (value // values), heads, batch)](
+            q, v, total, scores, states, out, *sizes, KEY=key, VALUE=value, CHUNK=chunk, VALUES=values, num_warps=4,
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v, total, scores, states)
+        ctx.initial = initial is not None
+        ctx.set_materialize_grads(False)
+        return out, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor | None, d_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, total, scores, states = ctx.saved_tensors
+        batch, time, heads, key = q.shape
+        value, count, chunk = v.shape[3], scores.shape[2], scores.shape[3]
+        d_out = torch.zeros_like(v) if d_out is None else d_out.contiguous()
+        d_states, d_initial = _walk(q, d_out, total, None if d_last is None else d_last.contiguous(), reverse=True)
+        dq, dk, dv, d_decay, d_scores = (torch.empty_like(x) for x in (q, k, v, total, scores))
+        sizes = (time, count, heads)
+        shape = dict(KEY=key, VALUE=value, CHUNK=chunk, VALUES=min(value, 64))
+        _values[(count, heads, batch)](
+            k, v, d_out, total, scores, d_states, dv, d_scores, *sizes, **shape, num_warps=4, num_stages=2
+        )
+        keys = min(key, 64)
+        _gradients[(count * (key // keys), heads, batch)](
+            q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_decay, *sizes, LEVELS=chunk.bit_length() - 1,
+            KEYS=keys, **shape, num_warps=8, num_stages=2,
+        )  # fmt: skip
+        return dq, dk, dv, d_decay, d_initial if ctx.initial else None
+
+
+def _walk(x: Tensor, y: Tensor, total: Tensor, initial: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
+    """See `_states`: the states [batch, chunks, heads, key, value] in the dtype of y, and the last in float32."""
+    batch, time, heads, key = x.shape
+    value, chunk = y.shape[3], CHUNK[y.dtype]
+    count = triton.cdiv(time, chunk)
+    states = torch.empty(batch, count, heads, key, value, device=y.device, dtype=y.dtype)
+    last = torch.empty(batch, heads, key, value, device=y.device, dtype=torch.float32)
+    keys, values = min(key, 64), min(value, 64)
+    _states[(batch * heads, key // keys, value // values)](
+        x, y, total, last if initial is None else initial, states, last, time, count, heads, KEY=key, VALUE=value,
+        CHUNK=chunk, KEYS=keys, VALUES=values, INITIAL=initial is not None, REVERSE=reverse, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    return states, last
+
+
+def gated_linear(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`recurrence.gated_linear` on a GPU: the output in the dtype of v, and the state after it in float32.
+
+    q, k [batch, time, heads, key] and v [batch, time, heads, value] of one dtype, that of the matrix products (float32
+    sums); log_decay [batch, time, heads, key] and state [batch, heads, key, value] in float32. Gradients reach all
+    five, from the output and from the last state, and repeat bit for bit. Sizes: see `refusal`.
+    """
+    if state is not None:
+        state = state.contiguous()
+    out, last = _GatedLinear.apply(q.contiguous(), k.contiguous(), v.contiguous(), log_decay.contiguous(), state)
+    return out, last
