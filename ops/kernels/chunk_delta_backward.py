@@ -26,6 +26,7 @@ from nfsearch.ops.kernels.chunk_delta_forward import (
     precision,
     rows,
     store_rows,
+    tiling,
 )
 
 
@@ -53,15 +54,15 @@ def _pull(q, k, d_out, total, inverse, d_residuals, reach, heads, time, KEY: tl.
     else:
         scores = tl.where(keep, scores, 0.0)
     scores = scores.to(t.dtype)
+    d_residuals += at * (CHUNK * VALUE) + i[:, None] * VALUE
     for start in range(0, VALUE, BV):
         x = tl.dot(scores, rows(d_out + first * VALUE, heads, live, start, VALUE, BV), input_precision=PRECISION)
         x = tl.dot(t, x.to(t.dtype), input_precision=PRECISION)
-        to = d_residuals + at * (CHUNK * VALUE) + i[:, None] * VALUE + (start + tl.arange(0, BV))[None, :]
-        tl.store(to, x.to(t.dtype))
+        tl.store(d_residuals + (start + tl.arange(0, BV))[None, :], x.to(t.dtype))
+    reach += at * (CHUNK * KEY) + i[:, None] * KEY
     for start in range(0, KEY, BK):
         x = tl.dot(factors, rows(k + first * KEY, heads, live, start, KEY, BK), input_precision=PRECISION)
-        to = reach + at * (CHUNK * KEY) + i[:, None] * KEY + (start + tl.arange(0, BK))[None, :]
-        tl.store(to, x.to(t.dtype))
+        tl.store(reach + (start + tl.arange(0, BK))[None, :], x.to(t.dtype))
 
 
 @triton.jit(do_not_specialize=("heads", "time", "chunks"))
@@ -131,21 +132,16 @@ def _gradients(q, k, v, beta, d_out, total, updates, d_residuals, starts, d_ends
     d_residuals += at * (CHUNK * VALUE) + i[:, None] * VALUE
     d_out += first * VALUE
 
-    # dP and dA, and both transposed.
+    # dP and dA, and both transposed. Every loop over the values loads anew what it needs: registers are scarce.
     d_p = tl.zeros([CHUNK, CHUNK], tl.float32)
-    d_p_t = tl.zeros([CHUNK, CHUNK], tl.float32)
     d_a = tl.zeros([CHUNK, CHUNK], tl.float32)
-    d_a_t = tl.zeros([CHUNK, CHUNK], tl.float32)
     d_b = tl.zeros([CHUNK], tl.float32)
     for start in range(0, VALUE, BV):
         value = (start + tl.arange(0, BV))[None, :]
-        d_o = rows(d_out, heads, live, start, VALUE, BV)
-        u = tl.load(updates + value)
         d_r = tl.load(d_residuals + value)
-        d_p = tl.dot(d_o, tl.trans(u), d_p, input_precision=PRECISION)
-        d_p_t = tl.dot(u, tl.trans(d_o), d_p_t, input_precision=PRECISION)
+        u = tl.load(updates + value)
+        d_p = tl.dot(rows(d_out, heads, live, start, VALUE, BV), tl.trans(u), d_p, input_precision=PRECISION)
         d_a = tl.dot(d_r, tl.trans(u), d_a, input_precision=PRECISION)
-        d_a_t = tl.dot(u, tl.trans(d_r), d_a_t, input_precision=PRECISION)
         d_r = d_r.to(tl.float32)
         d_b += tl.sum(d_r * rows(v + first * VALUE, heads, live, start, VALUE, BV), 1)
         store_rows(d_v + first * VALUE, d_r * b[:, None], heads, live, start, VALUE, BV)
@@ -155,51 +151,73 @@ def _gradients(q, k, v, beta, d_out, total, updates, d_residuals, starts, d_ends
         end = tl.load(total + at * CHUNK + CHUNK - 1)
         since_start, to_end = tl.exp(g)[:, None], tl.exp(end - g)[:, None]
         forth = decay(g[:, None], g[None, :], row >= column)
-        back = decay(g[None, :], g[:, None], row <= column)
         d_p *= forth
-        d_p_t *= back
         d_a *= forth
-        d_a_t *= back
     d_p = tl.where(row >= column, d_p, 0.0).to(dtype)
-    d_p_t = tl.where(row <= column, d_p_t, 0.0).to(dtype)
     d_a = tl.where(row > column, -d_a, 0.0).to(dtype)
+    d_p_t = tl.zeros([CHUNK, CHUNK], tl.float32)
+    d_a_t = tl.zeros([CHUNK, CHUNK], tl.float32)
+    for start in range(0, VALUE, BV):
+        value = (start + tl.arange(0, BV))[None, :]
+        u = tl.load(updates + value)
+        d_o = rows(d_out, heads, live, start, VALUE, BV)
+        d_p_t = tl.dot(u, tl.trans(d_o), d_p_t, input_precision=PRECISION)
+        d_a_t = tl.dot(u, tl.trans(tl.load(d_residuals + value)), d_a_t, input_precision=PRECISION)
+    if DECAY:
+        back = decay(g[None, :], g[:, None], row <= column)
+        d_p_t *= back
+        d_a_t *= back
+    d_p_t = tl.where(row <= column, d_p_t, 0.0).to(dtype)
     d_a_t = tl.where(row < column, d_a_t * -b[None, :], 0.0).to(dtype)
 
     # What k_i does as the later step of a pair is multiplied by beta_i, what it does as the earlier one is not.
     d_g = tl.zeros([CHUNK], tl.float32)
     d_end = tl.zeros([CHUNK], tl.float32)
     for start in range(0, KEY, BK):
-        key = (start + tl.arange(0, BK))[None, :]
+        cells = at * (VALUE * KEY) + tl.arange(0, BV)[:, None] * KEY + (start + tl.arange(0, BK))[None, :]
+
         d_query = tl.zeros([CHUNK, BK], tl.float32)
-        later = tl.zeros([CHUNK, BK], tl.float32)
-        earlier = tl.zeros([CHUNK, BK], tl.float32)
         for begin in range(0, VALUE, BV):
-            value = begin + tl.arange(0, BV)
-            cell = at * (VALUE * KEY) + value[:, None] * KEY + key
-            s = tl.load(starts + cell)
-            d_s = tl.load(d_ends + cell)
+            s = tl.load(starts + cells + begin * KEY)
             d_query = tl.dot(rows(d_out, heads, live, begin, VALUE, BV), s, d_query, input_precision=PRECISION)
-            later = tl.dot(tl.load(d_residuals + value[None, :]), s, later, input_precision=PRECISION)
-            earlier = tl.dot(tl.load(updates + value[None, :]), d_s, earlier, input_precision=PRECISION)
-            if DECAY:
-                d_end += tl.sum(tl.sum(s.to(tl.float32) * d_s.to(tl.float32), 1), 0) * tl.exp(end) / CHUNK
-        x = rows(k + first * KEY, heads, live, start, KEY, BK)
-        query = rows(q + first * KEY, heads, live, start, KEY, BK)
         if DECAY:
             d_query *= since_start
-            later *= since_start
+        x = rows(k + first * KEY, heads, live, start, KEY, BK)
+        d_query = tl.dot(d_p, x, d_query, input_precision=PRECISION)
+        store_rows(d_q + first * KEY, d_query, heads, live, start, KEY, BK)
+        query = rows(q + first * KEY, heads, live, start, KEY, BK)
+        if DECAY:
+            d_g += tl.sum(d_query * query, 1)
+
+        earlier = tl.zeros([CHUNK, BK], tl.float32)
+        for begin in range(0, VALUE, BV):
+            d_s = tl.load(d_ends + cells + begin * KEY)
+            u = tl.load(updates + (begin + tl.arange(0, BV))[None, :])
+            earlier = tl.dot(u, d_s, earlier, input_precision=PRECISION)
+            if DECAY:
+                kept = tl.load(starts + cells + begin * KEY).to(tl.float32) * d_s.to(tl.float32)
+                d_end += tl.sum(tl.sum(kept, 1), 0) * tl.exp(end) / CHUNK
+        if DECAY:
             earlier *= to_end
             d_end += tl.sum(earlier * x, 1)
-        d_query = tl.dot(d_p, x, d_query, input_precision=PRECISION)
-        later = tl.dot(d_a, x, -later, input_precision=PRECISION)
         earlier = tl.dot(d_p_t, query, earlier, input_precision=PRECISION)
         earlier = tl.dot(d_a_t, x, earlier, input_precision=PRECISION)
-        store_rows(d_q + first * KEY, d_query, heads, live, start, KEY, BK)
-        store_rows(d_k + first * KEY, later * b[:, None] + earlier, heads, live, start, KEY, BK)
+        if DECAY:
+            d_g -= tl.sum(earlier * x, 1)
+
+        later = tl.zeros([CHUNK, BK], tl.float32)
+        for begin in range(0, VALUE, BV):
+            s = tl.load(starts + cells + begin * KEY)
+            d_r = tl.load(d_residuals + (begin + tl.arange(0, BV))[None, :])
+            later = tl.dot(d_r, s, later, input_precision=PRECISION)
+        if DECAY:
+            later *= since_start
+        later = tl.dot(d_a, x, -later, input_precision=PRECISION)
         along = tl.sum(later * x, 1)
         d_b += along
         if DECAY:
-            d_g += tl.sum(d_query * query, 1) + along * b - tl.sum(earlier * x, 1)
+            d_g += along * b
+        store_rows(d_k + first * KEY, later * b[:, None] + earlier, heads, live, start, KEY, BK)
     tl.store(d_beta + first + i * heads, d_b.to(d_beta.dtype.element_ty), mask=live)
     if DECAY:
         d_g = tl.cumsum(d_g, 0, reverse=True) + tl.sum(d_end, 0)
@@ -221,23 +239,23 @@ def backward(
     (batch, time, heads, key), value = q.shape, v.shape[-1]
     chunks, sequences = triton.cdiv(time, CHUNK.value), batch * heads
     options = {"KEY": key, "VALUE": value, "DECAY": log_decay is not None, "PRECISION": precision(q.dtype)}
-    blocks = {"BK": min(key, 64), "BV": min(value, 64)}
     d_q, d_k, d_v, d_beta = (torch.empty_like(x) for x in (q, k, v, beta))
     d_log_decay = None if log_decay is None else torch.empty_like(log_decay)
     d_state = None if state is None else torch.empty_like(state)
     d_residuals, d_ends = torch.empty_like(kept.updates), torch.empty_like(kept.starts)
     reach = q.new_empty(sequences, chunks, CHUNK.value, key)
     _pull[(chunks, sequences)](
-        q, k, d_out, kept.total, kept.inverse, d_residuals, reach, heads, time, **options, **blocks
+        q, k, d_out, kept.total, kept.inverse, d_residuals, reach, heads, time, **options, **tiling("pull", key, value, q.dtype)
     )
-    bv = min(value, 64)
-    _scan_back[(value // bv, sequences)](
+    scan = tiling("scan_back", key, value, q.dtype)
+    _scan_back[(value // scan["BV"], sequences)](
         q, k, beta, d_out, kept.total, reach, d_residuals, d_ends, q if d_last is None else d_last,
-        q if d_state is None else d_state, heads, time, chunks, BV=bv, LAST=d_last is not None,
-        STATE=state is not None, **options,
+        q if d_state is None else d_state, heads, time, chunks, LAST=d_last is not None,
+        STATE=state is not None, **options, **scan,
     )  # fmt: skip
     _gradients[(chunks, sequences)](
         q, k, v, beta, d_out, kept.total, kept.updates, d_residuals, kept.starts, d_ends, d_q, d_k, d_v, d_beta,
-        d_beta if d_log_decay is None else d_log_decay, heads, time, **options, **blocks,
+        d_beta if d_log_decay is None else d_log_decay, heads, time, **options,
+        **tiling("gradients", key, value, q.dtype),
     )  # fmt: skip
     return d_q, d_k, d_v, d_beta, d_log_decay, d_state

@@ -62,6 +62,16 @@ def decay(log_end, log_start, keep):
 
 
 @triton.jit
+def _join(inverse, system, SIZE: tl.constexpr, PRECISION: tl.constexpr):
+    """The inverse of the diagonal blocks of 2 SIZE from that of the blocks of SIZE."""
+    i = tl.arange(0, CHUNK)[:, None]
+    j = tl.arange(0, CHUNK)[None, :]
+    joined = (i // (2 * SIZE) == j // (2 * SIZE)) & (i // SIZE > j // SIZE)
+    half = tl.dot(inverse, tl.where(joined, system, 0.0), input_precision=PRECISION)
+    return inverse - tl.dot(half, inverse, input_precision=PRECISION)
+
+
+@triton.jit
 def _inverse(system, blocks, PRECISION: tl.constexpr):
     """(I + system)^-1 of a strictly lower triangular [CHUNK, CHUNK].
 
@@ -79,12 +89,7 @@ def _inverse(system, blocks, PRECISION: tl.constexpr):
         solved -= tl.where(inner == row, tl.sum(factors * solved, 0)[None, :], 0.0)
     solved = tl.reshape(tl.broadcast_to(solved[None, :, :], [4, 16, CHUNK]), [CHUNK, CHUNK])
     inverse = tl.where(i // 16 == j // 16, solved, 0.0)
-    for level in tl.static_range(2):
-        size: tl.constexpr = 16 << level
-        joins = (i // (2 * size) == j // (2 * size)) & (i // size > j // size)
-        between = tl.dot(inverse, tl.where(joins, system, 0.0), input_precision=PRECISION)
-        inverse -= tl.dot(between, inverse, input_precision=PRECISION)
-    return inverse
+    return _join(_join(inverse, system, 16, PRECISION), system, 32, PRECISION)
 
 
 @triton.jit(do_not_specialize=("heads", "time"))
@@ -111,18 +116,18 @@ def _solve(k, v, beta, log_decay, total, blocks, inverse, erase, updates, heads,
         b_k = b * tl.exp(g)
     t = _inverse(system, blocks + at * (CHUNK * 16), PRECISION)
     if KEEP:
-        out = inverse + at * (CHUNK * CHUNK) + i[:, None] * CHUNK + i[None, :]
-        tl.store(out, t.to(inverse.dtype.element_ty))
+        to = inverse + at * (CHUNK * CHUNK) + i[:, None] * CHUNK + i[None, :]
+        tl.store(to, t.to(inverse.dtype.element_ty))
+    updates += at * (CHUNK * VALUE) + i[:, None] * VALUE
     factors = (t * b[None, :]).to(v.dtype.element_ty)
     for start in range(0, VALUE, BV):
         x = tl.dot(factors, rows(v + first * VALUE, heads, live, start, VALUE, BV), input_precision=PRECISION)
-        out = updates + at * (CHUNK * VALUE) + i[:, None] * VALUE + (start + tl.arange(0, BV))[None, :]
-        tl.store(out, x.to(updates.dtype.element_ty))
+        tl.store(updates + (start + tl.arange(0, BV))[None, :], x.to(updates.dtype.element_ty))
+    erase += at * (CHUNK * KEY) + i[:, None] * KEY
     factors = (t * b_k[None, :]).to(k.dtype.element_ty)
     for start in range(0, KEY, BK):
         x = tl.dot(factors, rows(k + first * KEY, heads, live, start, KEY, BK), input_precision=PRECISION)
-        out = erase + at * (CHUNK * KEY) + i[:, None] * KEY + (start + tl.arange(0, BK))[None, :]
-        tl.store(out, x.to(erase.dtype.element_ty))
+        tl.store(erase + (start + tl.arange(0, BK))[None, :], x.to(erase.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=("heads", "time", "chunks"))
@@ -206,6 +211,28 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
+# kernel: columns of keys and of values in a tile (the scans hold all keys), warps, stages
+TILES = {
+    "solve": (64, 64, 4, 2),
+    "scan": (0, 64, 4, 3),
+    "read": (64, 128, 4, 2),
+    "pull": (64, 64, 4, 2),
+    "scan_back": (0, 64, 4, 2),
+    "gradients": (64, 32, 8, 1),
+}
+
+
+def tiling(kernel: str, key: int, value: int, dtype: torch.dtype) -> dict[str, int]:
+    """Sizes of tiles and launch options."""
+    columns, values, warps, stages = TILES[kernel]
+    if dtype == torch.float32:
+        columns, values, warps, stages = min(columns, 32), 16, 8, 1
+    elif not columns and key > 128:
+        values, warps, stages = 32, 8, 2
+    keys = {"BK": min(key, columns)} if columns else {}
+    return keys | {"BV": min(value, values), "num_warps": warps, "num_stages": stages}
+
+
 def forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -220,7 +247,6 @@ def forward(
     (batch, time, heads, key), value = q.shape, v.shape[-1]
     chunks, sequences = triton.cdiv(time, CHUNK.value), batch * heads
     options = {"KEY": key, "VALUE": value, "DECAY": log_decay is not None, "PRECISION": precision(q.dtype)}
-    blocks = {"BK": min(key, 64), "BV": min(value, 64)}
     out = torch.empty_like(v)
     last = q.new_empty(batch, heads, key, value, dtype=torch.float32)
     total = beta if log_decay is None else beta.new_empty(sequences, chunks, CHUNK.value, dtype=torch.float32)
@@ -231,15 +257,14 @@ def forward(
     _solve[(chunks, sequences)](
         k, v, beta, beta if log_decay is None else log_decay, total,
         q.new_empty(sequences, chunks, CHUNK.value, 16, dtype=torch.float32), inverse, erase, updates, heads, time,
-        KEEP=keep, **options, **blocks,
+        KEEP=keep, **options, **tiling("solve", key, value, q.dtype),
     )  # fmt: skip
-    bv = min(value, 64)
-    _scan[(value // bv, sequences)](
-        k, total, erase, updates, starts, last if state is None else state, last, heads, time, chunks, BV=bv,
-        STATE=state is not None, **options,
+    scan, read = (tiling(kernel, key, value, q.dtype) for kernel in ("scan", "read"))
+    _scan[(value // scan["BV"], sequences)](
+        k, total, erase, updates, starts, last if state is None else state, last, heads, time, chunks,
+        STATE=state is not None, **options, **scan,
     )  # fmt: skip
-    bv = min(value, 128)
-    _read[(chunks, sequences, value // bv)](
-        q, k, total, updates, starts, out, heads, time, BK=min(key, 64), BV=bv, **options
+    _read[(chunks, sequences, value // read["BV"])](
+        q, k, total, updates, starts, out, heads, time, **options, **read
     )
     return out, last, Kept(total, inverse, updates, starts)
