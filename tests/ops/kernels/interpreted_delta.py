@@ -15,7 +15,7 @@ import torch
 
 from tests.ops.kernels.chunk_delta_cases import errors
 
-# name: batch, time, heads, key, value, decay per step or None, whether with states
+# name: batch, time, heads, key, value, decay per step or None, whether with states, dtype
 CASES = {
     "one step": (2, 1, 1, 16, 32, None, True),
     "short": (1, 17, 2, 16, 16, 1.0, True),
@@ -24,6 +24,8 @@ CASES = {
     "three chunks, decay": (1, 130, 2, 16, 32, 0.1, True),
     "strong decay": (1, 130, 1, 16, 16, 50.0, False),
     "blocks of keys and values": (1, 70, 1, 128, 128, 0.1, True),
+    "half precision": (1, 130, 1, 32, 32, None, True, torch.float16),
+    "half precision, decay": (1, 130, 1, 32, 32, 0.1, True, torch.float16),
 }
 
 if __name__ == "__main__":
