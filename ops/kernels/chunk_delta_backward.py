@@ -31,38 +31,60 @@ from nfsearch.ops.kernels.chunk_delta_forward import (
 
 
 @triton.jit(do_not_specialize=("heads", "time"))
-def _pull(q, k, d_out, total, inverse, d_residuals, reach, heads, time, KEY: tl.constexpr, VALUE: tl.constexpr,
-          BK: tl.constexpr, BV: tl.constexpr, DECAY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """d_residuals = T^T P^T dO; reach = Y."""
+def _pull(q, k, d_out, total, inverse, updates, starts, d_q, d_total, d_residuals, reach, heads, time,
+          KEY: tl.constexpr, VALUE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, DECAY: tl.constexpr,
+          PRECISION: tl.constexpr):  # fmt: skip
+    """d_residuals = T^T P^T dO; reach = Y; d_total = the part of the gradient of g that comes through e^g q."""
     chunk = tl.program_id(0)
     first, live = locate(chunk, heads, time)
     at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + chunk
     i = tl.arange(0, CHUNK)
+    q += first * KEY
+    k += first * KEY
+    d_q += first * KEY
+    d_out += first * VALUE
+    d_residuals += at * (CHUNK * VALUE) + i[:, None] * VALUE
+    updates += at * (CHUNK * VALUE) + i[:, None] * VALUE
+    reach += at * (CHUNK * KEY) + i[:, None] * KEY
     scores = tl.zeros([CHUNK, CHUNK], tl.float32)  # P^T
     for start in range(0, KEY, BK):
-        x = rows(k + first * KEY, heads, live, start, KEY, BK)
-        query = rows(q + first * KEY, heads, live, start, KEY, BK)
-        scores = tl.dot(x, tl.trans(query), scores, input_precision=PRECISION)
-    keep = i[:, None] <= i[None, :]
-    t = tl.load(inverse + at * (CHUNK * CHUNK) + i[None, :] * CHUNK + i[:, None])  # T^T
-    factors = t
+        x = rows(k, heads, live, start, KEY, BK)
+        scores = tl.dot(x, tl.trans(rows(q, heads, live, start, KEY, BK)), scores, input_precision=PRECISION)
+    later, earlier = i[:, None], i[None, :]
     if DECAY:
         g = tl.load(total + at * CHUNK + i)
-        scores *= decay(g[None, :], g[:, None], keep)
-        end = tl.load(total + at * CHUNK + CHUNK - 1)
-        factors = (t * tl.exp(end - g)[None, :]).to(t.dtype)
-    else:
-        scores = tl.where(keep, scores, 0.0)
-    scores = scores.to(t.dtype)
-    d_residuals += at * (CHUNK * VALUE) + i[:, None] * VALUE
+        scores *= decay(g[None, :], g[:, None], later <= earlier)
+    t = tl.load(inverse + at * (CHUNK * CHUNK) + i[None, :] * CHUNK + i[:, None])  # T^T
+    scores = tl.where(later <= earlier, scores, 0.0).to(t.dtype)
+    d_p = tl.zeros([CHUNK, CHUNK], tl.float32)
     for start in range(0, VALUE, BV):
-        x = tl.dot(scores, rows(d_out + first * VALUE, heads, live, start, VALUE, BV), input_precision=PRECISION)
+        value = (start + tl.arange(0, BV))[None, :]
+        d_o = rows(d_out, heads, live, start, VALUE, BV)
+        d_p = tl.dot(d_o, tl.trans(tl.load(updates + value)), d_p, input_precision=PRECISION)
+        x = tl.dot(scores, d_o, input_precision=PRECISION)
         x = tl.dot(t, x.to(t.dtype), input_precision=PRECISION)
-        tl.store(d_residuals + (start + tl.arange(0, BV))[None, :], x.to(t.dtype))
-    reach += at * (CHUNK * KEY) + i[:, None] * KEY
+        tl.store(d_residuals + value, x.to(t.dtype))
+    if DECAY:
+        d_p *= decay(g[:, None], g[None, :], later >= earlier)
+        t = (t * tl.exp(tl.load(total + at * CHUNK + CHUNK - 1) - g)[None, :]).to(t.dtype)
+    d_p = tl.where(later >= earlier, d_p, 0.0).to(t.dtype)
+    d_g = tl.zeros([CHUNK], tl.float32)
     for start in range(0, KEY, BK):
-        x = tl.dot(factors, rows(k + first * KEY, heads, live, start, KEY, BK), input_precision=PRECISION)
-        tl.store(reach + (start + tl.arange(0, BK))[None, :], x.to(t.dtype))
+        key = (start + tl.arange(0, BK))[None, :]
+        x = rows(k, heads, live, start, KEY, BK)
+        tl.store(reach + key, tl.dot(t, x, input_precision=PRECISION).to(t.dtype))
+        d_query = tl.zeros([CHUNK, BK], tl.float32)
+        for begin in range(0, VALUE, BV):
+            s = tl.load(starts + at * (VALUE * KEY) + (begin + tl.arange(0, BV))[:, None] * KEY + key)
+            d_query = tl.dot(rows(d_out, heads, live, begin, VALUE, BV), s, d_query, input_precision=PRECISION)
+        if DECAY:
+            d_query *= tl.exp(g)[:, None]
+        d_query = tl.dot(d_p, x, d_query, input_precision=PRECISION)
+        store_rows(d_q, d_query, heads, live, start, KEY, BK)
+        if DECAY:
+            d_g += tl.sum(d_query * rows(q, heads, live, start, KEY, BK), 1)
+    if DECAY:
+        tl.store(d_total + at * CHUNK + i, d_g)
 
 
 @triton.jit(do_not_specialize=("heads", "time", "chunks"))
@@ -119,7 +141,7 @@ def _scan_back(q, k, beta, d_out, total, reach, d_residuals, d_ends, d_last, d_s
 
 
 @triton.jit(do_not_specialize=("heads", "time"))
-def _gradients(q, k, v, beta, d_out, total, updates, d_residuals, starts, d_ends, d_q, d_k, d_v, d_beta, d_log_decay,
+def _gradients(q, k, beta, d_out, total, updates, d_residuals, starts, d_ends, d_total, d_k, d_v, d_beta, d_log_decay,
                heads, time, KEY: tl.constexpr, VALUE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
                DECAY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     chunk = tl.program_id(0)
@@ -127,99 +149,73 @@ def _gradients(q, k, v, beta, d_out, total, updates, d_residuals, starts, d_ends
     at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + chunk
     i = tl.arange(0, CHUNK)
     dtype: tl.constexpr = k.dtype.element_ty
-    b = gate(beta, first, heads, live)
+    q += first * KEY
+    k += first * KEY
+    d_k += first * KEY
+    d_v += first * VALUE
+    d_out += first * VALUE
     updates += at * (CHUNK * VALUE) + i[:, None] * VALUE
     d_residuals += at * (CHUNK * VALUE) + i[:, None] * VALUE
-    d_out += first * VALUE
-
-    # dP and dA, and both transposed. Every loop over the values loads anew what it needs: registers are scarce.
-    d_p = tl.zeros([CHUNK, CHUNK], tl.float32)
+    b = gate(beta, first, heads, live)
+    d_p_t = tl.zeros([CHUNK, CHUNK], tl.float32)  # transposed
+    d_a_t = tl.zeros([CHUNK, CHUNK], tl.float32)  # transposed
     d_a = tl.zeros([CHUNK, CHUNK], tl.float32)
     d_b = tl.zeros([CHUNK], tl.float32)
     for start in range(0, VALUE, BV):
         value = (start + tl.arange(0, BV))[None, :]
-        d_r = tl.load(d_residuals + value)
         u = tl.load(updates + value)
-        d_p = tl.dot(rows(d_out, heads, live, start, VALUE, BV), tl.trans(u), d_p, input_precision=PRECISION)
+        d_r = tl.load(d_residuals + value)
+        d_o = rows(d_out, heads, live, start, VALUE, BV)
+        d_p_t = tl.dot(u, tl.trans(d_o), d_p_t, input_precision=PRECISION)
+        d_a_t = tl.dot(u, tl.trans(d_r), d_a_t, input_precision=PRECISION)
         d_a = tl.dot(d_r, tl.trans(u), d_a, input_precision=PRECISION)
         d_r = d_r.to(tl.float32)
-        d_b += tl.sum(d_r * rows(v + first * VALUE, heads, live, start, VALUE, BV), 1)
-        store_rows(d_v + first * VALUE, d_r * b[:, None], heads, live, start, VALUE, BV)
+        d_b += tl.sum(d_r * u, 1)
+        store_rows(d_v, d_r * b[:, None], heads, live, start, VALUE, BV)
     row, column = i[:, None], i[None, :]
     if DECAY:
         g = tl.load(total + at * CHUNK + i)
         end = tl.load(total + at * CHUNK + CHUNK - 1)
-        since_start, to_end = tl.exp(g)[:, None], tl.exp(end - g)[:, None]
-        forth = decay(g[:, None], g[None, :], row >= column)
-        d_p *= forth
-        d_a *= forth
-    d_p = tl.where(row >= column, d_p, 0.0).to(dtype)
-    d_a = tl.where(row > column, -d_a, 0.0).to(dtype)
-    d_p_t = tl.zeros([CHUNK, CHUNK], tl.float32)
-    d_a_t = tl.zeros([CHUNK, CHUNK], tl.float32)
-    for start in range(0, VALUE, BV):
-        value = (start + tl.arange(0, BV))[None, :]
-        u = tl.load(updates + value)
-        d_o = rows(d_out, heads, live, start, VALUE, BV)
-        d_p_t = tl.dot(u, tl.trans(d_o), d_p_t, input_precision=PRECISION)
-        d_a_t = tl.dot(u, tl.trans(tl.load(d_residuals + value)), d_a_t, input_precision=PRECISION)
-    if DECAY:
-        back = decay(g[None, :], g[:, None], row <= column)
-        d_p_t *= back
-        d_a_t *= back
+        backward = decay(g[None, :], g[:, None], row <= column)
+        d_p_t *= backward
+        d_a_t *= backward
+        d_a *= decay(g[:, None], g[None, :], row >= column)
     d_p_t = tl.where(row <= column, d_p_t, 0.0).to(dtype)
     d_a_t = tl.where(row < column, d_a_t * -b[None, :], 0.0).to(dtype)
+    d_a = tl.where(row > column, -d_a, 0.0).to(dtype)
 
     # What k_i does as the later step of a pair is multiplied by beta_i, what it does as the earlier one is not.
     d_g = tl.zeros([CHUNK], tl.float32)
     d_end = tl.zeros([CHUNK], tl.float32)
     for start in range(0, KEY, BK):
         cells = at * (VALUE * KEY) + tl.arange(0, BV)[:, None] * KEY + (start + tl.arange(0, BK))[None, :]
-
-        d_query = tl.zeros([CHUNK, BK], tl.float32)
-        for begin in range(0, VALUE, BV):
-            s = tl.load(starts + cells + begin * KEY)
-            d_query = tl.dot(rows(d_out, heads, live, begin, VALUE, BV), s, d_query, input_precision=PRECISION)
-        if DECAY:
-            d_query *= since_start
-        x = rows(k + first * KEY, heads, live, start, KEY, BK)
-        d_query = tl.dot(d_p, x, d_query, input_precision=PRECISION)
-        store_rows(d_q + first * KEY, d_query, heads, live, start, KEY, BK)
-        query = rows(q + first * KEY, heads, live, start, KEY, BK)
-        if DECAY:
-            d_g += tl.sum(d_query * query, 1)
-
+        later = tl.zeros([CHUNK, BK], tl.float32)
         earlier = tl.zeros([CHUNK, BK], tl.float32)
         for begin in range(0, VALUE, BV):
-            d_s = tl.load(d_ends + cells + begin * KEY)
-            u = tl.load(updates + (begin + tl.arange(0, BV))[None, :])
-            earlier = tl.dot(u, d_s, earlier, input_precision=PRECISION)
-            if DECAY:
-                kept = tl.load(starts + cells + begin * KEY).to(tl.float32) * d_s.to(tl.float32)
-                d_end += tl.sum(tl.sum(kept, 1), 0) * tl.exp(end) / CHUNK
-        if DECAY:
-            earlier *= to_end
-            d_end += tl.sum(earlier * x, 1)
-        earlier = tl.dot(d_p_t, query, earlier, input_precision=PRECISION)
-        earlier = tl.dot(d_a_t, x, earlier, input_precision=PRECISION)
-        if DECAY:
-            d_g -= tl.sum(earlier * x, 1)
-
-        later = tl.zeros([CHUNK, BK], tl.float32)
-        for begin in range(0, VALUE, BV):
+            value = (begin + tl.arange(0, BV))[None, :]
             s = tl.load(starts + cells + begin * KEY)
-            d_r = tl.load(d_residuals + (begin + tl.arange(0, BV))[None, :])
-            later = tl.dot(d_r, s, later, input_precision=PRECISION)
+            d_s = tl.load(d_ends + cells + begin * KEY)
+            later = tl.dot(tl.load(d_residuals + value), s, later, input_precision=PRECISION)
+            earlier = tl.dot(tl.load(updates + value), d_s, earlier, input_precision=PRECISION)
+            if DECAY:
+                kept = s.to(tl.float32) * d_s.to(tl.float32)
+                d_end += tl.sum(tl.sum(kept, 1), 0) * tl.exp(end) / CHUNK
+        x = rows(k, heads, live, start, KEY, BK)
         if DECAY:
-            later *= since_start
+            later *= tl.exp(g)[:, None]
+            earlier *= tl.exp(end - g)[:, None]
+            d_end += tl.sum(earlier * x, 1)
         later = tl.dot(d_a, x, -later, input_precision=PRECISION)
-        along = tl.sum(later * x, 1)
-        d_b += along
+        earlier = tl.dot(d_p_t, rows(q, heads, live, start, KEY, BK), earlier, input_precision=PRECISION)
+        earlier = tl.dot(d_a_t, x, earlier, input_precision=PRECISION)
+        later *= b[:, None]
+        store_rows(d_k, later + earlier, heads, live, start, KEY, BK)
         if DECAY:
-            d_g += along * b
-        store_rows(d_k + first * KEY, later * b[:, None] + earlier, heads, live, start, KEY, BK)
+            d_g += tl.sum((later - earlier) * x, 1)
+    d_b /= tl.where(b == 0.0, 1.0, b)
     tl.store(d_beta + first + i * heads, d_b.to(d_beta.dtype.element_ty), mask=live)
     if DECAY:
+        d_g += tl.load(d_total + at * CHUNK + i)
         d_g = tl.cumsum(d_g, 0, reverse=True) + tl.sum(d_end, 0)
         tl.store(d_log_decay + first + i * heads, d_g.to(d_log_decay.dtype.element_ty), mask=live)
 
@@ -244,9 +240,11 @@ def backward(
     d_state = None if state is None else torch.empty_like(state)
     d_residuals, d_ends = torch.empty_like(kept.updates), torch.empty_like(kept.starts)
     reach = q.new_empty(sequences, chunks, CHUNK.value, key)
+    d_total = torch.empty_like(kept.total)
     _pull[(chunks, sequences)](
-        q, k, d_out, kept.total, kept.inverse, d_residuals, reach, heads, time, **options, **tiling("pull", key, value, q.dtype)
-    )
+        q, k, d_out, kept.total, kept.inverse, kept.updates, kept.starts, d_q, d_total, d_residuals, reach, heads, time,
+        **options, **tiling("pull", key, value, q.dtype),
+    )  # fmt: skip
     scan = tiling("scan_back", key, value, q.dtype)
     _scan_back[(value // scan["BV"], sequences)](
         q, k, beta, d_out, kept.total, reach, d_residuals, d_ends, q if d_last is None else d_last,
@@ -254,7 +252,7 @@ def backward(
         STATE=state is not None, **options, **scan,
     )  # fmt: skip
     _gradients[(chunks, sequences)](
-        q, k, v, beta, d_out, kept.total, kept.updates, d_residuals, kept.starts, d_ends, d_q, d_k, d_v, d_beta,
+        q, k, beta, d_out, kept.total, kept.updates, d_residuals, kept.starts, d_ends, d_total, d_k, d_v, d_beta,
         d_beta if d_log_decay is None else d_log_decay, heads, time, **options,
         **tiling("gradients", key, value, q.dtype),
     )  # fmt: skip

@@ -213,24 +213,24 @@ def precision(dtype: torch.dtype) -> str:
 
 # kernel: columns of keys and of values in a tile (the scans hold all keys), warps, stages
 TILES = {
-    "solve": (64, 64, 4, 2),
-    "scan": (0, 64, 4, 3),
+    "solve": (64, 64, 4, 1),
+    "scan": (0, 32, 4, 4),
     "read": (64, 128, 4, 2),
-    "pull": (64, 64, 4, 2),
-    "scan_back": (0, 64, 4, 2),
-    "gradients": (64, 32, 8, 1),
+    "pull": (64, 64, 4, 1),
+    "scan_back": (0, 32, 4, 3),
+    "gradients": (64, 64, 8, 1),
 }
 
 
 def tiling(kernel: str, key: int, value: int, dtype: torch.dtype) -> dict[str, int]:
     """Sizes of tiles and launch options."""
-    columns, values, warps, stages = TILES[kernel]
+    columns, values, warps, stages, *reg = TILES[kernel]
     if dtype == torch.float32:
         columns, values, warps, stages = min(columns, 32), 16, 8, 1
     elif not columns and key > 128:
         values, warps, stages = 32, 8, 2
     keys = {"BK": min(key, columns)} if columns else {}
-    return keys | {"BV": min(value, values), "num_warps": warps, "num_stages": stages}
+    return keys | {"BV": min(value, values), "num_warps": warps, "num_stages": stages} | ({"maxnreg": reg[0]} if reg else {})
 
 
 def forward(
