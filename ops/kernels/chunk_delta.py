@@ -1,0 +1,64 @@
+"""The delta rule, with or without a decay per head, in Triton kernels over chunks of steps, with its gradients.
+
+The configurations are fixed: chosen on an H200 and never tuned at run time, because a search that varies shapes would
+tune for each anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nfsearch.ops.kernels.chunk_delta_backward import backward
+from nfsearch.ops.kernels.chunk_delta_forward import Kept, forward
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def refusal(key: int, value: int, dtype: torch.dtype) -> str:
+    """Why the kernels cannot serve heads of these sizes, or ""."""
+    for name, size, largest in (("key", key, 256), ("value", value, 512)):
+        if size not in (16, 32, 64, 128, 256, 512) or size > largest:
+            return f"the chunk kernels take a {name} size that is a power of two from 16 to {largest}, not {size}"
+    if dtype not in _DTYPES:
+        return f"the chunk kernels take bfloat16, float16 and float32, not {dtype}"
+    return ""
+
+
+class _DeltaRule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
+                state: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+        inputs = [None if x is None else x.contiguous() for x in (q, k, v, beta, log_decay, state)]
+        keep = any(ctx.needs_input_grad)
+        out, last, kept = forward(*inputs, keep=keep)  # type: ignore[arg-type]
+        if keep:
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*inputs, *kept)
+        return out, last
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor | None, d_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        *inputs, total, inverse, updates, starts = ctx.saved_tensors
+        d_out = torch.zeros_like(inputs[2]) if d_out is None else d_out.contiguous()
+        d_last = None if d_last is None else d_last.contiguous()
+        return backward(*inputs, Kept(total, inverse, updates, starts), d_out, d_last)
+
+
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See `recurrence.delta_rule`: the output in the dtype of q, which is that of the products, and the last state in
+    float32.
+
+    q (scaled), k (both of length one) [batch, time, heads, key] and v [batch, time, heads, value] of one dtype; beta,
+    log_decay [batch, time, heads] of any; state [batch, heads, key, value] in float32. Raises ValueError where
+    `refusal` gives a reason.
+    """
+    if reason := refusal(q.shape[-1], v.shape[-1], q.dtype):
+        raise ValueError(reason)
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must be of one dtype, not {q.dtype}, {k.dtype}, {v.dtype}")
+    return _DeltaRule.apply(q, k, v, beta, log_decay, state)  # type: ignore[no-any-return]

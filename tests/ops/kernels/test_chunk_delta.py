@@ -1,0 +1,106 @@
+"""The chunk kernels of the delta rule: in Triton's interpreter, compiled for Hopper, and on a CUDA device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton interprets here", allow_module_level=True)
+
+from nfsearch.ops.kernels import chunk_delta, chunk_delta_backward, chunk_delta_forward
+from tests.ops.kernels.chunk_delta_cases import errors
+
+from .cross_compile import launches
+
+INTERPRETED = (
+    "one step", "short", "whole chunk", "three chunks", "three chunks, decay", "strong decay",
+    "blocks of keys and values", "half precision", "half precision, decay",
+)  # fmt: skip
+MODULES = {
+    chunk_delta_forward: ("_solve", "_scan", "_read"),
+    chunk_delta_backward: ("_pull", "_scan_back", "_gradients"),
+}
+SHARED = 227 * 1024  # bytes that a program may have on Hopper
+
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, dict[str, float]]:
+    command = [sys.executable, "-m", "tests.ops.kernels.interpreted_delta"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) == set(INTERPRETED)
+    return found
+
+
+@pytest.mark.parametrize("case", INTERPRETED)
+def test_agrees_with_float64_when_interpreted(report: dict[str, dict[str, float]], case: str) -> None:
+    # Strong decays add up to thousands within a chunk, and float32 holds their differences to 1e-4.
+    bound = 2e-3 if case.startswith("half") else 1e-4 if case == "strong decay" else 5e-6
+    assert {"out", "last", "q", "k", "v", "beta"} <= set(report[case])
+    assert {name: x for name, x in report[case].items() if not x < bound} == {}
+
+
+@pytest.mark.parametrize(("key", "value", "decays"), [(64, 64, True), (128, 128, True), (256, 512, True)])
+def test_fits_in_registers_and_shared_memory(key: int, value: int, decays: bool, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(*shape, device="meta", dtype=dtype)
+
+    def call() -> None:
+        q, v, state = meta(2, 999, 7, key), meta(2, 999, 7, value), meta(2, 7, key, value, dtype=torch.float32)
+        beta = meta(2, 999, 7, dtype=torch.float32)
+        log_decay = beta if decays else None
+        out, last, kept = chunk_delta_forward.forward(q, q, v, beta, log_decay, state, keep=True)
+        chunk_delta_backward.backward(q, q, v, beta, log_decay, state, kept, out, last)
+
+    found = launches(monkeypatch, MODULES, call)
+    assert {usage.kernel for usage in found} == {name for names in MODULES.values() for name in names}
+    for usage in found:
+        assert usage.stack <= 8, usage.kernel
+        assert usage.shared <= SHARED, usage.kernel
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "dtype", "reason"),
+    [
+        (64, 64, torch.bfloat16, ""),
+        (256, 512, torch.float32, ""),
+        (48, 64, torch.bfloat16, "key size that is a power of two from 16 to 256, not 48"),
+        (512, 64, torch.bfloat16, "key size that is a power of two from 16 to 256, not 512"),
+        (64, 8, torch.bfloat16, "value size that is a power of two from 16 to 512, not 8"),
+        (64, 64, torch.float64, "not torch.float64"),
+    ],
+)
+def test_refuses_what_it_cannot_serve(key: int, value: int, dtype: torch.dtype, reason: str) -> None:
+    found = chunk_delta.refusal(key, value, dtype)
+    assert found.endswith(reason)
+    assert bool(found) == bool(reason)
+    if reason:
+        q, v, beta = (torch.zeros(1, 2, 1, *size, dtype=dtype) for size in ((key,), (value,), ()))
+        with pytest.raises(ValueError, match=found):
+            chunk_delta.delta_rule(q, q, v, beta)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("decay", [None, 0.1, 20.0])
+@pytest.mark.parametrize(("key", "value"), [(64, 64), (128, 128), (256, 256), (256, 512), (16, 32)])
+@pytest.mark.parametrize("time", [1, 330])
+class TestOnGpu:
+    pytestmark = gpu
+
+    def test_agrees_with_float64(
+        self, time: int, key: int, value: int, decay: float | None, dtype: torch.dtype
+    ) -> None:
+        found = errors(2, time, 3, key, value, decay, True, dtype, "cuda")
+        bound = 1e-2 if dtype == torch.bfloat16 else 1e-4
+        assert {name: x for name, x in found.items() if not x < bound} == {}
