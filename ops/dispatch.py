@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nfsearch.ops import recurrence
-from nfsearch.ops.selfcheck import missing, relative, verdict
+from nfsearch.ops.selfcheck import Inputs, disagreement, missing, verdict
 
 Kind = Literal["delta_rule", "gated_delta_rule", "shared_linear", "gated_linear"]
 
@@ -51,12 +52,8 @@ def training_path(kind: Kind, key: int, value: int, like: Tensor) -> Path:
         return Path("torch", reason)
     gradients = torch.is_grad_enabled()
     name = f"{kind} ({key} x {value}, {dtype}{'' if gradients else ', without gradients'})"
-    reason = verdict(
-        (kind, key, value, dtype, gradients),
-        name,
-        lambda: _kernel_error(kind, key, value, dtype, like.device, gradients),
-        _TOLERANCE[dtype],
-    )
+    what, error = (kind, key, value, dtype, gradients), partial(_kernel_error, kind, key, value, dtype, like.device)
+    reason = verdict(what, name, error, _TOLERANCE[dtype])
     return Path("torch", reason) if reason else Path("triton", "agrees with float64 here")
 
 
@@ -115,18 +112,13 @@ def _plain(form: Callable[..., tuple[Tensor, Tensor]], like: Tensor, *inputs: Te
 _TIME, _HEADS = 150, 2  # more than two chunks, the last one short
 
 
-def _kernel_error(kind: Kind, key: int, value: int, dtype: torch.dtype, device: torch.device, gradients: bool) -> float:
-    """The largest relative error of the output, the state after it and (with `gradients`) every input's gradient."""
+def _kernel_error(kind: Kind, key: int, value: int, dtype: torch.dtype, device: torch.device) -> float:
     name = "delta_rule" if kind == "gated_delta_rule" else kind
     kernel = getattr(importlib.import_module(_KERNELS[kind]), name)
-    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-        inputs = _example(kind, key, value, dtype)
-        exact = _results(getattr(recurrence, name), [x if x is None else x.double() for x in inputs], gradients)
-        on_device = [x if x is None else x.to(device) for x in inputs]
-        return max(map(relative, _results(kernel, on_device, gradients), exact))
+    return disagreement(kernel, getattr(recurrence, name), _example(kind, key, value, dtype), device)
 
 
-def _example(kind: Kind, key: int, value: int, dtype: torch.dtype) -> list[Tensor | None]:
+def _example(kind: Kind, key: int, value: int, dtype: torch.dtype) -> Inputs:
     """Random inputs on the CPU, q and k of length one."""
     random = torch.Generator().manual_seed(0)
 
@@ -143,15 +135,3 @@ def _example(kind: Kind, key: int, value: int, dtype: torch.dtype) -> list[Tenso
     if kind in ("shared_linear", "gated_linear"):
         return [q, k, v, decay, state]
     return [q, k, v, draw(_TIME, _HEADS).sigmoid(), None if kind == "delta_rule" else decay, state]
-
-
-def _results(form: Callable[..., tuple[Tensor, Tensor]], inputs: list[Any], gradients: bool) -> list[Tensor]:
-    with torch.set_grad_enabled(gradients):
-        leaves = [x if x is None else x.detach().clone().requires_grad_(gradients) for x in inputs]
-        results = form(*leaves)
-        if not gradients:
-            return list(results)
-        wanted = [x for x in leaves if x is not None]
-        weights = [torch.linspace(-1, 1, y.numel(), device=y.device, dtype=y.dtype).view_as(y) for y in results]
-        found = torch.autograd.grad(results, wanted, weights)
-        return [*(y.detach() for y in results), *found]

@@ -14,6 +14,10 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+Inputs = list[Tensor | None]
+Form = Callable[..., Tensor | tuple[Tensor, ...]]
 
 _verdicts: dict[Hashable, str] = {}  # what was checked -> why it is refused, or nothing
 
@@ -44,6 +48,28 @@ def verdict(key: Hashable, what: str, error: Callable[[], float], tolerance: flo
         if _verdicts[key]:
             logger.warning("the kernels of %s are not used: %s", what, _verdicts[key])
     return _verdicts[key]
+
+
+def disagreement(kernel: Form, plain: Form, inputs: Inputs, device: torch.device) -> float:
+    """The largest relative error of the results of `kernel` on `device` and, where gradients are enabled, of every
+    input's gradient, against `plain` in float64 where the inputs are."""
+    # What the check saves for its gradients is its own, also where a checkpoint would keep nothing.
+    with torch.autocast(device.type, enabled=False), saved_tensors_hooks(lambda z: z, lambda z: z):
+        exact = _results(plain, [z if z is None else z.double() for z in inputs])
+        return max(map(relative, _results(kernel, [z if z is None else z.to(device) for z in inputs]), exact))
+
+
+def _results(form: Form, inputs: Inputs) -> list[Tensor]:
+    """What `form` gives, and with gradients enabled those of all inputs for some gradients of the results."""
+    gradients = torch.is_grad_enabled()
+    leaves = [z if z is None else z.detach().requires_grad_(gradients) for z in inputs]
+    results = form(*leaves)
+    results = (results,) if isinstance(results, Tensor) else results
+    if not gradients:
+        return list(results)
+    weights = [torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y).to(y.dtype) for y in results]
+    found = torch.autograd.grad(results, [z for z in leaves if z is not None], weights)
+    return [*(y.detach() for y in results), *found]
 
 
 def relative(got: Tensor, expected: Tensor) -> float:

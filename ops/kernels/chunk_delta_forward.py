@@ -230,7 +230,11 @@ def tiling(kernel: str, key: int, value: int, dtype: torch.dtype) -> dict[str, i
     elif not columns and key > 128:
         values, warps, stages = 32, 8, 2
     keys = {"BK": min(key, columns)} if columns else {}
-    return keys | {"BV": min(value, values), "num_warps": warps, "num_stages": stages} | ({"maxnreg": reg[0]} if reg else {})
+    return (
+        keys
+        | {"BV": min(value, values), "num_warps": warps, "num_stages": stages}
+        | ({"maxnreg": reg[0]} if reg else {})
+    )
 
 
 def forward(
@@ -264,7 +268,5 @@ def forward(
         k, total, erase, updates, starts, last if state is None else state, last, heads, time, chunks,
         STATE=state is not None, **options, **scan,
     )  # fmt: skip
-    _read[(chunks, sequences, value // read["BV"])](
-        q, k, total, updates, starts, out, heads, time, **options, **read
-    )
+    _read[(chunks, sequences, value // read["BV"])](q, k, total, updates, starts, out, heads, time, **options, **read)
     return out, last, Kept(total, inverse, updates, starts)
