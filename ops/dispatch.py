@@ -69,7 +69,7 @@ def delta_rule(
     """See `recurrence.delta_rule`. The output has the dtype of the products where the kernels run."""
     kind: Kind = "delta_rule" if log_decay is None else "gated_delta_rule"
     if training_path(kind, q.shape[-1], v.shape[-1], like).name == "torch":
-        return _plain(recurrence.delta_rule, like, q, k, v, beta, log_decay, state)
+        return plain(recurrence.delta_rule, like, q, k, v, beta, log_decay, state)
     from nfsearch.ops.kernels.chunk_delta import delta_rule as kernel
 
     dtype = product_dtype(like)
@@ -81,7 +81,7 @@ def gated_linear(
 ) -> tuple[Tensor, Tensor]:
     """See `recurrence.gated_linear`; the output as of `delta_rule`."""
     if training_path("gated_linear", q.shape[-1], v.shape[-1], like).name == "torch":
-        return _plain(recurrence.gated_linear, like, q, k, v, log_decay, state)
+        return plain(recurrence.gated_linear, like, q, k, v, log_decay, state)
     from nfsearch.ops.kernels.chunk_gated import gated_linear as kernel
 
     dtype = product_dtype(like)
@@ -93,14 +93,14 @@ def shared_linear(
 ) -> tuple[Tensor, Tensor]:
     """See `recurrence.shared_linear`; the output as of `delta_rule`."""
     if training_path("shared_linear", q.shape[-1], v.shape[-1], like).name == "torch":
-        return _plain(recurrence.shared_linear, like, q, k, v, log_decay, state)
+        return plain(recurrence.shared_linear, like, q, k, v, log_decay, state)
     from nfsearch.ops.kernels.chunk_shared import shared_linear as kernel
 
     dtype = product_dtype(like)
     return kernel(q.to(dtype), k.to(dtype), v.to(dtype), log_decay, state)
 
 
-def _plain(form: Callable[..., tuple[Tensor, Tensor]], like: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+def plain(form: Callable[..., tuple[Tensor, Tensor]], like: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
     """In float32 or wider."""
     wide = [x if x is None else x.to(torch.promote_types(x.dtype, torch.float32)) for x in inputs]
     with torch.autocast(like.device.type, enabled=False):

@@ -25,6 +25,7 @@ from nfsearch.bench.race import TOLERANCE, Contender, Group, Role, Setup, race_a
 from nfsearch.bench.schema import Bandwidth, Comparison
 from nfsearch.latency_lut.timing import Run
 from nfsearch.ops import Operator, build_operator, recurrence
+from nfsearch.ops.dispatch import plain
 from nfsearch.space import Layer
 
 Functions = Mapping[str, Callable[..., tuple[Tensor, Tensor]]]
@@ -96,11 +97,11 @@ class _Case:
                 "SDPA, math": SDPBackend.MATH,
             }
             return [ours, *(_Way(name, "baseline", partial(sdpa_kernel, b), b.name) for name, b in backends.items())]
-        plain = partial(_calling, self.operator, _PLAIN)
+        chunked = partial(_calling, self.operator, _PLAIN)
         fla = partial(_calling, self.operator, _FLA, self.setup.kind)
         ways = [
             ours,
-            _Way("chunked PyTorch", "baseline", plain, "nfsearch.ops.recurrence"),
+            _Way("chunked PyTorch", "baseline", chunked, "nfsearch.ops.recurrence"),
             _Way("fla-core", "baseline", fla, "fla-core's chunk kernels, tuned on their first call"),
         ]
         if self.layer.op == "M2":
@@ -190,11 +191,7 @@ def _calling(operator: Operator, functions: Functions, kind: str = "") -> Iterat
 
 
 def _plain(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def call(*arguments: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(like.device.type, enabled=False):
-            return function(*arguments)
-
-    return call
+    return lambda *inputs, like: plain(function, like, *inputs)
 
 
 def _half(like: Tensor, *tensors: Tensor) -> list[Tensor]:
