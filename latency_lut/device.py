@@ -7,13 +7,14 @@ import math
 import platform
 import re
 import shlex
-import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from nfsearch.latency_lut.nvml import Monitor
 from nfsearch.latency_lut.provenance import Provenance, kernel_digest
 
 
@@ -31,6 +32,15 @@ def resolve(setting: str) -> str:
     if setting not in kinds:
         raise ValueError(f"device {setting!r} is not here; this machine has {', '.join(sorted(kinds))}")
     return kinds[setting]
+
+
+def is_here(setting: str) -> bool:
+    """Whether `resolve` finds it."""
+    try:
+        resolve(setting)
+    except ValueError:
+        return False
+    return True
 
 
 def device_name(kind: str) -> str:
@@ -55,12 +65,12 @@ def cpu_name() -> str:
 
 def provenance(kind: str) -> Provenance:
     """What a table measured here and now carries. On a GPU, call it after the warm-up: it reads the clock."""
-    driver, clock = _nvidia_smi() if kind == "cuda" else (None, None)
+    seen = monitor() if kind == "cuda" else None
     return Provenance(
         device=device_slug(kind),
         device_name=device_name(kind),
         kind=kind,
-        driver=driver,
+        driver=seen.driver if seen else None,
         cuda=torch.version.cuda if kind == "cuda" else None,
         torch=torch.__version__,
         triton=_version("triton"),
@@ -71,10 +81,17 @@ def provenance(kind: str) -> Provenance:
         os=f"{platform.system()} {platform.release()}",
         cpu=cpu_name(),
         threads=torch.get_num_threads(),
-        clock_mhz=clock,
+        memory_gb=torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 1e9 if seen else None,
+        clock_mhz=seen.read().clock_mhz if seen else None,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
+
+
+@cache
+def monitor() -> Monitor:
+    """The driver's view of the current GPU."""
+    return Monitor(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
 
 
 def _version(package: str) -> str | None:
@@ -82,18 +99,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _nvidia_smi() -> tuple[str | None, float | None]:
-    """The driver's version and the SM clock in MHz, each None where the driver does not tell."""
-    uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-    query = ["nvidia-smi", f"--id={uuid}", "--query-gpu=driver_version,clocks.sm", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        driver, clock = (part.strip() for part in answer.strip().split(","))
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None, None
-    return driver, float(clock) if re.fullmatch(r"[\d.]+", clock) else None
 
 
 def free_memory(kind: str) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from nfsearch.latency_lut.workload import Workload
-from nfsearch.space.architecture import Architecture, Layer
+from nfsearch.latency_lut.workload import Span, Workload
+from nfsearch.space.architecture import Layer
 
 if TYPE_CHECKING:
     from nfsearch.space.search_space import SearchSpace
@@ -49,46 +48,72 @@ class Key:
         return name if name in (EMBEDDING, HEAD) else None
 
     @property
+    def tokens(self) -> int:
+        """Tokens that one pass handles."""
+        return self.batch * (self.context if self.phase == "prefill" else 1)
+
+    @property
     def end_settings(self) -> dict[str, str]:
         """What stands in the brackets of an end: `vocab`, and `head_norm`."""
         inside = self.block.partition("[")[2].rstrip("]")
         return dict(part.split("=", 1) for part in inside.split(","))
 
 
-def layer_key(layer: Layer, width: int, workload: Workload, dtype: str, meta_tokens: int = 0) -> Key:
-    """The row that prices `layer` in this pass. Raises ValueError where its settings do not fit the width."""
+class Part(NamedTuple):
+    """Passes that one block makes: `times` at each context from the key's own to `last`."""
+
+    key: Key
+    last: int
+    times: int
+
+
+def layer_parts(layer: Layer, width: int, span: Span, dtype: str, meta_tokens: int = 0) -> list[Part]:
+    """The passes of `layer` in those of `span`, each at the tokens that the layer holds then.
+
+    A windowed layer makes one pass at each context up to the window, and then all the others at the window itself; one
+    whose cost does not grow makes them all at 0. Raises ValueError where its settings do not fit the width.
+    """
     cost = layer.cost(width)
-    context = workload.context + meta_tokens
-    if workload.phase == "decode":
-        context = cost.cached_tokens(context) if cost.cache_per_token else 0
-    return Key(workload.phase, dtype, workload.batch, width, str(layer), context)
+    key = Key(span.phase, dtype, span.batch, width, str(layer), 0)
+    first, last = span.first + meta_tokens, span.last + meta_tokens
+    if span.phase == "decode" and not cost.cache_per_token:
+        return [Part(key, 0, span.count)]
+    window = last + 1 if span.phase == "prefill" or cost.window is None else cost.window
+    parts = []
+    if first < window:
+        parts.append(Part(replace(key, context=first), min(last, window - 1), 1))
+    if last >= window:
+        parts.append(Part(replace(key, context=window), window, last - max(first, window) + 1))
+    return parts
 
 
-def end_keys(
-    width: int, vocab: int, workload: Workload, dtype: str, meta_tokens: int = 0, head_norm: bool = False
-) -> tuple[Key, Key]:
-    """The rows that price the embedding, and the final norm with the head."""
-    read = workload.context + meta_tokens if workload.phase == "prefill" else 0
+def end_parts(
+    width: int, vocab: int, span: Span, dtype: str, meta_tokens: int = 0, head_norm: bool = False
+) -> list[Part]:
+    """The passes of the embedding, and of the final norm with the head."""
+    read = span.first + meta_tokens if span.phase == "prefill" else 0
     norm = "head_norm=true," if head_norm else ""
-    return (
-        Key(workload.phase, dtype, workload.batch, width, f"{EMBEDDING}[vocab={vocab}]", read),
-        Key("decode", dtype, workload.batch, width, f"{HEAD}[{norm}vocab={vocab}]", 0),
-    )
-
-
-def keys_of(architecture: Architecture, workload: Workload, dtype: str) -> Counter[Key]:
-    """The rows that `architecture` is the sum of, and how often each."""
-    a = architecture
-    layers = Counter(a.layers)
-    keys = Counter({layer_key(x, a.width, workload, dtype, a.meta_tokens): n for x, n in layers.items()})
-    keys.update(end_keys(a.width, a.vocab, workload, dtype, a.meta_tokens, a.head_norm))
-    return keys
+    embedding = Key(span.phase, dtype, span.batch, width, f"{EMBEDDING}[vocab={vocab}]", read)
+    head = Key("decode", dtype, span.batch, width, f"{HEAD}[{norm}vocab={vocab}]", 0)
+    return [Part(embedding, read, span.count), Part(head, 0, span.count)]
 
 
 def keys_for(space: SearchSpace, workloads: Mapping[str, Workload], dtype: str) -> list[Key]:
-    """Every row that a member of `space` can ask for, once each, in the order in which they are measured."""
+    """Every row that a member of `space` can ask for, once each, in the order in which they are measured: those of
+    one block and width one after the other."""
+    alphabet = space.alphabet()
     keys: set[Key] = set()
-    for workload, width, meta in product(workloads.values(), space.widths, space.meta_tokens):
-        keys.update(end_keys(width, space.vocab, workload, dtype, meta, space.head_norm))
-        keys.update(layer_key(layer, width, workload, dtype, meta) for layer in space.alphabet())
-    return sorted(keys)
+    for span, width, meta in product(_measured_spans(workloads), space.widths, space.meta_tokens):
+        parts = end_parts(width, space.vocab, span, dtype, meta, space.head_norm)
+        for layer in alphabet:
+            parts += layer_parts(layer, width, span, dtype, meta)
+        keys.update(part.key for part in parts)  # lone passes: their last context is their first
+    return sorted(keys, key=lambda key: (key.dtype, key.width, key.block, key))
+
+
+def _measured_spans(workloads: Mapping[str, Workload]) -> Iterator[Span]:
+    """Lone passes at the contexts of each workload's grid."""
+    for workload in workloads.values():
+        for choice in workload.choices:
+            for span in choice.spans:
+                yield from (Span(span.phase, span.batch, context) for context in span.grid)

@@ -8,162 +8,212 @@ constant cost of a forward pass.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from nfsearch.latency_lut.device import free_memory, provenance, resolve
+from nfsearch.latency_lut.chains import Chain, Weights, touched
+from nfsearch.latency_lut.device import free_memory, monitor, provenance, resolve
+from nfsearch.latency_lut.files import Journal, TableError, read_tables, write_tables
 from nfsearch.latency_lut.keys import EMBEDDING, Key
-from nfsearch.latency_lut.table import (
-    OUT_OF_MEMORY,
-    SLOPE,
-    WHOLE,
-    LatencyTable,
-    Row,
-    TableError,
-)
-from nfsearch.latency_lut.timing import Bounds, bounds, prepared, take, warm_up
-from nfsearch.ops.model import Block, HybridLM
-from nfsearch.space.architecture import Architecture, Layer
-from nfsearch.space.notation import parse_layers
+from nfsearch.latency_lut.nvml import Reading
+from nfsearch.latency_lut.rows import OUT_OF_MEMORY, SLOPE, WHOLE, Row
+from nfsearch.latency_lut.table import LatencyTable
+from nfsearch.latency_lut.timing import Bounds, Run, bounds, prepared, take, warm_up
 
 # Something else on the machine, or an unlucky capture of a graph, slows whole rows for seconds. So all are measured
 # once and then all again, and the faster look at each is kept.
 LOOKS = 2
+_BUSY = 0.02  # seconds of work that go on while the driver is asked for the clock and the power
 
 Progress = Callable[[int, int, "Row | None"], None]
-Link = Callable[[Tensor], Tensor]
 
 
 def build(
-    keys: Iterable[Key], path: str | Path, *, device: str = "auto", progress: Progress | None = None
-) -> LatencyTable:
-    """Measures `keys` into the table at `path`, which is written again after every row.
-
-    A table that is there already is completed: rows that it has are not measured again. `device` is auto, cpu, cuda or
-    the short name of this machine's device. `progress(done, total, row)` is called at the start, with row None, and
-    after each look at a row; it counts looks. A row that does not fit into memory is recorded as such.
-
-    Raises TableError if the table there was made on another device, by other versions or by other kernels, and
-    ValueError if `device` is not here.
-    """
-    wanted = list(dict.fromkeys(keys))
-    kind = resolve(device)
-    table = _started(Path(path), kind)
-    missing = table.missing(wanted)
-    before = LOOKS * (len(wanted) - len(missing))
-    if progress:
-        progress(before, LOOKS * len(wanted), None)
-    if missing and table.rows:
-        warm_up(kind)
-    for done, key in enumerate(LOOKS * missing, start=before + 1):
-        row = measure(key, kind)
-        known = table.rows.get(key)
-        if known is None or _faster(row, known):
-            table.add(row)
-            table.save(path)
-        if progress:
-            progress(done, LOOKS * len(wanted), row)
-    return table
-
-
-def _faster(row: Row, known: Row) -> bool:
-    return row.latency_ms is not None and (known.latency_ms is None or row.latency_ms < known.latency_ms)
-
-
-def _started(path: Path, kind: str) -> LatencyTable:
-    """The table at `path`, or a new one there (so that a folder that cannot be written shows before the work)."""
-    if path.exists():
-        table = LatencyTable.load(path)
-        if differences := table.provenance.differences(provenance(kind)):
-            raise TableError(
-                f"{path} has rows that new ones cannot join ({'; '.join(differences)}); "
-                "name another file, or delete this one to measure all of it again"
-            )
-        return table
-    warm_up(kind)
-    table = LatencyTable(provenance(kind))
-    table.save(path)
-    return table
-
-
-# --- one row ---------------------------------------------------------------------------------------------------------
-
-
-def measure(key: Key, kind: str, within: Bounds | None = None) -> Row:
-    """The row of `key` on a device of this kind, "cpu" or "cuda"."""
-    within = within or bounds(kind)
-    size = _bytes(key)
-    short = min(within.chain(size), int(free_memory(kind) // (2 * size)))
-    row = None
-    if short:
-        try:
-            row = _slope(key, kind, short, within)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-    gc.collect()
-    if kind == "cuda":
-        torch.cuda.empty_cache()
-    return row or _row(key, kind, OUT_OF_MEMORY, None, 2 * size / 1e6)
-
-
-@torch.inference_mode()
-def _slope(key: Key, kind: str, short: int, within: Bounds) -> Row:
-    long = 2 * short
-    chain = _Chain.of(key, long, kind)
-    runs = prepared(lambda: chain.run(short), kind), prepared(lambda: chain.run(long), kind)
-    samples = take(runs, (-1 / short, 1 / short), kind, within)
-    slope, spread = samples.combine(-1 / short, 1 / short)
-    overhead, overhead_spread = samples.combine(2, -1)
-    whole, whole_spread = samples.combine(0, 1 / long)
-    good = slope > 0
-    return _row(
-        key,
-        kind,
-        SLOPE if good else WHOLE,
-        1e3 * (slope if good else whole),
-        long * _bytes(key) / 1e6,
-        spread_ms=1e3 * (spread if good else whole_spread),
-        overhead_ms=1e3 * overhead if good else 0.0,
-        overhead_spread_ms=1e3 * overhead_spread,
-        runs=samples.count,
-        short_chain=short,
-        long_chain=long,
-    )
-
-
-def _row(
-    key: Key,
-    kind: str,
-    status: str,
-    latency_ms: float | None,
-    working_set_mb: float,
+    keys: Iterable[Key],
+    path: str | Path,
     *,
-    spread_ms: float = 0.0,
-    overhead_ms: float = 0.0,
-    overhead_spread_ms: float = 0.0,
-    runs: int = 0,
-    short_chain: int = 0,
-    long_chain: int = 0,
-) -> Row:
-    return Row(
-        key=key,
-        status=status,
-        latency_ms=latency_ms,
-        spread_ms=spread_ms,
-        overhead_ms=overhead_ms,
-        overhead_spread_ms=overhead_spread_ms,
-        runs=runs,
-        short_chain=short_chain,
-        long_chain=long_chain,
-        working_set_mb=working_set_mb,
-        cache="distinct rows" if key.end == EMBEDDING else "distinct weights",
-        cuda_graph=kind == "cuda",
-    )
+    device: str = "auto",
+    progress: Progress | None = None,
+    spent: dict[str, float] | None = None,
+) -> LatencyTable:
+    """Measures `keys` into the table at `path`.
+
+    A table that is there already is completed: rows that it has are not measured again, and tables of other devices in
+    the same file stay. Every look at a row is on disk before the next one begins, in the journal beside the table,
+    from which a build that was stopped or killed goes on. `device` is auto, cpu, cuda or the short name of this
+    machine's device. `progress(done, total, row)` is called at the start, with row None, and after each look at a row;
+    it counts looks. `spent` is given the seconds that each kind of work took. A row that does not fit into memory is
+    recorded as such.
+
+    Raises TableError if the rows there were made by other versions or by other kernels, and ValueError if `device` is
+    not here.
+    """
+    wanted, path = list(dict.fromkeys(keys)), Path(path)
+    kind = resolve(device)
+    profiler = Profiler(kind, spent)
+    tables = read_tables(path) if path.exists() else {}
+    journal = Journal(path)
+    came, looks = journal.read()
+    here = provenance(kind)
+    table = tables.get(here.device) or LatencyTable(came or here)
+    for known in (came, table.provenance):
+        if known and (differences := known.differences(here)):
+            raise TableError(
+                f"{path} has rows that new ones cannot join ({'; '.join(differences.values())}); "
+                f"name another file, or delete this one (and {journal.path.name}, if it is there) to measure all anew"
+            )
+    missing = table.missing(wanted)
+    seen = Counter(row.key for row in looks)
+    for row in looks:
+        _keep(table, row)
+    todo = [key for look in range(LOOKS) for key in missing if seen[key] <= look]
+    total = LOOKS * len(wanted)
+    if todo:
+        with profiler.timed("warm-up"):
+            warm_up(kind)
+    if not table.rows:
+        table.provenance = came or provenance(kind)  # with the clock as it is under load
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with journal:
+        if todo:
+            journal.start(table.provenance)
+        if progress:
+            progress(total - len(todo), total, None)
+        for done, key in enumerate(todo, start=total - len(todo) + 1):
+            row = profiler.measure(key)
+            journal.add(row)
+            _keep(table, row)
+            if progress:
+                progress(done, total, row)
+    write_tables(path, {**tables, here.device: table}.values())
+    journal.remove()
+    table.path = path
+    return table
+
+
+def _keep(table: LatencyTable, row: Row) -> None:
+    known = table.rows.get(row.key)
+    if known is None or known.latency_ms is None or (row.latency_ms is not None and row.latency_ms < known.latency_ms):
+        table.add(row)
+
+
+class Profiler:
+    """Measures one row after the other. Weights are kept from row to row for as long as they serve, so rows of the
+    same block and width come best one after the other."""
+
+    def __init__(self, kind: str, spent: dict[str, float] | None = None, within: Bounds | None = None) -> None:
+        """`kind` of device, "cpu" or "cuda"; `spent` collects seconds by kind of work."""
+        self.kind, self.within = kind, within or bounds(kind)
+        self.spent = {} if spent is None else spent
+        self._weights: Weights | None = None
+
+    def measure(self, key: Key) -> Row:
+        """The row of `key`."""
+        if self._weights is None or not self._weights.serve(key):
+            self._weights = None  # its memory is free before the new ones are made
+            self._weights = Weights(key, self.kind)
+        size = touched(key)
+        short = min(self.within.chain(size), int(free_memory(self.kind) // (2 * size)))
+        row = None
+        if short:
+            try:
+                row = self._slope(key, short, self._weights)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._weights = None
+                gc.collect()
+        with self.timed("clean up"):
+            if self.kind == "cuda":
+                torch.cuda.empty_cache()
+        return row or Row(
+            key=key,
+            status=OUT_OF_MEMORY,
+            latency_ms=None,
+            spread_ms=0.0,
+            overhead_ms=0.0,
+            overhead_spread_ms=0.0,
+            runs=0,
+            short_chain=0,
+            long_chain=0,
+            working_set_mb=2 * size / 1e6,
+            cache=_cache(key),
+            cuda_graph=self.kind == "cuda",
+        )
+
+    @contextmanager
+    def timed(self, work: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.spent[work] = self.spent.get(work, 0.0) + time.perf_counter() - began
+
+    @torch.inference_mode()
+    def _slope(self, key: Key, short: int, weights: Weights) -> Row:
+        long = 2 * short
+        with self.timed("weights and states"):
+            chain = Chain.of(key, long, weights)
+        with self.timed("first run, compiling"):
+            workspace = self._workspace(chain)
+        with self.timed("capture"):
+            runs = [prepared(lambda n=n: chain.run(n), self.kind) for n in (short, long)]  # type: ignore[misc]
+        with self.timed("timing"):
+            samples = take(runs, (-1 / short, 1 / short), self.kind, self.within)
+            reading = self._reading(runs[1], samples.combine(0, 1)[0])
+        slope, spread = samples.combine(-1 / short, 1 / short)
+        overhead, overhead_spread = samples.combine(2, -1)
+        whole, whole_spread = samples.combine(0, 1 / long)
+        good = slope > 0
+        return Row(
+            key=key,
+            status=SLOPE if good else WHOLE,
+            latency_ms=1e3 * (slope if good else whole),
+            spread_ms=1e3 * (spread if good else whole_spread),
+            overhead_ms=1e3 * overhead if good else 0.0,
+            overhead_spread_ms=1e3 * overhead_spread,
+            runs=samples.count,
+            short_chain=short,
+            long_chain=long,
+            working_set_mb=long * touched(key) / 1e6,
+            cache=_cache(key),
+            cuda_graph=self.kind == "cuda",
+            workspace_mb=workspace,
+            clock_mhz=reading.clock_mhz,
+            power_w=reading.power_w,
+            throttle=reading.throttle,
+        )
+
+    def _workspace(self, chain: Chain) -> float | None:
+        """Runs one link; the most megabytes that were allocated in it besides what was there before. On a GPU, where
+        the first run compiles and tunes, it is the second that counts."""
+        if self.kind == "cpu":
+            return None
+        chain.run(1)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        chain.run(1)
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+    def _reading(self, run: Run, seconds: float) -> Reading:
+        """What the driver says while `run`, which takes so many seconds, goes on."""
+        if self.kind == "cpu":
+            return Reading()
+        for _ in range(math.ceil(_BUSY / seconds)):
+            run()
+        reading = monitor().read()
+        torch.cuda.synchronize()
+        return reading
+
+
+def _cache(key: Key) -> str:
+    return "distinct rows" if key.end == EMBEDDING else "distinct weights"
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
@@ -173,92 +223,3 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return any(text in str(error) for text in ("out of memory", "allocate memory")) or _is_out_of_memory(
         error.__context__
     )
-
-
-# --- chains ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Chain:
-    """Links with weights of their own, run one after the other on what the one before gave."""
-
-    x: Tensor  # [batch, width] in decode, [batch, time, width] in prefill
-    links: list[Link]
-
-    @classmethod
-    def of(cls, key: Key, length: int, kind: str) -> _Chain:
-        dtype = getattr(torch, key.dtype)
-        shape = (key.batch, key.width) if key.phase == "decode" else (key.batch, key.context, key.width)
-        x = torch.randn(shape, device=kind).to(dtype)
-        if key.end == EMBEDDING:
-            return cls(x, _embedding_links(key, length, kind, dtype))
-        if key.end:
-            return cls(x, [_head_link(key, kind, dtype) for _ in range(length)])
-        (layer,) = parse_layers(key.block)
-        return cls(x, [_block_link(key, layer, kind, dtype) for _ in range(length)])
-
-    def run(self, length: int) -> Tensor:
-        x = self.x
-        for link in self.links[:length]:
-            x = link(x)
-        return x
-
-
-def _block_link(key: Key, layer: Layer, kind: str, dtype: torch.dtype) -> Link:
-    with torch.device(kind):
-        block = Block(layer, key.width, 1e-6).to(dtype).eval()
-    room = key.context + (key.phase == "decode")
-    state = block.operator.init_state(key.batch, room, device=kind, dtype=dtype)
-    if key.phase == "prefill":
-        return lambda x: block(x, state)
-    fill(state)
-    position = torch.tensor(key.context, device=kind)
-    return lambda x: block.step(x, state, position)
-
-
-def _head_link(key: Key, kind: str, dtype: torch.dtype) -> Link:
-    model = _bare_model(key, kind, dtype)
-
-    def link(x: Tensor) -> Tensor:
-        model.next_logits(x)
-        return x
-
-    return link
-
-
-def _embedding_links(key: Key, length: int, kind: str, dtype: torch.dtype) -> list[Link]:
-    """A model has one embedding, so the links share it; each looks up rows of its own."""
-    model = _bare_model(key, kind, dtype)
-    shape = (key.batch,) if key.phase == "decode" else (key.batch, key.context)
-    vocab = model.architecture.vocab
-    tokens = [torch.randint(vocab, shape, device=kind) for _ in range(length)]
-    return [lambda x, t=t: model.embedding(t) for t in tokens]  # type: ignore[misc]
-
-
-def _bare_model(key: Key, kind: str, dtype: torch.dtype) -> HybridLM:
-    settings = key.end_settings
-    architecture = Architecture(key.width, (), int(settings["vocab"]), head_norm="head_norm" in settings)
-    with torch.device(kind):
-        return HybridLM(architecture).to(dtype).eval()
-
-
-def fill(state: dict[str, Tensor]) -> None:
-    """Random contents: a state of zeros costs less power, and so less time, than one in use."""
-    for tensor in state.values():
-        if tensor.is_floating_point():
-            tensor.normal_(std=0.1)
-
-
-def _bytes(key: Key) -> int:
-    """What one link touches: weights, state, and in prefill the activations that come in."""
-    itemsize = getattr(torch, key.dtype).itemsize
-    tokens = key.batch * (key.context if key.phase == "prefill" else 1)
-    activations = tokens * key.width * itemsize
-    if key.end == EMBEDDING:
-        return 2 * activations
-    if key.end:
-        return int(key.end_settings["vocab"]) * key.width * itemsize + activations
-    (layer,) = parse_layers(key.block)
-    cost = layer.cost(key.width)
-    state = cost.state_bytes(key.batch, key.context + (key.phase == "decode"), itemsize)
-    return (cost.parameters + key.width) * itemsize + state + activations

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from nfsearch.latency_lut.table import LatencyTable, Row
+    from nfsearch.latency_lut.rows import Row
+    from nfsearch.latency_lut.table import LatencyTable
 
 
 def render(table: LatencyTable) -> Table:

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nfsearch.latency_lut.workload import Workload
+from nfsearch.latency_lut.provenance import CPU_IDENTITY, IDENTITY
+from nfsearch.latency_lut.workload import MEMORY, Workload
 
 
 class LatencySettings(BaseModel):
@@ -23,7 +24,13 @@ class LatencySettings(BaseModel):
         "auto", description="of weights and activations; auto = bfloat16 on CUDA, float32 on a CPU"
     )
     table: str = Field(
-        "auto", min_length=1, description="a latency table's path; auto = measured at the start, into the run's folder"
+        "auto",
+        min_length=1,
+        description="a latency table's path; auto = measured at the start, into the run's folder, or, where the device "
+        "is not here, the one that nfsearch has of it",
+    )
+    accept: tuple[str, ...] = Field(
+        (), description="how the table's origin may differ from what is here: device, kernels, driver, torch, ..."
     )
     workloads: dict[str, Workload] = Field(
         default_factory=lambda: {"tpot": Workload()},
@@ -40,7 +47,17 @@ class LatencySettings(BaseModel):
         for name in workloads:
             if not name.isidentifier():
                 raise ValueError(f"{name!r} is not a name: letters, digits and underscores, no digit first")
+            if name in ("loss", MEMORY):
+                raise ValueError(f"{name!r} is the name of something else that can be an objective")
         return workloads
+
+    @field_validator("accept")
+    @classmethod
+    def _differences(cls, accept: tuple[str, ...]) -> tuple[str, ...]:
+        for name in accept:
+            if name not in (known := (*IDENTITY, *CPU_IDENTITY)):
+                raise ValueError(f"{name!r} is none of {', '.join(known)}")
+        return accept
 
     def dtype_on(self, kind: str) -> str:
         """The dtype on a device of this kind, "cpu" or "cuda"."""

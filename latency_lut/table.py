@@ -1,99 +1,30 @@
-"""The latency table: measured rows in a Parquet file, and the estimate of a whole model as their sum."""
+"""The latency table: measured rows of one device, and what whole models cost by them."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import statistics
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfsearch.latency_lut.keys import Key, end_keys, keys_of, layer_key
+from nfsearch.latency_lut.estimator import Estimate, Prices, priced
+from nfsearch.latency_lut.files import TableError, read_tables, write_tables
+from nfsearch.latency_lut.keys import Key, Part, end_parts, layer_parts
 from nfsearch.latency_lut.provenance import Provenance
+from nfsearch.latency_lut.rows import SLOPE, Row, quartile_range, standard_error
 from nfsearch.latency_lut.workload import Workload
-from nfsearch.space.architecture import Architecture, Layer
+from nfsearch.space.architecture import Architecture
 
 if TYPE_CHECKING:
-    import pandas
     import rich.table
 
-SCHEMA_VERSION = 1
-COLUMNS = {
-    "device": ("string", "short name of the device the row was measured on"),
-    "phase": ("string", "decode: one token for each sequence; prefill: `context` tokens for each, from an empty state"),
-    "dtype": ("string", "of weights and activations"),
-    "batch": ("int32", "sequences"),
-    "width": ("int32", "hidden size"),
-    "block": ("string", "notation of a layer (the row is norm + operator + residual); or embedding[...], head[...]"),
-    "context": (
-        "int32",
-        "tokens read (prefill) or held (decode; 0 if they do not matter; at most the window)",
-    ),
-    "status": ("string", "slope; whole (no positive slope was found: long chain over its length); out_of_memory"),
-    "latency_ms": (
-        "float64",
-        "time of one block: (T(long) - T(short)) / (long - short) of medians; null: no memory",
-    ),
-    "spread_ms": ("float64", "of latency_ms, from the interquartile ranges of T(long) and T(short)"),
-    "overhead_ms": ("float64", "the part of a chain's time that does not grow with its length: 2 T(short) - T(long)"),
-    "overhead_spread_ms": ("float64", "of overhead_ms, likewise"),
-    "runs": ("int32", "samples of each chain that count (on a CPU the fastest tenth of those taken, on a GPU all)"),
-    "short_chain": ("int32", "blocks in the short chain"),
-    "long_chain": ("int32", "blocks in the long chain"),
-    "working_set_mb": ("float64", "weights and state that one pass over the long chain touches, 1e6 bytes"),
-    "cache": ("string", "distinct weights: every block of a chain has its own; distinct rows: of one embedding table"),
-    "cuda_graph": ("bool", "whether each chain ran as one CUDA graph"),
-}
-_META_SCHEMA, _META_PROVENANCE = b"nfsearch.latency_table", b"nfsearch.provenance"
-SLOPE, WHOLE, OUT_OF_MEMORY = "slope", "whole", "out_of_memory"
 
-
-class TableError(ValueError):
-    """A latency table cannot be read, or does not hold what was asked for."""
+_USABLE = 0.95  # of a device's memory; the rest is the driver's, and what allocation wastes
 
 
 class OutOfMemory(TableError):
-    """The table says that a part of the model did not fit into the device's memory."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the file; `COLUMNS` says what each value means."""
-
-    key: Key
-    status: str
-    latency_ms: float | None
-    spread_ms: float
-    overhead_ms: float
-    overhead_spread_ms: float
-    runs: int
-    short_chain: int
-    long_chain: int
-    working_set_mb: float
-    cache: str
-    cuda_graph: bool
-
-    def record(self) -> dict[str, Any]:
-        values = asdict(self)
-        return {**values.pop("key"), **values}
-
-    @classmethod
-    def from_record(cls, values: Mapping[str, Any]) -> Row:
-        rest = {name: value for name, value in values.items() if name != "device"}
-        key = Key(**{name: rest.pop(name) for name in Key.__dataclass_fields__})
-        return cls(key, **rest)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Time of one forward pass of a whole model. `error` is twice the standard error that the spread of the rows
-    leaves in their sum (about a 95 % interval of the measurement's noise; not of what a sum of blocks cannot see)."""
-
-    seconds: float
-    error: float
+    """A part of the model did not fit into the device's memory, says the table; or no batch of a throughput does."""
 
 
 @dataclass
@@ -102,78 +33,46 @@ class LatencyTable:
 
     provenance: Provenance
     rows: dict[Key, Row] = field(default_factory=dict)
-    path: Path | None = None
-    _prices: dict[Hashable, _Prices] = field(default_factory=dict, repr=False, compare=False)
+    path: Path | None = field(default=None, compare=False)
+    _prices: dict[Hashable, Prices] = field(default_factory=dict, repr=False, compare=False)
+    _grids: dict[Key, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
     # --- the file ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, path: str | Path) -> LatencyTable:
-        """Raises TableError for a file that is missing, is not a latency table, is truncated, or has another schema."""
-        import pyarrow
-        import pyarrow.parquet
+    def load(cls, path: str | Path, device: str | None = None) -> LatencyTable:
+        """The table of `device` (a short name, such as nvidia-h200) in a file; the only one where none is named.
 
-        path = Path(path)
-        if not path.is_file():
-            raise TableError(f"there is no latency table {path}; `nfsearch lut build CONFIG -o {path}` makes one")
-        try:
-            content = pyarrow.parquet.read_table(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            with path.open("rb") as file:
-                cut = file.read(4) == b"PAR1"
-            state = "is damaged or cut short" if cut else "is not a Parquet file"
-            raise TableError(f"{path} {state}: {str(error).splitlines()[0]}") from None
-        metadata = content.schema.metadata or {}
-        version = metadata.get(_META_SCHEMA, b"").decode(errors="replace")
-        if not version:
-            raise TableError(f"{path} is a Parquet file, but not a latency table of nfsearch")
-        if version != str(SCHEMA_VERSION):
-            raise TableError(f"{path} has version {version} of the table format; this nfsearch reads {SCHEMA_VERSION}")
-        try:
-            provenance = Provenance.from_dict(json.loads(metadata[_META_PROVENANCE]))
-            rows = [Row.from_record(record) for record in content.select(list(COLUMNS)).to_pylist()]
-        except (KeyError, TypeError, ValueError) as error:
-            raise TableError(f"{path} is not a complete latency table: {error}") from None
-        return cls(provenance, {row.key: row for row in rows}, path)
+        Raises TableError for a file that is missing, is no latency table, is truncated, has another schema, or holds
+        no table of that device.
+        """
+        tables = read_tables(Path(path))
+        held = ", ".join(tables)
+        if device is None:
+            if len(tables) != 1:
+                raise TableError(f"{path} holds tables of {held or 'no device'}: say which device is meant")
+            return next(iter(tables.values()))
+        if device not in tables:
+            raise TableError(
+                f"{path} was measured on {held}, and the device asked for is {device}; times of one device say nothing "
+                f"about another: `nfsearch lut build CONFIG -o TABLE` on {device} itself makes a table, and "
+                "`latency.accept: [device]` takes this one all the same"
+            )
+        return tables[device]
 
     def save(self, path: str | Path) -> None:
-        """Writes the Parquet file; a reader sees the old file or the new one, never a part."""
-        import pyarrow
-        import pyarrow.parquet
+        """Writes a file of this table alone; a reader sees the old file or the new one, never a part."""
+        write_tables(path, [self])
+        self.path = Path(path)
 
-        schema = pyarrow.schema(
-            [
-                pyarrow.field(name, pyarrow.type_for_alias(kind), metadata={"help": text})
-                for name, (kind, text) in COLUMNS.items()
-            ],
-            metadata={
-                _META_SCHEMA: str(SCHEMA_VERSION),
-                _META_PROVENANCE: json.dumps(self.provenance.to_dict(), indent=1),
-            },
-        )
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(self._records(), schema), temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        self.path = path
-
-    def _records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, Any]]:
+        """A mapping of the file's columns for each row."""
         return [{"device": self.provenance.device, **row.record()} for row in self.rows.values()]
-
-    @property
-    def frame(self) -> pandas.DataFrame:
-        """The columns of the file, a line for each row."""
-        import pandas
-
-        return pandas.DataFrame(self._records(), columns=list(COLUMNS))
 
     def add(self, row: Row) -> None:
         self.rows[row.key] = row
         self._prices.clear()
+        self._grids.clear()
 
     # --- what it holds -------------------------------------------------------------------------------------------
 
@@ -181,73 +80,132 @@ class LatencyTable:
     def name(self) -> str:
         return str(self.path) if self.path else f"the table of {self.provenance.device}"
 
+    @property
+    def _build(self) -> str:
+        return f"`nfsearch lut build CONFIG -o {self.path or 'TABLE'}`"
+
     def missing(self, keys: Iterable[Key]) -> list[Key]:
         """Those of `keys` that were not measured yet."""
         return [key for key in keys if key not in self.rows]
 
     def require(self, keys: Iterable[Key]) -> None:
-        """Raises TableError, naming the command that measures them, if some of `keys` are missing."""
-        if missing := self.missing(keys):
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise TableError(
-                f"{self.name} has no row for {missing[0]}{more}; "
-                f"`nfsearch lut build CONFIG -o {self.path or 'TABLE'}` measures what is missing"
-            )
+        """Raises TableError, naming the command that measures them, if some of `keys` can neither be looked up nor
+        lie between contexts that were measured."""
+        problems = []
+        for key in self.missing(keys):
+            try:
+                self.grid(Part(key, key.context, 1))
+            except TableError as problem:
+                problems.append(str(problem))
+        if problems:
+            raise TableError(problems[0] + (f" (and {len(problems) - 1} more are missing)" if problems[1:] else ""))
 
-    def require_device(self, device: str) -> None:
-        """Raises TableError unless the table was measured on `device` (a short name, such as nvidia-h200)."""
-        if device != self.provenance.device:
+    def require_origin(self, device: str, here: Provenance, accept: Collection[str] = ()) -> None:
+        """Raises TableError unless the table serves for `device` (a short name) and this machine's code.
+
+        It has to be of that device and of the kernels that are here; where the device itself is here, of its driver
+        and versions too. `accept` names the differences that are taken as they are: device, kernels, driver, torch, ...
+        """
+        found = self.provenance.differences(here)
+        found.pop("device", None)
+        if self.provenance.device != device:
+            found["device"] = f"device {self.provenance.device}, asked for {device}"
+        refused = {name: text for name, text in found.items() if name not in accept}
+        if refused:
             raise TableError(
-                f"{self.name} was measured on {self.provenance.device}, and the device asked for is {device}; times of "
-                "one device say nothing about another: build a table on the device itself (`nfsearch lut build`)"
+                f"{self.name} does not serve here, it was made with {'; '.join(refused.values())}. "
+                f"`nfsearch lut build CONFIG -o NEW_TABLE` on {device} makes one that does; "
+                f"`latency.accept: [{', '.join(refused)}]` takes this one all the same"
             )
 
     def row(self, key: Key) -> Row:
         """The row of `key`, which has a time. Raises TableError if it is missing, OutOfMemory if it did not fit."""
-        self.require([key])
-        row = self.rows[key]
+        row = self.rows.get(key)
+        if row is None:
+            raise TableError(f"{self.name} has no row for {key}; {self._build} measures what is missing")
         if row.latency_ms is None:
             raise OutOfMemory(f"{key} did not fit into the memory of {self.provenance.device_name}, says {self.name}")
         return row
 
+    def grid(self, part: Part) -> Sequence[int]:
+        """The measured contexts of a part's block, rising. Raises TableError if its passes do not lie within them."""
+        if not self._grids:
+            for key in sorted(self.rows):
+                self._grids.setdefault(replace(key, context=0), []).append(key.context)
+        grid = self._grids.get(replace(part.key, context=0))
+        if not grid:
+            self.row(part.key)  # raises
+            raise AssertionError
+        if not grid[0] <= part.key.context <= part.last <= grid[-1]:
+            beyond = part.key.context if part.key.context < grid[0] else part.last
+            raise TableError(
+                f"{self.name} knows {replace(part.key, context=grid[0])} and up to {grid[-1]}, but not {beyond}, and "
+                f"nothing is guessed beyond what was measured: {self._build} with a workload of that context in CONFIG "
+                "measures it"
+            )
+        return grid
+
     # --- estimates -----------------------------------------------------------------------------------------------
 
     def estimate(self, architecture: Architecture, workload: Workload, dtype: str | None = None) -> Estimate:
-        """Embedding, layers, final norm and head, and the constant cost of a forward pass, summed.
+        """The time of `workload`: see `nfsearch.latency_lut.estimator`.
 
         `dtype` may be left out where the table has only one. Raises TableError for a row that the table lacks, and
         OutOfMemory for one that did not fit. Takes microseconds: what was looked up once is kept.
         """
-        a = architecture
-        place = (a.width, a.vocab, a.meta_tokens, a.head_norm, workload, dtype)
-        prices = self._prices.get(place)
-        if prices is None:
-            prices = self._prices[place] = _Prices(self, a, workload, dtype or self._only_dtype())
-        counts: dict[Layer, int] = {}
-        for layer in a.layers:
-            counts[layer] = counts.get(layer, 0) + 1
-        seconds, variance = prices.constant
-        for layer, count in counts.items():
-            time, error = prices.layers.get(layer) or prices.look_up(layer)
-            seconds += count * time
-            variance += (count * error) ** 2  # the same row: its error counts every time it is used
-        return Estimate(seconds, 2 * math.sqrt(variance))
+        chosen = self.choice(architecture, workload, dtype)
+        found = self._priced(architecture, chosen, dtype).estimate(architecture.layers)
+        if workload.phase != "throughput":
+            return found
+        return Estimate(found.seconds / chosen.batch, found.error / chosen.batch)
+
+    def memory(self, architecture: Architecture, workload: Workload, dtype: str | None = None) -> float:
+        """Bytes that `workload` takes at its peak. Raises as `estimate` does."""
+        chosen = self.choice(architecture, workload, dtype)
+        return self._priced(architecture, chosen, dtype).memory(architecture.layers)
+
+    def choice(self, architecture: Architecture, workload: Workload, dtype: str | None = None) -> Workload:
+        """The workload that is measured: itself, or for throughput the decode step at the largest batch that fits.
+
+        Raises OutOfMemory if none does, and TableError if the memory is not known.
+        """
+        if workload.phase != "throughput":
+            return workload
+        whole = self.provenance.memory_gb
+        room = workload.memory_gb or (whole and _USABLE * whole)
+        if not room:
+            raise TableError(f"{self.name} does not know its device's memory: give the throughput workload a memory_gb")
+        for choice in workload.choices:
+            try:
+                if self._priced(architecture, choice, dtype).memory(architecture.layers) <= room * 1e9:
+                    return choice
+            except OutOfMemory:
+                continue
+        raise OutOfMemory(f"{architecture} does not fit into {room:g} GB at any of the batches {workload.batches}")
 
     def breakdown(self, architecture: Architecture, workload: Workload, dtype: str | None = None) -> dict[str, float]:
         """Seconds by part: what `estimate` adds up, the constant overhead included, largest first."""
-        dtype = dtype or self._only_dtype()
-        keys = keys_of(architecture, workload, dtype)
-        parts = {key.block: n * (self.row(key).latency_ms or 0.0) / 1e3 for key, n in keys.items()}
-        parts["overhead"] = self.overhead(workload, dtype)[0]
-        return dict(sorted(parts.items(), key=lambda part: -part[1]))
+        a, chosen, dtype = architecture, self.choice(architecture, workload, dtype), dtype or self.only_dtype()
+        parts: dict[str, float] = {}
+        for span in chosen.spans:
+            passes = end_parts(a.width, a.vocab, span, dtype, a.meta_tokens, a.head_norm)
+            for layer in a.layers:
+                passes += layer_parts(layer, a.width, span, dtype, a.meta_tokens)
+            for part in passes:
+                parts[part.key.block] = parts.get(part.key.block, 0.0) + priced(self, part)[0]
+            parts["overhead"] = (
+                parts.get("overhead", 0.0) + span.count * self.overhead(span.phase, span.batch, dtype)[0]
+            )
+        share = chosen.batch if workload.phase == "throughput" else 1
+        return {name: seconds / share for name, seconds in sorted(parts.items(), key=lambda part: -part[1])}
 
-    def overhead(self, workload: Workload, dtype: str) -> tuple[float, float]:
+    def overhead(self, phase: str, batch: int, dtype: str) -> tuple[float, float]:
         """The constant cost of a forward pass in seconds, and its standard error: the median over the chains of this
         phase and batch of what did not grow with their length."""
         chains = [
             row
             for row in self.rows.values()
-            if (row.key.phase, row.key.batch, row.key.dtype) == (workload.phase, workload.batch, dtype)
+            if (row.key.phase, row.key.batch, row.key.dtype) == (phase, batch, dtype)
             and row.status == SLOPE
             and row.key.end is None
         ]
@@ -256,50 +214,23 @@ class LatencyTable:
         values = [row.overhead_ms / 1e3 for row in chains]
         return max(0.0, statistics.median(values)), standard_error(quartile_range(values), len(values))
 
-    def _only_dtype(self) -> str:
+    def only_dtype(self) -> str:
+        """Raises TableError where there are several."""
         found = sorted({key.dtype for key in self.rows})
         if len(found) != 1:
             raise TableError(f"{self.name} has rows of {', '.join(found) or 'no dtype'}: say which dtype is meant")
         return found[0]
+
+    def _priced(self, architecture: Architecture, workload: Workload, dtype: str | None) -> Prices:
+        a = architecture
+        place = (a.width, a.vocab, a.meta_tokens, a.head_norm, workload, dtype)
+        prices = self._prices.get(place)
+        if prices is None:
+            prices = self._prices[place] = Prices(self, a, workload, dtype or self.only_dtype())
+        return prices
 
     def render(self) -> rich.table.Table:
         """For the terminal: a line for each block and workload, a column for each width, milliseconds and spread."""
         from nfsearch.latency_lut.render import render
 
         return render(self)
-
-
-class _Prices:
-    """What estimates at one width and workload need, looked up once: (seconds, standard error) of each layer."""
-
-    def __init__(self, table: LatencyTable, architecture: Architecture, workload: Workload, dtype: str) -> None:
-        a = architecture
-        self.table, self.workload, self.dtype = table, workload, dtype
-        self.width, self.meta_tokens = a.width, a.meta_tokens
-        self.layers: dict[Layer, tuple[float, float]] = {}
-        ends = end_keys(a.width, a.vocab, workload, dtype, a.meta_tokens, a.head_norm)
-        parts = [self._price(key) for key in ends] + [table.overhead(workload, dtype)]
-        self.constant = sum(time for time, _ in parts), sum(error**2 for _, error in parts)
-
-    def look_up(self, layer: Layer) -> tuple[float, float]:
-        price = self._price(layer_key(layer, self.width, self.workload, self.dtype, self.meta_tokens))
-        self.layers[layer] = price
-        return price
-
-    def _price(self, key: Key) -> tuple[float, float]:
-        row = self.table.row(key)
-        assert row.latency_ms is not None
-        return row.latency_ms / 1e3, standard_error(row.spread_ms, row.runs) / 1e3
-
-
-def quartile_range(values: list[float]) -> float:
-    """The range of the middle half; 0 for fewer than two values."""
-    if len(values) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return high - low
-
-
-def standard_error(spread: float, runs: int) -> float:
-    """Of a median of `runs` values with the interquartile range `spread`, as if they were normally distributed."""
-    return 0.93 * spread / math.sqrt(runs)  # sigma = IQR / 1.349; a median's standard error is 1.253 sigma / sqrt(n)

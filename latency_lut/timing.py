@@ -7,10 +7,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
-from nfsearch.latency_lut.table import quartile_range, standard_error
+from nfsearch.latency_lut.rows import quartile_range, standard_error
 
 Run = Callable[[], object]
 
@@ -22,7 +23,7 @@ class Bounds:
     warm_up: float  # seconds of work before the first sample of a row
     sample: float  # seconds that a sample lasts at least, the shortest run repeated
     keep: float  # the share of the samples that counts, the fastest
-    least: int  # rounds
+    least: int  # rounds, unless they take four times `seconds`
     most: int
     seconds: float  # for the rounds of a row, once `least` are done
     target: float  # relative standard error at which a row is good
@@ -34,7 +35,7 @@ class Bounds:
         """Blocks in the short chain, where one touches `size` bytes. A chain half in the cache would tell nothing."""
         short = self.cached // (2 * size)
         if short < 2:
-            short = max(2, math.ceil(self.working_set / size))
+            short = max(1, math.ceil(self.working_set / size))
         return int(min(short, self.longest))
 
 
@@ -53,17 +54,18 @@ CPU = Bounds(
     longest=4,
 )
 CUDA = Bounds(
-    warm_up=0.05,
-    sample=1e-3,
+    warm_up=0.02,
+    sample=2e-3,
     keep=1.0,
-    least=10,
+    least=8,
     most=200,
-    seconds=0.4,
-    target=0.001,
+    seconds=0.1,
+    target=0.002,
     cached=0,
     working_set=240e6,
     longest=32,
 )
+_FEWEST = 3  # rounds, however long one takes
 
 
 def bounds(kind: str) -> Bounds:
@@ -78,16 +80,21 @@ def prepared(function: Run, kind: str) -> Run:
     """
     if kind == "cpu":
         return function
-    stream = torch.cuda.Stream()
+    stream = _side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # compiles, tunes and allocates, none of which a capture may do
-            function()
+        function()  # compiles, tunes and allocates, none of which a capture may do
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         function()
     return graph.replay
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all: libraries keep a workspace for every stream that they have met."""
+    return torch.cuda.Stream()
 
 
 def warm_up(kind: str) -> None:
@@ -112,7 +119,8 @@ def sample(run: Run, times: int, kind: str) -> float:
         for _ in range(times):
             run()
         return (time.perf_counter() - started) / times
-    run()  # the launches of the timed passes hide behind this one, as a decode loop's do
+    if times > 1:
+        run()  # the launches of short passes hide behind this one, as a decode loop's do
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in range(times):
@@ -152,11 +160,12 @@ def take(runs: Sequence[Run], weights: Sequence[float], kind: str, within: Bound
     started = time.perf_counter()
     while True:
         rounds.append([sample(run, times, kind) for run in runs])
-        if len(rounds) < within.least:
+        elapsed = time.perf_counter() - started
+        if len(rounds) < (within.least if elapsed < 4 * within.seconds else _FEWEST):
             continue
         kept = math.ceil(within.keep * len(rounds))
         samples = Samples([sorted(column)[:kept] for column in zip(*rounds, strict=True)])
         value, spread = samples.combine(*weights)
         good = standard_error(spread, kept) <= within.target * value
-        if good or len(rounds) == within.most or time.perf_counter() - started > within.seconds:
+        if good or len(rounds) == within.most or elapsed > within.seconds:
             return samples

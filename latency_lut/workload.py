@@ -1,27 +1,114 @@
-"""What is timed: a phase at a batch size and a context length."""
+"""What is timed, and in which units it is limited."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+_USES = {
+    "decode": ("batch", "context"),
+    "prefill": ("batch", "context"),
+    "generation": ("batch", "prompt", "tokens"),
+    "throughput": ("batches", "context", "memory_gb"),
+}
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_RATE = "tokens_per_s"
+_FINEST = 512  # tokens; below it, the time of attention over the past hardly changes
+
+MEMORY = "memory"  # the cost of this name is no workload: the bytes that the hungriest of them needs
+MEMORY_UNITS: Mapping[str, float] = MappingProxyType({"mb": 1e6, "gb": 1e9})
+TIME_UNITS = (*_SECONDS, _RATE)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Forward passes of one phase and batch: `count` of them, at the contexts `first`, `first` + 1, ..."""
+
+    phase: Literal["decode", "prefill"]
+    batch: int
+    first: int
+    count: int = 1
+
+    @property
+    def last(self) -> int:
+        return self.first + self.count - 1
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The contexts to measure: a lone pass's own; else both ends and the powers of two between them."""
+        if self.count == 1:
+            return (self.first,)
+        end = self.first + self.count
+        powers = (1 << n for n in range(_FINEST.bit_length() - 1, end.bit_length()))
+        return (self.first, *(power for power in powers if self.first < power < end), end)
+
 
 class Workload(BaseModel):
-    """One forward pass whose time the table estimates.
+    """Something whose time the table estimates.
 
     decode: one token for each of `batch` sequences that already hold `context` tokens.
     prefill: `context` tokens for each of `batch` sequences, from nothing to the first new token.
+    generation: `prompt` tokens are read (if there are any), then `tokens` are decoded one by one.
+    throughput: the time of one token while decoding the largest of `batches` that fits into memory, all sequences
+    holding `context` tokens. Only batches that were measured are considered: nothing is interpolated between them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    phase: Literal["decode", "prefill"] = "decode"
+    phase: Literal["decode", "prefill", "generation", "throughput"] = "decode"
     batch: int = Field(1, gt=0, description="sequences")
     context: int = Field(8192, ge=0, description="tokens: already held (decode), or to be read (prefill)")
+    prompt: int = Field(0, ge=0, description="tokens read before a generation")
+    tokens: int = Field(8192, gt=0, description="tokens that a generation decodes")
+    batches: tuple[int, ...] = Field((1, 16, 128), min_length=1, description="what throughput chooses from")
+    memory_gb: float | None = Field(None, gt=0, description="throughput's, in 1e9 bytes; null = 95 % of the device's")
 
     @model_validator(mode="after")
-    def _something_to_read(self) -> Workload:
+    def _fits_together(self) -> Workload:
+        uses = _USES[self.phase]
+        for name, field in type(self).model_fields.items():
+            if name not in ("phase", *uses) and getattr(self, name) != field.default:
+                raise ValueError(f"{self.phase} takes {', '.join(uses)}, not {name}")
         if self.phase == "prefill" and not self.context:
             raise ValueError("prefill needs a context of at least 1 token to read")
+        if min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
+            raise ValueError(f"batches: expected different numbers of at least 1, found {list(self.batches)}")
         return self
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The passes whose times add up to this workload's. Throughput has none of its own: see `choices`."""
+        match self.phase:
+            case "decode" | "prefill":
+                return (Span(self.phase, self.batch, self.context),)
+            case "generation":
+                read = (Span("prefill", self.batch, self.prompt),) if self.prompt else ()
+                return (*read, Span("decode", self.batch, self.prompt, self.tokens))
+        raise ValueError("throughput is the time of one of its choices")
+
+    @cached_property
+    def choices(self) -> tuple[Workload, ...]:
+        """The workloads to be measured: this one; for throughput one decode step at each batch, the largest first."""
+        if self.phase != "throughput":
+            return (self,)
+        return tuple(Workload(batch=batch, context=self.context) for batch in sorted(self.batches, reverse=True))
+
+    @property
+    def length(self) -> int:
+        """Text tokens that each sequence's state has room for."""
+        return self.spans[-1].last + (self.phase != "prefill")
+
+    @property
+    def produced(self) -> int:
+        """Tokens, read or decoded, that the workload's time is spent on."""
+        each = {"decode": 1, "prefill": self.context, "generation": self.tokens}
+        return self.batch * each[self.phase] if self.phase in each else 1
+
+    def seconds(self, value: float, unit: str) -> float:
+        """The most seconds that a limit of `value` in one of `TIME_UNITS` allows."""
+        return self.produced / value if unit == _RATE else value * _SECONDS[unit]

@@ -28,6 +28,9 @@ app.add_typer(lut)
 app.add_typer(bench)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A config file (nfsearch init writes one).")]
+OfDevice = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The device that is meant, where the file has tables of several.")
+]
 TableFile = Annotated[Path, typer.Argument(metavar="TABLE", help="A latency table (Parquet).")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 Set = Annotated[
@@ -126,20 +129,25 @@ def space(
 def lut_build(
     config: ConfigFile,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="TABLE", help="The table to write or go on with.")],
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="TABLE", help="Measure a few rows only, and tell how wrong this table, scaled, is here."),
+    ] = None,
+    rows: Annotated[int, typer.Option(metavar="N", min=4, help="How many rows --calibrate measures.")] = 24,
     assignments: Set = None,
 ) -> None:
     """Measure everything that the config's space and workloads can ask for. Resumes."""
     from nfsearch.tables import build_table
 
-    build_table(config, output, assignments or [])
+    build_table(config, output, assignments or [], calibrate, rows)
 
 
 @lut.command("show")
-def lut_show(table: TableFile) -> None:
+def lut_show(table: TableFile, device: OfDevice = None) -> None:
     """Print a table and where its figures come from."""
     from nfsearch.tables import show_table
 
-    show_table(table)
+    show_table(table, device)
 
 
 @lut.command("verify")
@@ -148,11 +156,12 @@ def lut_verify(
     config: Annotated[Path, typer.Option("--config", metavar="CONFIG", help="Whose space and workloads to check.")],
     number: Annotated[int, typer.Option("-n", metavar="N", min=2, help="Random whole models to measure.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the random models.")] = 0,
+    assignments: Set = None,
 ) -> None:
-    """Measure random whole models end to end and compare with the table's estimates."""
+    """Measure random whole models end to end, compare with the table's estimates, and keep the result beside it."""
     from nfsearch.tables import verify_table
 
-    verify_table(table, config, number, seed)
+    verify_table(table, config, number, seed, assignments or [])
 
 
 @lut.command("estimate")
@@ -162,16 +171,20 @@ def lut_estimate(
     width: Annotated[int, typer.Option(help="Hidden size.")],
     vocab: Annotated[int | None, typer.Option(help="Size of the vocabulary; by default the table's.")] = None,
     meta_tokens: Annotated[int, typer.Option(help="Learned vectors before every sequence.")] = 0,
-    phase: Annotated[Literal["decode", "prefill"], typer.Option()] = "decode",
+    phase: Annotated[Literal["decode", "prefill", "generation"], typer.Option()] = "decode",
     batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
     context: Annotated[
         int | None, typer.Option(min=0, help="Tokens held (decode) or read (prefill); by default the table's longest.")
     ] = None,
+    prompt: Annotated[int | None, typer.Option(min=0, help="Tokens read before a generation.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that a generation decodes.")] = None,
+    device: OfDevice = None,
 ) -> None:
     """Estimate one architecture from a table."""
     from nfsearch.tables import estimate_from_table
 
-    estimate_from_table(table, notation, width, vocab, meta_tokens, phase, batch, context)
+    asked = {"phase": phase, "batch": batch, "context": context, "prompt": prompt, "tokens": tokens}
+    estimate_from_table(table, device, notation, width, vocab, meta_tokens, **asked)
 
 
 @app.command()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nfsearch.latency_lut.settings import LatencySettings
+from nfsearch.latency_lut.workload import MEMORY, MEMORY_UNITS, TIME_UNITS, Workload
 from nfsearch.proxies import ProxySettings
 from nfsearch.proxies.settings import SplitData
 from nfsearch.search.settings import SearchSettings, WorkerSettings
@@ -26,31 +26,29 @@ class Config(BaseModel):
     proxy: ProxySettings = Field(default_factory=ProxySettings, description="the short training run")
     search: SearchSettings = Field(default_factory=SearchSettings, description="how candidates are chosen")
     objectives: tuple[str, ...] = Field(
-        (), description="what is minimised: loss and workloads by name; by default loss and every workload"
+        (), description="what is minimised: loss, then workloads by name, memory; by default loss and every workload"
     )
     limits: dict[str, float] = Field(
-        default_factory=dict, description="hard limits: WORKLOAD_ms or WORKLOAD_s for each workload, memory_gb"
+        default_factory=dict,
+        description="hard limits, by name and unit: WORKLOAD_ms (_us, _s; at least: _tokens_per_s), memory_gb (_mb)",
     )
     workers: WorkerSettings = Field(default_factory=WorkerSettings, description="who trains the candidates")
     storage: str | None = Field(None, description="an Optuna storage URL; by default a journal in the run's folder")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
-        names = ["loss", *self.latency.workloads]
+        names = ["loss", *self.latency.workloads, MEMORY]
         for name in self.objectives:
             if name not in names:
-                raise ValueError(f"objectives: {name!r} is none of {', '.join(names)}")
+                raise ValueError(
+                    f"objectives: {name!r} is none of {', '.join(names)}; latency.workloads defines workloads"
+                )
         if self.objectives and self.objectives[0] != "loss":
             raise ValueError("objectives: the first is loss")
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError("objectives: one stands twice")
-        allowed = [f"{name}_{unit}" for name in self.latency.workloads for unit in ("ms", "s")] + ["memory_gb"]
-        for name, value in self.limits.items():
-            if name not in allowed:
-                raise ValueError(f"limits: {name!r} is none of {', '.join(allowed)}")
-            if value <= 0:
-                raise ValueError(f"limits.{name}: expected a number above 0, found {value:g}")
-        if self.space.fit_width and not self.budgets:
+        budgets = self.budgets  # raises for a limit that is wrong
+        if self.space.fit_width and not budgets.keys() & self.latency.workloads.keys():
             raise ValueError("space.width is {fit: latency}, which needs a latency in limits, such as tpot_ms: 2")
         return self
 
@@ -61,17 +59,36 @@ class Config(BaseModel):
     @property
     def budgets(self) -> dict[str, float]:
         """See the function of this name."""
-        return budgets(self.limits)
+        return budgets(self.limits, self.latency.workloads)
 
 
-def budgets(limits: Mapping[str, float]) -> dict[str, float]:
-    """The limits that are times: workload -> seconds; the tighter one where both units are given."""
+def budgets(limits: Mapping[str, float], workloads: Mapping[str, Workload]) -> dict[str, float]:
+    """The most of each cost: workload -> seconds, memory -> bytes; the tightest where several limits are for one.
+
+    Raises ValueError for a limit that is no NAME_UNIT of a workload, or of memory, in a unit of its kind."""
     found: dict[str, float] = {}
-    for name, value in limits.items():
-        if match := re.fullmatch(r"(.+)_(ms|s)", name):
-            seconds = value / 1e3 if match[2] == "ms" else value
-            found[match[1]] = min(seconds, found.get(match[1], seconds))
+    for limit, value in limits.items():
+        if value <= 0:
+            raise ValueError(f"limits.{limit}: expected a number above 0, found {value:g}")
+        name, most = _limit(limit, value, workloads)
+        found[name] = min(most, found.get(name, most))
     return found
+
+
+def _limit(limit: str, value: float, workloads: Mapping[str, Workload]) -> tuple[str, float]:
+    units = {MEMORY: tuple(MEMORY_UNITS), **dict.fromkeys(workloads, TIME_UNITS)}
+    fitting = {name: limit.removeprefix(f"{name}_") for name in units if limit.startswith(f"{name}_")}
+    name = max(fitting, key=lambda each: (fitting[each] in units[each], len(each)), default="")
+    if not name:
+        raise ValueError(
+            f"limits: {limit!r} is no NAME_UNIT of {', '.join(units)} (such as {next(iter(workloads))}_ms); "
+            "latency.workloads defines workloads"
+        )
+    unit = fitting[name]
+    if unit not in units[name]:
+        kind = "memory" if name == MEMORY else "a time"
+        raise ValueError(f"limits: {limit!r} limits {name}, which is {kind}, in {', '.join(units[name])}, not {unit!r}")
+    return name, value * MEMORY_UNITS[unit] if name == MEMORY else workloads[name].seconds(value, unit)
 
 
 def load_config(path: Path, assignments: Sequence[str] = ()) -> tuple[Config, YamlFile]:

@@ -38,9 +38,15 @@ def export_candidate(folder: Path, to: str, output: Path, *, pick: int | None, m
     record = choose(result, pick=pick, max_latency_ms=max_latency_ms)
     if to == "yaml":
         return export_yaml(result, record, output)
-    from nfsearch.latency_lut import device
     from nfsearch.proxies.data import prepare
     from nfsearch.proxies.training import train_model
+    from nfsearch.tables import training_kind
+
+    if config.proxy.narrow > 1:
+        raise ValueError(
+            f"the candidates of this run were trained as twins narrowed {config.proxy.narrow} times, so there are no "
+            "weights of theirs to export; --to yaml writes the design with its training recipe"
+        )
 
     require_free(output)
     try:
@@ -52,7 +58,7 @@ def export_candidate(folder: Path, to: str, output: Path, *, pick: int | None, m
         raise ValueError(
             f"{corpus.name} has changed since the search: candidate {record.number} cannot be trained again"
         )
-    kind = device.resolve(config.latency.device)
+    kind = training_kind(config)
     architecture = Architecture.from_dict(record.architecture)
     say(f"Training candidate {record.number} as the search did ({duration(record.seconds)} there)")
     try:

@@ -50,11 +50,13 @@ def front_png(result: RunResult) -> bytes:
     names = list(units)
     x_name = names[1] if len(names) > 1 else "parameters"
 
+    shown = {"seconds": ("ms", 1e3), "bytes": ("GB", 1e-9)}
+
     def value(record: CandidateRecord, name: str) -> float:
-        return record.values.get(name, float(record.parameters)) * (1e3 if units.get(name) == "seconds" else 1)
+        return record.values.get(name, float(record.parameters)) * shown.get(units.get(name, ""), ("", 1.0))[1]
 
     def label(name: str) -> str:
-        unit = "ms" if units.get(name) == "seconds" else units.get(name)
+        unit = shown.get(units.get(name, ""), (units.get(name), 1.0))[0]
         return f"{name} ({unit})" if unit else name
 
     done = [record for record in result.candidates if record.state == "done"]
@@ -83,7 +85,7 @@ def _columns(workloads: list[str]) -> list[str]:
     latencies = [column for name in workloads for column in (f"latency_ms_{name}", f"latency_error_ms_{name}")]
     return [
         *("number", "state", "front", "notation", "width", "parameters", "digest", "loss", "bits_per_byte"),
-        *("perplexity", *latencies, "origin", "generation", "parents", "seconds", "attempts", "error"),
+        *("perplexity", *latencies, "memory_gb", "origin", "generation", "parents", "seconds", "attempts", "error"),
     ]
 
 
@@ -94,4 +96,6 @@ def _row(record: CandidateRecord, workloads: list[str], front: bool) -> dict[str
         if (latency := record.latency.get(name)) is not None:
             row[f"latency_ms_{name}"] = latency.seconds * 1e3
             row[f"latency_error_ms_{name}"] = latency.error_seconds * 1e3
+    if record.memory_bytes is not None:
+        row["memory_gb"] = record.memory_bytes / 1e9
     return row

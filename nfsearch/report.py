@@ -16,7 +16,9 @@ from plotly.offline import get_plotlyjs
 
 from nfsearch.config import budgets
 from nfsearch.display import duration
-from nfsearch.result import CandidateRecord, RunResult
+from nfsearch.latency_lut.settings import LatencySettings
+from nfsearch.latency_lut.workload import MEMORY
+from nfsearch.result import CandidateRecord, Objective, RunResult
 
 # Fill and ink of each operator's cell, told apart in light and dark; FFNs are the quiet ones.
 _COLOURS = {
@@ -29,7 +31,7 @@ _COLOURS = {
 }
 _MORE_COLOURS = (("#b1567b", "#fff"), ("#6f8f1f", "#fff"), ("#b3612a", "#fff"), ("#4f6d9c", "#fff"))
 
-_UNITS = {"seconds": "ms"}  # what a unit of the result is shown as
+_UNITS = {"seconds": ("ms", 1e3), "bytes": ("GB", 1e-9)}  # what a unit of the result is shown as, and the factor
 
 
 def render(result: RunResult, folder: str | Path = ".") -> str:
@@ -42,7 +44,7 @@ def render(result: RunResult, folder: str | Path = ".") -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    environment.filters.update(short=short, digits=digits, ms=milliseconds, duration=duration, size=size)
+    environment.filters.update(short=short, digits=digits, ms=milliseconds, gb=gigabytes, duration=duration, size=size)
     environment.filters["pretty"] = lambda fields: yaml.safe_dump(
         fields, sort_keys=False, allow_unicode=True, width=100
     )
@@ -62,6 +64,8 @@ def render(result: RunResult, folder: str | Path = ".") -> str:
         done=[record for record in result.candidates if record.state == "done"],
         failed=[record for record in result.candidates if record.state == "failed"],
         workloads=result.workloads(),
+        memory=any(record.memory_bytes is not None for record in result.candidates),
+        narrow=(result.config.resolved.get("proxy") or {}).get("narrow", 1),
         colours=operator_colours(result.candidates),
         chains={record.number: ancestry(record, records) for record in front},
         mutations=mutation_table(result),
@@ -111,7 +115,7 @@ def plot_data(result: RunResult) -> dict[str, Any]:
         "limits": _limits(result),
         "best": _best_so_far(result.candidates, names[0], axes[names[0]][1]),
         "hypervolume": [(count, volume * scale) for count, volume in trajectory],
-        "volume": f"hypervolume ({' × '.join(_UNITS.get(o.unit, o.unit) or o.name for o in result.objectives)})",
+        "volume": f"hypervolume ({' × '.join(_shown(o)[0] or o.name for o in result.objectives)})",
         "evaluations": len(result.candidates),
         "curves": [
             {
@@ -129,11 +133,13 @@ def _axes(result: RunResult) -> dict[str, tuple[str, float]]:
     """Everything a plot can have on an axis: key -> (label, factor from the result's unit to the shown one)."""
     axes: dict[str, tuple[str, float]] = {}
     for objective in result.objectives:
-        unit = _UNITS.get(objective.unit, objective.unit)
+        unit, scale = _shown(objective)
         label = f"{objective.name} ({unit})" if unit and unit != objective.name else objective.name
-        axes[objective.name] = (label, 1e3 if unit == "ms" else 1.0)
+        axes[objective.name] = (label, scale)
     for name in result.workloads():
         axes.setdefault(name, (f"{name} (ms)", 1e3))
+    if any(record.memory_bytes is not None for record in result.candidates):
+        axes.setdefault(MEMORY, ("memory (GB)", 1e-9))
     axes.setdefault("parameters", ("parameters", 1.0))
     return axes
 
@@ -143,12 +149,22 @@ def _value(record: CandidateRecord, key: str, scale: float) -> float | None:
         return record.values[key] * scale
     if key in record.latency:
         return record.latency[key].seconds * scale
+    if key == MEMORY:
+        return None if record.memory_bytes is None else record.memory_bytes * scale
     return float(record.parameters) if key == "parameters" else None
 
 
+def _shown(objective: Objective) -> tuple[str, float]:
+    """The unit that an objective is shown in, and the factor from its own."""
+    return _UNITS.get(objective.unit, (objective.unit, 1.0))
+
+
 def _limits(result: RunResult) -> dict[str, float]:
-    """The latency budgets of the config, in milliseconds, by workload."""
-    return {name: seconds * 1e3 for name, seconds in budgets(result.config.resolved.get("limits") or {}).items()}
+    """The limits of the config in the units shown, by workload, and memory's."""
+    resolved = result.config.resolved
+    workloads = LatencySettings.model_validate(resolved.get("latency") or {}).workloads
+    most = budgets(resolved.get("limits") or {}, workloads)
+    return {name: limit * (1e-9 if name == MEMORY else 1e3) for name, limit in most.items()}
 
 
 def _best_so_far(records: Iterable[CandidateRecord], objective: str, scale: float) -> list[tuple[int, float]]:
@@ -233,6 +249,10 @@ def milliseconds(seconds: float, places: int = 3) -> str:
     """So many digits that count, all of those before the point, and no exponent."""
     value = seconds * 1e3
     return f"{value:,.0f}" if value >= 10 ** (places - 1) else f"{value:.{places}g}"
+
+
+def gigabytes(bytes_: float) -> str:
+    return f"{bytes_ / 1e9:.3g}"
 
 
 def size(count: int | None) -> str:

@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nfsearch.latency_lut.workload import MEMORY
 from nfsearch.search.candidate import Candidate
 from nfsearch.search.pareto import front, hypervolume
 
 SCHEMA_VERSION = 1
 
-_UNITS = {"loss": "nats per token"}  # of the objectives that have one, latencies apart
+_UNITS = {"loss": "nats per token", MEMORY: "bytes"}  # of the objectives that have one, latencies apart
 _LIBRARIES = ("nfsearch", "torch", "triton", "ray", "optuna")
 
 
@@ -92,6 +93,7 @@ class CandidateRecord(_Part):
     perplexity: float | None
     values: dict[str, float] = Field(description="objective -> value; empty if failed")
     latency: dict[str, Latency] = Field(description="workload -> estimate")
+    memory_bytes: float | None = Field(description="peak of the hungriest workload, estimated; null: not known")
     origin: str = Field(description="known, random, crossover or mutation:KIND")
     generation: int
     parents: list[int] = Field(description="candidate numbers")
@@ -124,6 +126,8 @@ class Check(_Part):
     error_ms: float = Field(description="of the estimate")
     measured_ms: float
     spread_ms: float = Field(description="interquartile range of the measurement")
+    estimated_gb: float = Field(description="peak memory, 1e9 bytes")
+    measured_gb: float | None = Field(description="null: not measured")
 
 
 class Agreement(_Part):
@@ -143,7 +147,10 @@ class VerificationRecord(_Part):
     device: str
     dtype: str
     seed: int
+    table: str = Field(description="date of the table that was checked")
     agreement: dict[str, Agreement] = Field(description="by workload")
+    by_depth: dict[str, dict[str, Agreement]] = Field(description="by workload and by range of depths")
+    memory: dict[str, Agreement] = Field(description="of peak memory, by workload, where it was measured")
     checks: list[Check]
 
 
@@ -222,7 +229,7 @@ def build_result(
     done = [(count, c) for count, c in enumerate(ordered, start=1) if c.state == "done"]
     points = np.array([[c.values[name] for name in objectives] for _, c in done], dtype=float)
     best = np.flatnonzero(front(points)) if done else np.zeros(0, dtype=int)
-    workloads = {name for candidate in ordered for name in candidate.proposal.latency}
+    workloads = {name for candidate in ordered for name in candidate.proposal.costs if name != MEMORY}
     return RunResult(
         run=run,
         config=config,
@@ -278,8 +285,11 @@ def _record(candidate: Candidate) -> CandidateRecord:
         perplexity=score.perplexity if score else None,
         values=dict(candidate.values),
         latency={
-            name: Latency(seconds=seconds, error_seconds=error) for name, (seconds, error) in proposal.latency.items()
+            name: Latency(seconds=seconds, error_seconds=error)
+            for name, (seconds, error) in proposal.costs.items()
+            if name != MEMORY
         },
+        memory_bytes=proposal.costs[MEMORY][0] if MEMORY in proposal.costs else None,
         origin=proposal.origin,
         generation=proposal.generation,
         parents=list(proposal.parents),

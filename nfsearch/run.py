@@ -14,9 +14,9 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,10 @@ from nfsearch.config import Config, load_config
 from nfsearch.display import progress_display, say, search_line, search_view
 from nfsearch.errors import WorkFailed
 from nfsearch.latency_lut import LatencyTable, OutOfMemory, device, keys_for
+from nfsearch.latency_lut.workload import MEMORY
 from nfsearch.outputs import write_outputs
 from nfsearch.proxies.data import Corpus, prepare
+from nfsearch.proxies.twin import check_narrowing
 from nfsearch.records import CONFIG, JOURNAL, fingerprint, result_of, run_meta, study_place, table_meta
 from nfsearch.result import RunResult
 from nfsearch.search import STRATEGIES, Budgets, Strategy
@@ -38,7 +40,7 @@ from nfsearch.search.engine import Engine
 from nfsearch.search.evaluation import make_evaluator
 from nfsearch.search.study import Store, open_store
 from nfsearch.space import Architecture, SearchSpace
-from nfsearch.tables import check, check_layers, measure
+from nfsearch.tables import check_layers, checked, given_table, is_here, measure, training_kind
 from nfsearch.yaml_file import YamlFile
 
 TABLE, LOG = "latency.parquet", "log.txt"
@@ -51,7 +53,7 @@ class _Job:
     config: Config
     file: YamlFile
     folder: Path
-    device: str  # "cpu" or "cuda"
+    device: str  # what candidates are trained on, "cpu" or "cuda"
     corpus: Corpus
     space: SearchSpace
     table: LatencyTable | None  # None: measured at the start
@@ -95,38 +97,36 @@ def _read(config_path: Path, out: Path | None, resume: bool, assignments: Sequen
     """Reads all input and checks what can be checked before any work. Raises ValueError or OSError."""
     config, file = load_config(config_path, assignments)
     folder = _folder(config, config_path, out, resume)
-    kind = device.resolve(config.latency.device)
     corpus = prepare(config.proxy)
     space = config.space.build(corpus.vocab)
     if space.vocab < corpus.vocab:
         raise ValueError(f"space.vocab is {space.vocab}; the tokenizer of {corpus.name} has {corpus.vocab} entries")
-    check_layers(config, space, kind)
-    job = _Job(config, file, folder, kind, corpus, space, None)
+    check_layers(config, space)
+    check_narrowing(space, config.proxy.narrow)
+    table = given_table(config)
+    job = _Job(config, file, folder, training_kind(config), corpus, space, table)
     job.strategy(Budgets(lambda architecture: {}))  # refuses known designs outside the space
-    if config.latency.table == "auto":
-        return job
-    table = LatencyTable.load(config.latency.table)
-    table.require_device(device.device_slug(kind))
-    if differences := table.provenance.differences(device.provenance(kind)):
-        problem = f"{table.name} was made with {'; '.join(differences)}"
-        if config.latency.verify:
-            raise ValueError(f"{problem}: it cannot be checked here (set latency.verify to 0, or build it again)")
-        say(f"Beware: {problem}")
-    table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(kind)))
-    job.strategy(_budgets(config, table, kind)).propose(0, [])  # raises if no member keeps the limits
-    return replace(job, table=table)
+    if table is not None:
+        table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(table.provenance.kind)))
+        job.strategy(_budgets(config, table)).propose(0, [])  # raises if no member keeps the limits
+    return job
 
 
 def _carry_out(job: _Job, store: Store) -> None:
     """Measures, checks, searches."""
     config, space = job.config, job.space
-    table = job.table or measure(config, space, job.folder / TABLE)
+    if not is_here(config):
+        say(f"Planning for {config.latency.device}, training on {device.device_name(job.device)}")
+    table = job.table
+    if table is None:
+        keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(job.device))
+        table = measure(config, keys, job.folder / TABLE)
     store.set_meta("table", table_meta(table, job.folder))
-    budgets = _budgets(config, table, job.device)
-    if config.latency.verify and "verification" not in store.meta:
-        fits = budgets.fit if space.fit_width else None
-        found = check(config, space, table, config.latency.verify, config.search.seed + 1, fits)
-        store.set_meta("verification", found.to_dict())
+    budgets = _budgets(config, table)
+    if "verification" not in store.meta:
+        found = checked(config, space, table, budgets.fit if space.fit_width else None)
+        if found is not None:
+            store.set_meta("verification", found.to_dict())
     factory = partial(make_evaluator, job.corpus, config.proxy, job.device)
     engine = Engine(job.strategy(budgets), store, factory, config.workers, cuda=job.device == "cuda")
     with progress_display() as show:
@@ -138,17 +138,20 @@ def _carry_out(job: _Job, store: Store) -> None:
 
 def print_front(result: RunResult, folder: Path) -> None:
     """The front as a table on stdout, and where the report is."""
-    workloads = result.workloads()
+    workloads, units = result.workloads(), {objective.unit for objective in result.objectives}
+    memory = ("memory GB",) if "bytes" in units else ()
     table = Table(title=f"Pareto front: {len(result.front)} of {len(result.candidates)} candidates")
-    for name in ("#", "loss", *(f"{name} ms" for name in workloads), "params", "width"):
+    for name in ("#", "loss", *(f"{name} ms" for name in workloads), *memory, "params", "width"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("architecture", overflow="fold")
     for number in result.front:
         record = result.candidate(number)
-        times = (f"{record.latency[name].seconds * 1e3:.4g}" for name in workloads)
+        figures = [f"{record.latency[name].seconds * 1e3:.4g}" for name in workloads]
+        if memory and record.memory_bytes is not None:
+            figures.append(f"{record.memory_bytes / 1e9:.4g}")
         notation = record.notation.replace("[", r"\[")
         table.add_row(
-            str(number), f"{record.loss:.4f}", *times, f"{record.parameters / 1e6:.2f}M", str(record.width), notation
+            str(number), f"{record.loss:.4f}", *figures, f"{record.parameters / 1e6:.2f}M", str(record.width), notation
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     print(f"Report: {(folder / 'report.html').resolve()}")
@@ -220,9 +223,11 @@ def _work(folder: Path, store: Store) -> Iterator[None]:
         handler.close()
 
 
-def _budgets(config: Config, table: LatencyTable, kind: str) -> Budgets:
-    dtype = config.latency.dtype_on(kind)
+def _budgets(config: Config, table: LatencyTable) -> Budgets:
+    dtype = config.latency.dtype_on(table.provenance.kind)
     workloads = config.latency.workloads
+    # A throughput takes whatever memory there is, so it has no say in how much is needed.
+    needy = [each for each in workloads.values() if each.phase != "throughput"] or list(workloads.values())
 
     def estimate(architecture: Architecture) -> dict[str, tuple[float, float]]:
         found = {}
@@ -232,15 +237,10 @@ def _budgets(config: Config, table: LatencyTable, kind: str) -> Budgets:
                 found[name] = (each.seconds, each.error)
             except OutOfMemory:
                 found[name] = (math.inf, 0.0)
+        try:
+            found[MEMORY] = (max(table.memory(architecture, workload, dtype) for workload in needy), 0.0)
+        except OutOfMemory:
+            found[MEMORY] = (math.inf, 0.0)
         return found
 
-    memory: Callable[[Architecture], float] | None = None
-    limit = config.limits.get("memory_gb")
-    if limit is not None:
-        itemsize = 4 if dtype == "float32" else 2
-
-        def memory(architecture: Architecture) -> float:
-            states = (architecture.state_bytes(w.batch, w.context, itemsize) for w in workloads.values())
-            return architecture.parameters * itemsize + max(states)
-
-    return Budgets(estimate, config.budgets, memory, limit * 1e9 if limit is not None else None)
+    return Budgets(estimate, config.budgets)

@@ -1,25 +1,30 @@
-"""Latency tables for the command line and for a run: build, show, check, ask."""
+"""Latency tables for the command line and for a run: find, build, show, check, ask."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from nfsearch.config import Config, load_config
-from nfsearch.display import say, stdout, steps
+from nfsearch.display import duration, say, stdout, steps
 from nfsearch.latency_lut import LatencyTable, Workload, keys_for
-from nfsearch.latency_lut.table import Row
+from nfsearch.latency_lut.agreement import Agreement
+from nfsearch.latency_lut.bundled import SUFFIX, bundled_table, known_verification, verification_path
+from nfsearch.latency_lut.keys import Key
+from nfsearch.latency_lut.rows import Row
+from nfsearch.latency_lut.transfer import compare, sample_keys
 from nfsearch.proxies.data import prepare
+from nfsearch.result import write_atomically
 from nfsearch.space import Architecture, SearchSpace
 from nfsearch.space.search_space import Fits
 
 if TYPE_CHECKING:
     from nfsearch.latency_lut.verify import Verification
-
-SUFFIX = ".parquet"
 
 
 def vocabulary(config: Config) -> int:
@@ -27,46 +32,136 @@ def vocabulary(config: Config) -> int:
     return config.space.vocab if isinstance(config.space.vocab, int) else prepare(config.proxy).vocab
 
 
-def check_layers(config: Config, space: SearchSpace, kind: str) -> None:
-    """Raises ValueError unless everything in the space can be built and run on "cuda" or "cpu"."""
+def check_layers(config: Config, space: SearchSpace) -> None:
+    """Raises ValueError unless everything in the space can be built here and run: trained, and, where latencies are of
+    this machine's device, decoded."""
     from nfsearch.ops.paths import check as check_paths
 
-    decode = any(workload.phase == "decode" for workload in config.latency.workloads.values())
-    check_paths(space.alphabet(), space.widths, kind, decode=decode)
+    decode = is_here(config) and any(workload.phase != "prefill" for workload in config.latency.workloads.values())
+    check_paths(space.alphabet(), space.widths, training_kind(config), decode=decode)
 
 
-def measure(config: Config, space: SearchSpace, path: Path) -> LatencyTable:
-    """Builds, or completes, the table that a config needs."""
+def is_here(config: Config) -> bool:
+    """Whether the device that latencies are asked for is this machine's."""
+    from nfsearch.latency_lut import device
+
+    return device.is_here(config.latency.device)
+
+
+def training_kind(config: Config) -> str:
+    """What candidates are trained on, "cpu" or "cuda": the device of the config, or, where that is another machine's,
+    what there is."""
+    from nfsearch.latency_lut import device
+
+    return device.resolve(config.latency.device if is_here(config) else "auto")
+
+
+def given_table(config: Config) -> LatencyTable | None:
+    """The table that a config names, or for another machine's device the one that nfsearch has; None where it is to be
+    measured. Raises TableError unless it serves for the device and for the code that is here."""
+    from nfsearch.latency_lut import device
+
+    settings, here = config.latency, is_here(config)
+    wanted = device.device_slug(device.resolve(settings.device)) if here else settings.device
+    if settings.table != "auto":
+        table = LatencyTable.load(settings.table, None if "device" in settings.accept else wanted)
+    elif here:
+        return None
+    else:
+        table = LatencyTable.load(bundled_table(wanted), wanted)
+    machine = device.provenance(device.resolve(settings.device if here else "auto"))
+    table.require_origin(wanted, machine, settings.accept)
+    found = table.provenance.differences(machine)
+    if accepted := [found[name] for name in settings.accept if name in found]:
+        say(f"Beware: accepted of {table.name}: {'; '.join(accepted)}")
+    return table
+
+
+def measure(config: Config, keys: Sequence[Key], path: Path) -> LatencyTable:
+    """Builds, or completes, a table on this machine's device."""
     from nfsearch.latency_lut import device, profiler
 
     kind = device.resolve(config.latency.device)
-    keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(kind))
+    spent: dict[str, float] = {}
+    began, before = time.monotonic(), 0
     with steps(f"latency table on {device.device_name(kind)}") as step:
 
         def progress(done: int, total: int, row: Row | None) -> None:
+            nonlocal before
+            before = done if row is None else before
             step(done, total)
 
-        return profiler.build(keys, path, device=config.latency.device, progress=progress)
+        table = profiler.build(keys, path, device=config.latency.device, progress=progress, spent=spent)
+    if spent:
+        by_time = sorted(spent.items(), key=lambda item: -item[1])
+        work = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in by_time)
+        looks = profiler.LOOKS * len(keys) - before
+        say(f"{looks} measurements ({before} known before) in {duration(time.monotonic() - began)}: {work}")
+    return table
 
 
 def check(
     config: Config, space: SearchSpace, table: LatencyTable, number: int, seed: int, fits: Fits | None = None
 ) -> Verification:
     """Whole random models measured against the table's estimates."""
-    from nfsearch.latency_lut import device, verify
+    from nfsearch.latency_lut import verify
 
-    dtype = config.latency.dtype_on(device.resolve(config.latency.device))
     with steps("checking the table on whole models") as step:
 
         def progress(done: int, total: int, made: verify.Check) -> None:
             step(done, total)
 
         return verify.verify(
-            table, space, config.latency.workloads, dtype=dtype, n=number, seed=seed, fits=fits, progress=progress
+            table,
+            space,
+            config.latency.workloads,
+            dtype=config.latency.dtype_on(table.provenance.kind),
+            n=number,
+            seed=seed,
+            fits=fits,
+            accept=config.latency.accept,
+            progress=progress,
         )
 
 
-def build_table(config_path: Path, output: Path, assignments: Sequence[str]) -> None:
+def checked(config: Config, space: SearchSpace, table: LatencyTable, fits: Fits | None) -> Verification | None:
+    """The check of a run's table: made now where the device is here and the config asks for it, else the one that is
+    kept beside the table. Says loudly where there is none."""
+    if config.latency.verify and is_here(config):
+        return check(config, space, table, config.latency.verify, config.search.seed + 1, fits)
+    found = known_verification(table)
+    if found is None:
+        say(
+            f"BEWARE: {table.name} was never compared with whole models. "
+            f"`nfsearch lut verify {table.path} --config CONFIG` on {table.provenance.device} does it."
+        )
+    return found
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def build_table(config_path: Path, output: Path, assignments: Sequence[str], calibrate: Path | None, rows: int) -> None:
+    """Measures all that a config asks for; or, to calibrate another device's table, a few rows that it has too."""
+    config, keys = _asked(config_path, output, assignments)
+    if calibrate is None:
+        table = measure(config, keys, output)
+        say(f"{output}: {len(table.rows)} rows")
+        return
+    other = LatencyTable.load(calibrate)
+    chosen = sample_keys(keys, other, rows)
+    table = measure(config, chosen, output)
+    found = compare(chosen, table, other)
+    print(
+        f"{table.provenance.device} takes {found.factor:.4g} times as long as {other.provenance.device} "
+        f"(median of {found.fitted} rows). So scaled, the other rows of {calibrate} are wrong here by:"
+    )
+    for name, agreement in {"all": found.overall, **found.by_operator}.items():
+        print(f"  {name}: {_in_words(agreement, 'rows')}")
+    print("This holds for these two devices and these rows; estimates still come from a table of the device itself.")
+
+
+def _asked(config_path: Path, output: Path, assignments: Sequence[str]) -> tuple[Config, list[Key]]:
     from nfsearch.latency_lut import device
 
     config, _ = load_config(config_path, assignments)
@@ -75,26 +170,40 @@ def build_table(config_path: Path, output: Path, assignments: Sequence[str]) -> 
     if not output.parent.is_dir():
         raise ValueError(f"{output.parent} is not a folder")
     space = config.space.build(vocabulary(config))
-    check_layers(config, space, device.resolve(config.latency.device))
-    table = measure(config, space, output)
-    say(f"{output}: {len(table.rows)} rows")
+    check_layers(config, space)
+    dtype = config.latency.dtype_on(device.resolve(config.latency.device))
+    return config, keys_for(space, config.latency.workloads, dtype)
 
 
-def show_table(path: Path) -> None:
-    table = LatencyTable.load(path)
-    stdout().print(table.render())
+def show_table(path: Path, device: str | None) -> None:
+    stdout().print(LatencyTable.load(path, device).render())
 
 
-def verify_table(path: Path, config_path: Path, number: int, seed: int) -> None:
+def verify_table(path: Path, config_path: Path, number: int, seed: int, assignments: Sequence[str]) -> None:
+    """Checks a table on its device, prints the result and keeps it, with a plot, beside the table."""
+    from nfsearch.check_figure import check_png
     from nfsearch.latency_lut import device
 
-    config, _ = load_config(config_path)
-    table = LatencyTable.load(path)
+    config, _ = load_config(config_path, assignments)
     kind = device.resolve(config.latency.device)
-    table.require_device(device.device_slug(kind))
+    table = LatencyTable.load(path, device.device_slug(kind))
     space = config.space.build(vocabulary(config))
     table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(kind)))
     found = check(config, space, table, number, seed)
+    kept = verification_path(path)
+    write_atomically(kept, json.dumps(found.to_dict(), indent=1) + "\n")
+    write_atomically(kept.with_suffix(".png"), check_png(found))
+    stdout().print(_checks(found, path))
+    for name, agreement in found.agreement.items():
+        print(f"{name}: {_in_words(agreement)}")
+        for label, part in found.by_depth[name].items():
+            print(f"  {label}: {_in_words(part)}")
+        if memory := found.memory.get(name):
+            print(f"  peak memory: {_in_words(memory)}")
+    say(f"Kept in {kept}, with a plot in {kept.with_suffix('.png').name}")
+
+
+def _checks(found: Verification, path: Path) -> Table:
     shown = Table(title=f"{path} against {found.device}, {found.dtype}")
     for name in ("workload", "architecture", "estimated ms", "measured ms", "error"):
         shown.add_column(name, justify="left" if name in ("workload", "architecture") else "right", overflow="fold")
@@ -102,42 +211,39 @@ def verify_table(path: Path, config_path: Path, number: int, seed: int) -> None:
         estimated = f"{each.estimated_ms:.4g} ± {each.error_ms:.2g}"
         architecture = each.architecture.replace("[", r"\[")
         shown.add_row(each.workload, architecture, estimated, f"{each.measured_ms:.4g}", f"{each.relative:+.1%}")
-    stdout().print(shown)
-    for name, agreement in found.agreement.items():
-        ranks = ", ".join(
-            f"{label} {value:.3f}"
-            for label, value in (("Spearman", agreement.spearman), ("Kendall", agreement.kendall))
-            if value is not None
-        )
-        print(
-            f"{name}: {agreement.models} models, MAPE {agreement.mape:.1%}, bias {agreement.bias:+.1%}, "
-            f"worst {agreement.worst:+.1%}{', ' + ranks if ranks else ''}"
-        )
+    return shown
+
+
+def _in_words(agreement: Agreement, what: str = "models") -> str:
+    ranks = (("Spearman", agreement.spearman), ("Kendall", agreement.kendall))
+    parts = [
+        f"{agreement.models} {what}",
+        f"MAPE {agreement.mape:.1%}",
+        f"bias {agreement.bias:+.1%}",
+        f"worst {agreement.worst:+.1%}",
+        *(f"{label} {value:.3f}" for label, value in ranks if value is not None),
+    ]
+    return ", ".join(parts)
 
 
 def estimate_from_table(
-    path: Path,
-    notation: str,
-    width: int,
-    vocab: int | None,
-    meta_tokens: int,
-    phase: Literal["decode", "prefill"],
-    batch: int,
-    context: int | None,
+    path: Path, device: str | None, notation: str, width: int, vocab: int | None, meta_tokens: int, **workload: Any
 ) -> None:
     """Prints the estimate and its parts. What is None is the table's own: its only vocabulary, its longest context."""
-    table = LatencyTable.load(path)
+    table = LatencyTable.load(path, device)
     if vocab is None:
         vocabs = sorted({int(key.end_settings["vocab"]) for key in table.rows if key.end})
         if len(vocabs) != 1:
             raise ValueError(f"{path} has rows of vocabularies {', '.join(map(str, vocabs))}: say --vocab")
         vocab = vocabs[0]
-    if context is None:
-        context = max((key.context for key in table.rows if key.phase == phase), default=0) - meta_tokens
+    asked = {name: value for name, value in workload.items() if value is not None}
+    if "context" not in asked and asked["phase"] != "generation":
+        asked["context"] = max((k.context for k in table.rows if k.phase == asked["phase"]), default=0) - meta_tokens
     architecture = Architecture.parse(notation, width=width, vocab=vocab, meta_tokens=meta_tokens)
-    workload = Workload(phase=phase, batch=batch, context=context)
-    estimate = table.estimate(architecture, workload)
+    work = Workload(**asked)
+    estimate = table.estimate(architecture, work)
     print(f"{estimate.seconds * 1e3:.4g} ms ± {estimate.error * 1e3:.2g} ms  {architecture}, {table.provenance.device}")
-    print(f"  {phase}, batch {batch}, context {context}, vocabulary {vocab}")
-    for part, seconds in table.breakdown(architecture, workload).items():
+    words = ", ".join(f"{name} {value}" for name, value in asked.items() if name != "phase")
+    print(f"  {work.phase}, {words}, vocabulary {vocab}; {table.memory(architecture, work) / 1e9:.4g} GB at its peak")
+    for part, seconds in table.breakdown(architecture, work).items():
         print(f"  {seconds * 1e3:10.4g} ms  {part}")

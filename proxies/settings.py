@@ -39,6 +39,12 @@ class ProxySettings(BaseModel):
     )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     weight_norm: bool = Field(True, description="project weights to unit norm after each step, as Nemotron-Flash does")
+    narrow: int = Field(
+        1,
+        ge=1,
+        description="train a twin of each candidate, for designs too large for this machine: the same operators, the "
+        "width and the sizes of heads and states divided by this, the tokenizer's vocabulary; 1 = the candidate itself",
+    )
     validation_tokens: int = Field(200_000, gt=0, description="tokens of the fixed validation set")
 
     @field_validator("tokenizer")
@@ -64,5 +70,6 @@ class ProxySettings(BaseModel):
             f"clip {self.clip:g}",
             f"weight norm {'on' if self.weight_norm else 'off'}",
             f"validation {self.validation_tokens}",
+            *([f"a twin narrowed {self.narrow} times"] if self.narrow > 1 else []),
         ]
         return ", ".join(parts)

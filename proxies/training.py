@@ -16,6 +16,7 @@ from nfsearch.ops.model import HybridLM
 from nfsearch.proxies.data import Corpus, batch, validation_batches
 from nfsearch.proxies.score import Score
 from nfsearch.proxies.settings import ProxySettings
+from nfsearch.proxies.twin import narrowed
 from nfsearch.proxies.weight_norm import WeightNorm
 from nfsearch.space import Architecture
 
@@ -43,7 +44,9 @@ def train(
     device: torch.device | str,
     report: Report | None = None,
 ) -> Score:
-    """The score of `train_model`."""
+    """The score of `train_model`; of the candidate's narrowed twin, where `settings.narrow` asks for it."""
+    if settings.narrow > 1:
+        architecture = narrowed(architecture, settings.narrow, corpus.vocab)
     return train_model(architecture, corpus, settings, seed=seed, device=device, report=report)[1]
 
 

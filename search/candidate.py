@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nfsearch.proxies import Score
+from nfsearch.search.budgets import Costs
 from nfsearch.space import Architecture
 
 Answers = Mapping[str, Any]  # question name -> answer, in the order asked
-SCORES = ("loss", "bits_per_byte", "perplexity")  # the objectives that training gives; any other one is a workload
+SCORES = ("loss", "bits_per_byte", "perplexity")  # the objectives that training gives; any other one is a cost
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Proposal:
     origin: str  # "known", "random", "mutation:<kind>" or "crossover"
     generation: int = 0
     parents: tuple[int, ...] = ()  # candidate numbers
-    latency: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # workload -> (seconds, error in seconds)
+    costs: Costs = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)  # reason -> drafts refused before this one was found
 
 
@@ -42,11 +43,11 @@ class Candidate:
 
 
 def objective_value(objective: str, proposal: Proposal, score: Score) -> float:
-    """The value of `loss`, `bits_per_byte`, `perplexity`, or of the estimated seconds of a workload.
+    """The value of `loss`, `bits_per_byte`, `perplexity`, or of an estimated cost: a workload's seconds, or memory.
 
     Raises ValueError for any other name."""
     if objective in SCORES:
         return float(getattr(score, objective))
-    if objective not in proposal.latency:
-        raise ValueError(f"unknown objective {objective!r}; expected one of {', '.join((*SCORES, *proposal.latency))}")
-    return proposal.latency[objective][0]
+    if objective not in proposal.costs:
+        raise ValueError(f"unknown objective {objective!r}; expected one of {', '.join((*SCORES, *proposal.costs))}")
+    return proposal.costs[objective][0]

@@ -269,7 +269,7 @@ class Engine:
 
     def _stand(self) -> Standing:
         settings, budgets = self.strategy.settings, self.strategy.budgets
-        return Standing.of(self.history, self.store.objectives, budgets.seconds, settings.population)
+        return Standing.of(self.history, self.store.objectives, budgets.most, settings.population)
 
     def _progress(self, began: float, count: int) -> Progress:
         now, standing = time.monotonic(), self._standing

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nfsearch.search.budgets import Budgets, Latency
+from nfsearch.search.budgets import Budgets, Costs
 from nfsearch.search.candidate import Candidate, Proposal
 from nfsearch.search.settings import KnownDesign, SearchSettings
 from nfsearch.space import Architecture, SearchSpace
@@ -68,10 +68,10 @@ class Strategy(ABC):
             if draft.architecture.digest in seen:
                 refused[SEEN] += 1
                 continue
-            latency = self.budgets.estimate(draft.architecture)
-            over = self.budgets.excess(draft.architecture, latency)
+            costs = self.budgets.estimate(draft.architecture)
+            over = self.budgets.excess(costs)
             if not over:
-                return self._proposal(index, draft, latency, refused)
+                return self._proposal(index, draft, costs, refused)
             refused[f"over the limit on {' and '.join(over)}"] += 1
             ratio, words = max((ratio, f"{name}: {words}") for name, (ratio, words) in over.items())
             if closest is None or ratio < closest[0]:
@@ -88,11 +88,11 @@ class Strategy(ABC):
             member = self.space.sample(rng, fits=self.fits)
             yield Draft(member.architecture, member.answers, "random")
 
-    def _proposal(self, index: int, draft: Draft, latency: Latency, refused: Mapping[str, int]) -> Proposal:
+    def _proposal(self, index: int, draft: Draft, costs: Costs, refused: Mapping[str, int]) -> Proposal:
         # A generation is a label: as many children as the population has members.
         generation = index // self.settings.population
         return Proposal(
-            index, draft.architecture, draft.answers, draft.origin, generation, draft.parents, latency, dict(refused)
+            index, draft.architecture, draft.answers, draft.origin, generation, draft.parents, costs, dict(refused)
         )
 
     def _nothing(self, refused: Counter[str], closest: tuple[float, str] | None, first: bool) -> Exception:
@@ -127,6 +127,6 @@ class Strategy(ABC):
             if self.budgets.fit(member.architecture):
                 self.known.append(member)
                 return
-        over = self.budgets.excess(members[-1].architecture, self.budgets.estimate(members[-1].architecture))
+        over = self.budgets.excess(self.budgets.estimate(members[-1].architecture))
         words = ", ".join(f"{name}: {words}" for name, (_, words) in over.items())
         logger.warning("known design %s is over the limits and left out (%s)", members[-1].architecture, words)

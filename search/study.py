@@ -271,7 +271,7 @@ def _to_trial(candidate: Candidate, objectives: Sequence[str], choices: Choices 
             "origin": proposal.origin,
             "generation": proposal.generation,
             "parents": list(proposal.parents),
-            "latency": {workload: list(estimate) for workload, estimate in proposal.latency.items()},
+            "costs": {name: list(cost) for name, cost in proposal.costs.items()},
             "refused": dict(proposal.refused),
             "answers": dict(proposal.answers),  # with params they are complete only where all choices are known
             "score": score and score.to_dict(),
@@ -295,7 +295,7 @@ def _from_trial(trial: FrozenTrial, objectives: Sequence[str]) -> Candidate:
             origin=kept["origin"],
             generation=kept["generation"],
             parents=tuple(kept["parents"]),
-            latency={workload: (seconds, error) for workload, (seconds, error) in kept["latency"].items()},
+            costs={name: (cost, error) for name, (cost, error) in kept["costs"].items()},
             refused=kept["refused"],
         )
         done = trial.state == TrialState.COMPLETE

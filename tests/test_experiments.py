@@ -1,5 +1,6 @@
 """The configs under experiments/ say what they claim to."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from nfsearch.config import load_config
 from nfsearch.describe import check_member, read_space
 from nfsearch.export import load_architecture
+from nfsearch.latency_lut import keys_for
 from nfsearch.space.notation import parse_layers
+from tests.latency_lut.helpers import made_up_row, made_up_table
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 LATENCY_WINNER = "(D F M2 F A F M2 F){2} (D F M2 F){2}"
@@ -60,3 +63,26 @@ def test_what_the_check_of_a_member_says(tmp_path: Path, capsys: pytest.CaptureF
     for notation, (status, text) in answers.items():
         assert check_member(space, notation) == status
         assert capsys.readouterr().out.startswith(text)
+
+
+def test_equal_latency_finds_the_width_and_size_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With times that are the bytes of the weights, equal time is equal size but for the embedding."""
+    folder = EXPERIMENTS / "equal_latency"
+    monkeypatch.syspath_prepend(str(folder))
+    compare = importlib.import_module("compare")
+    config, _ = load_config(folder / "config.yaml")
+    space = config.space.build(257)
+    table = made_up_table([])
+    for key in keys_for(space, config.latency.workloads, "bfloat16"):
+        weights = 0 if key.end else parse_layers(key.block)[0].cost(key.width).parameters
+        table.add(made_up_row(key, 1e-9 * weights + 1e-9, overhead_ms=0.0))
+    for kind, (layers, *_) in compare.KINDS.items():
+        assert space.locate_layers(parse_layers(layers)) is not None, kind
+    lines = compare.report(config, table).splitlines()
+    cells = {line.split("|")[1].strip(): line.split("|")[2:] for line in lines if line.startswith("| ")}
+    assert set(cells) == {"24 operators", *compare.KINDS}
+    width, size, share, *_ = cells["searched"]
+    assert (width.strip(), size.strip(), share.strip()) == ("2048", "965", "100%")
+    for kind, (width, _, share, *_) in list(cells.items())[1:]:
+        assert 1024 < float(width) < 2560, kind
+        assert 90 <= int(share.strip().rstrip("%")) <= 110, kind

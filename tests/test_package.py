@@ -54,6 +54,8 @@ def test_the_wheel_installed_alone_runs_a_search(tmp_path: Path) -> None:
         return done.stdout
 
     assert str(tmp_path) in run("python", "-c", "import nfsearch.space; print(nfsearch.space.__file__)")
+    tables = "import nfsearch.latency_lut.bundled as b; print([path.name for path in b.folder().iterdir()])"
+    assert "README.md" in run("python", "-c", tables)
     run("nfsearch", "init")
     sets = [argument for value in TINY for argument in ("--set", value)]
     assert "Pareto front" in run("nfsearch", "run", "config.yaml", "--out", "found", *sets)

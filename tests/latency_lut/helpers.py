@@ -23,6 +23,7 @@ PROVENANCE = Provenance(
     os="Linux 6",
     cpu="Test CPU",
     threads=1,
+    memory_gb=None,
     clock_mhz=None,
     date="2026-11-23T20:00:00+00:00",
     command="nfsearch lut build config.yaml",
@@ -42,6 +43,10 @@ def made_up_row(key: Key, latency_ms: float | None = 1.0, **changes: object) -> 
         working_set_mb=1.5,
         cache="distinct weights",
         cuda_graph=False,
+        workspace_mb=0.0,
+        clock_mhz=1980.0,
+        power_w=400.0,
+        throttle="",
     )
     return Row(key, **{**values, **changes})  # type: ignore[arg-type]
 

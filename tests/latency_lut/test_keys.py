@@ -6,18 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfsearch.latency_lut import Key, Workload, keys_for, keys_of
-from nfsearch.latency_lut.keys import end_keys, layer_key
-from nfsearch.space.architecture import Architecture, Layer
+from nfsearch.latency_lut import Key, Workload, keys_for
+from nfsearch.latency_lut.keys import Part, end_parts, layer_parts
+from nfsearch.latency_lut.workload import Span
+from nfsearch.space.architecture import Layer
 
-from .helpers import small_space
+from .helpers import made_up_table, small_space
 
-DECODE = Workload(context=100)
-PREFILL = Workload(phase="prefill", batch=2, context=100)
+DECODE = Span("decode", 1, 100)
+PREFILL = Span("prefill", 2, 100)
 
 
 @pytest.mark.parametrize(
-    ("layer", "workload", "meta", "context"),
+    ("layer", "span", "meta", "context"),
     [
         (Layer.of("A"), DECODE, 0, 100),
         (Layer.of("A"), DECODE, 16, 116),
@@ -29,35 +30,57 @@ PREFILL = Workload(phase="prefill", batch=2, context=100)
         (Layer.of("A", window=64), PREFILL, 0, 100),
     ],
 )
-def test_context_is_in_normal_form(layer: Layer, workload: Workload, meta: int, context: int) -> None:
-    key = layer_key(layer, 256, workload, "float32", meta)
-    assert key == Key(workload.phase, "float32", workload.batch, 256, str(layer), context)
+def test_context_is_in_normal_form(layer: Layer, span: Span, meta: int, context: int) -> None:
+    key = Key(span.phase, "float32", span.batch, 256, str(layer), context)
+    assert layer_parts(layer, 256, span, "float32", meta) == [Part(key, context, 1)]
+
+
+@given(
+    st.sampled_from([None, 1, 7, 64]),
+    st.integers(0, 100),
+    st.integers(1, 100),
+    st.sampled_from([0, 3, 64]),
+    st.booleans(),
+)
+def test_parts_of_a_span_are_those_of_its_passes(
+    window: int | None, first: int, count: int, meta: int, grows: bool
+) -> None:
+    layer = Layer.of("A", window=window) if grows else Layer.of("D")
+    parts = layer_parts(layer, 256, Span("decode", 1, first, count), "float32", meta)
+    held = [c for part in parts for c in range(part.key.context, part.last + 1) for _ in range(part.times)]
+    alone = [layer_parts(layer, 256, Span("decode", 1, c), "float32", meta) for c in range(first, first + count)]
+    assert held == [part.key.context for (part,) in alone]
 
 
 def test_ends_know_vocabulary_and_head_norm() -> None:
-    embedding, head = end_keys(256, 1000, PREFILL, "float32", 16, head_norm=True)
+    embedding, head = (part.key for part in end_parts(256, 1000, PREFILL, "float32", 16, head_norm=True))
     assert (embedding.end, embedding.phase, embedding.context) == ("embedding", "prefill", 116)
     assert embedding.end_settings == {"vocab": "1000"}
     # The head sees one token of each sequence, however many were read.
     assert (head.end, head.phase, head.context) == ("head", "decode", 0)
     assert head.end_settings == {"vocab": "1000", "head_norm": "true"}
-    assert layer_key(Layer.of("F"), 256, DECODE, "float32").end is None
-
-
-def test_keys_of_counts_repeats() -> None:
-    architecture = Architecture.parse("(A[window=64] F){3} F", width=256, vocab=64)
-    counts = {key.block: n for key, n in keys_of(architecture, DECODE, "float32").items()}
-    assert counts == {"A[window=64]": 3, "F": 4, "embedding[vocab=64]": 1, "head[vocab=64]": 1}
+    assert layer_parts(Layer.of("F"), 256, DECODE, "float32")[0].key.end is None
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from([DECODE, PREFILL]), st.booleans())
-def test_keys_for_covers_every_member(seed: int, workload: Workload, head_norm: bool) -> None:
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(
+        [
+            Workload(context=100),
+            Workload(phase="prefill", batch=2, context=100),
+            Workload(phase="generation", prompt=9, tokens=3000),
+            Workload(phase="throughput", context=100, batches=(1, 3), memory_gb=1),
+        ]
+    ),
+    st.booleans(),
+)
+def test_keys_for_serves_every_member(seed: int, workload: Workload, head_norm: bool) -> None:
     space = small_space(meta_tokens=(0, 4), head_norm=head_norm)
-    keys = keys_for(space, {"one": workload, "other": DECODE}, "float32")
+    keys = keys_for(space, {"one": workload, "other": Workload(context=100)}, "float32")
     assert len(keys) == len(set(keys))
     member = space.sample(random.Random(seed)).architecture
-    assert set(keys_of(member, workload, "float32")) <= set(keys)
+    assert made_up_table(keys).estimate(member, workload).seconds > 0
 
 
 def test_keys_for_asks_for_nothing_twice() -> None:
@@ -67,6 +90,8 @@ def test_keys_for_asks_for_nothing_twice() -> None:
     assert len(keys) == 2 * (2 + 1 + 1 + 1 + 1 + 1)
 
 
-def test_prefill_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1 token"):
-        Workload(phase="prefill", context=0)
+def test_rows_of_one_block_and_width_come_together() -> None:
+    workloads = {"one": Workload(context=100), "many": Workload(batch=4, context=200)}
+    keys = keys_for(small_space(), workloads, "float32")
+    runs = [(key.width, key.block) for i, key in enumerate(keys) if i == 0 or keys[i - 1].block != key.block]
+    assert len(runs) == len(set(runs))

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from nfsearch.latency_lut import Key, LatencyTable, Row, TableError, Workload, keys_for, profiler, timing
+from nfsearch.latency_lut import Key, LatencyTable, Row, TableError, Workload, chains, keys_for, profiler, timing
+from nfsearch.latency_lut.files import Journal, read_tables, write_tables
+from nfsearch.latency_lut.profiler import Profiler
 from nfsearch.latency_lut.timing import CPU, CUDA, Bounds, Samples
 
-from .helpers import made_up_row, small_space
+from .helpers import made_up_row, made_up_table, small_space
 
-QUICK = dataclasses.replace(CPU, warm_up=0.0, least=3, most=6, seconds=0.05, cached=0, working_set=1, longest=2)
+QUICK = dataclasses.replace(CPU, warm_up=0.0, least=3, most=6, seconds=0.05, cached=0, working_set=1e9, longest=2)
 KEYS = keys_for(small_space((32,)), {"tpot": Workload(context=12)}, "float32")
 
 
@@ -26,19 +29,21 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Key]:
     """The keys that were measured, which takes no time."""
     keys: list[Key] = []
 
-    def measure(key: Key, kind: str) -> Row:
+    def measure(self: Profiler, key: Key) -> Row:
         keys.append(key)
         return made_up_row(key)
 
-    monkeypatch.setattr(profiler, "measure", measure)
+    monkeypatch.setattr(Profiler, "measure", measure)
     return keys
 
 
 def test_builds_every_row_on_the_cpu(tmp_path: Path) -> None:
     seen: list[tuple[int, int, Row | None]] = []
+    spent: dict[str, float] = {}
     ttft = Workload(phase="prefill", context=9)
     keys = KEYS + keys_for(small_space((32,), head_norm=True), {"ttft": ttft}, "float32")
-    table = profiler.build(keys, tmp_path / "t.parquet", device="cpu", progress=lambda *now: seen.append(now))
+    path = tmp_path / "t.parquet"
+    table = profiler.build(keys, path, device="cpu", progress=lambda *now: seen.append(now), spent=spent)
     assert table.missing(keys) == []
     assert LatencyTable.load(tmp_path / "t.parquet") == table
     for row in table.rows.values():
@@ -47,6 +52,7 @@ def test_builds_every_row_on_the_cpu(tmp_path: Path) -> None:
         assert (row.short_chain, row.long_chain) == (2, 4)
         assert row.spread_ms >= 0
         assert row.cuda_graph is False
+    assert set(spent) >= {"weights and states", "first run, compiling", "capture", "timing"}
     assert [now[:2] for now in seen] == [(looks, 2 * len(keys)) for looks in range(2 * len(keys) + 1)]
     assert table.provenance.threads == torch.get_num_threads()
 
@@ -56,28 +62,48 @@ def test_bfloat16_rows(tmp_path: Path) -> None:
     assert all(row.latency_ms for row in profiler.build(keys, tmp_path / "t.parquet", device="cpu").rows.values())
 
 
-def test_resumes_without_measuring_again(tmp_path: Path, measured: list[Key]) -> None:
+@pytest.mark.parametrize("stop", [1, 3, len(KEYS), len(KEYS) + 2])
+def test_resumes_without_measuring_again(tmp_path: Path, measured: list[Key], stop: int) -> None:
     path = tmp_path / "t.parquet"
 
     def interrupt(done: int, total: int, row: Row | None) -> None:
-        if done == 3:
+        if done == stop:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         profiler.build(KEYS, path, device="cpu", progress=interrupt)
-    assert list(LatencyTable.load(path).rows) == KEYS[:3]
+    assert [row.key for row in Journal(path).read()[1]] == measured == (2 * KEYS)[:stop]
+    with Journal(path).path.open("a") as file:
+        file.write('{"phase": "deco')  # killed while it wrote
     started: list[int] = []
-    profiler.build(KEYS, path, device="cpu", progress=lambda done, total, row: started.append(done))
-    assert started == list(range(6, 2 * len(KEYS) + 1))
-    assert measured == KEYS[:3] + 2 * KEYS[3:]
+    table = profiler.build(KEYS, path, device="cpu", progress=lambda done, total, row: started.append(done))
+    assert started == list(range(stop, 2 * len(KEYS) + 1))
+    assert measured == 2 * KEYS
+    assert LatencyTable.load(path) == table
     profiler.build(KEYS, path, device="cpu")
-    assert measured == KEYS[:3] + 2 * KEYS[3:]
+    assert measured == 2 * KEYS
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("kernels", "000000000000"), ("device", "nvidia-h200"), ("torch", "1.0"), ("threads", 99)]
-)
+def test_a_journal_grows_by_the_same_for_every_row(tmp_path: Path, measured: list[Key]) -> None:
+    sizes: list[int] = []
+    path = tmp_path / "t.parquet"
+    profiler.build(
+        KEYS, path, device="cpu", progress=lambda *now: sizes.append(Journal(path).path.stat().st_size if now[2] else 0)
+    )
+    added = [after - before for before, after in pairwise(sizes[1:-1])]
+    assert max(added) < 1.5 * min(added)
+
+
+def test_tables_of_other_devices_in_the_file_stay(tmp_path: Path, measured: list[Key]) -> None:
+    path = tmp_path / "t.parquet"
+    other = made_up_table(KEYS[:2])
+    write_tables(path, [other])
+    table = profiler.build(KEYS, path, device="cpu")
+    assert read_tables(path) == {"test-device": other, table.provenance.device: table}
+
+
+@pytest.mark.parametrize(("field", "value"), [("kernels", "000000000000"), ("torch", "1.0"), ("threads", 99)])
 def test_rows_of_another_origin_are_not_mixed(tmp_path: Path, measured: list[Key], field: str, value: object) -> None:
     path = tmp_path / "t.parquet"
     table = profiler.build(KEYS[:1], path, device="cpu")
@@ -87,6 +113,11 @@ def test_rows_of_another_origin_are_not_mixed(tmp_path: Path, measured: list[Key
     with pytest.raises(TableError, match=rf"rows that new ones cannot join \({field} {value}, now .*another file"):
         profiler.build(KEYS, path, device="cpu")
     assert path.read_bytes() == content
+    path.unlink()
+    with Journal(path) as journal:
+        journal.start(table.provenance)
+    with pytest.raises(TableError, match=rf"\({field} {value}, now .*and t.parquet.journal, if it is there"):
+        profiler.build(KEYS, path, device="cpu")
     assert measured == 2 * KEYS[:1]
 
 
@@ -102,7 +133,7 @@ def test_date_and_command_may_differ(tmp_path: Path, measured: list[Key]) -> Non
 def test_the_faster_of_two_looks_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([3.0, 1.0, 2.0, 5.0])
     monkeypatch.setattr(
-        profiler, "measure", lambda key, kind: dataclasses.replace(made_up_row(key), latency_ms=next(times))
+        Profiler, "measure", lambda self, key: dataclasses.replace(made_up_row(key), latency_ms=next(times))
     )
     table = profiler.build(KEYS[:2], tmp_path / "t.parquet", device="cpu")
     assert [table.rows[key].latency_ms for key in KEYS[:2]] == [2.0, 1.0]
@@ -127,8 +158,8 @@ def test_out_of_memory_is_recorded(monkeypatch: pytest.MonkeyPatch, error: Runti
     def fails(*_: object) -> Row:
         raise error
 
-    monkeypatch.setattr(profiler, "_slope", fails)
-    row = profiler.measure(KEYS[0], "cpu")
+    monkeypatch.setattr(Profiler, "_slope", fails)
+    row = Profiler("cpu").measure(KEYS[0])
     assert (row.status, row.latency_ms, row.runs) == ("out_of_memory", None, 0)
 
 
@@ -144,17 +175,17 @@ def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None
     def fails(*_: object) -> Row:
         raise RuntimeError("a kernel is wrong")
 
-    monkeypatch.setattr(profiler, "_slope", fails)
+    monkeypatch.setattr(Profiler, "_slope", fails)
     with pytest.raises(RuntimeError, match="kernel is wrong"):
-        profiler.measure(KEYS[0], "cpu")
+        Profiler("cpu").measure(KEYS[0])
 
 
 def test_chain_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = profiler._bytes(KEYS[0])
+    size = chains.touched(KEYS[0])
     monkeypatch.setattr(profiler, "free_memory", lambda kind: 2.5 * size)
-    assert profiler.measure(KEYS[0], "cpu").short_chain == 1
+    assert Profiler("cpu").measure(KEYS[0]).short_chain == 1
     monkeypatch.setattr(profiler, "free_memory", lambda kind: 1.5 * size)
-    assert profiler.measure(KEYS[0], "cpu").status == "out_of_memory"
+    assert Profiler("cpu").measure(KEYS[0]).status == "out_of_memory"
 
 
 @pytest.mark.parametrize(
@@ -165,14 +196,14 @@ def test_slope_is_never_negative(
     monkeypatch: pytest.MonkeyPatch, short: float, long: float, status: str, latency: float, overhead: float
 ) -> None:
     monkeypatch.setattr(profiler, "take", lambda *_: Samples([[short] * 3, [long] * 3]))
-    row = profiler.measure(KEYS[0], "cpu")
+    row = Profiler("cpu").measure(KEYS[0])
     assert row.status == status
     assert (row.latency_ms, row.overhead_ms) == (pytest.approx(latency), pytest.approx(overhead))
 
 
 def test_blocks_of_a_chain_share_nothing() -> None:
     key = next(key for key in KEYS if key.block.startswith("A"))
-    chain = profiler._Chain.of(key, 3, "cpu")
+    chain = chains.Chain.of(key, 3, chains.Weights(key, "cpu"))
     blocks = [link.__closure__ for link in chain.links]  # type: ignore[attr-defined]
     assert len({id(cell.cell_contents) for cells in blocks for cell in cells if cell.cell_contents is not key}) == 9
     with torch.inference_mode():
@@ -183,9 +214,11 @@ def test_blocks_of_a_chain_share_nothing() -> None:
 def test_bytes_are_those_allocated() -> None:
     for key in KEYS:
         if key.end is None:
-            (block, _, state) = (cell.cell_contents for cell in profiler._Chain.of(key, 1, "cpu").links[0].__closure__)  # type: ignore[attr-defined]
+            (block, _, state) = (
+                cell.cell_contents for cell in chains.Chain.of(key, 1, chains.Weights(key, "cpu")).links[0].__closure__
+            )  # type: ignore[attr-defined]
             tensors = [*block.parameters(), *state.values()]
-            assert profiler._bytes(key) == sum(t.nbytes for t in tensors) + key.batch * key.width * 4
+            assert chains.touched(key) == sum(t.nbytes for t in tensors) + 4 * key.batch * key.width * 4
 
 
 # --- timing ----------------------------------------------------------------------------------------------------------
@@ -212,15 +245,17 @@ def test_sampling_stops_at_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "sample", lambda run, repeats, kind: next(times))
     within = dataclasses.replace(CPU, warm_up=0, keep=1.0, least=4, most=30, seconds=60.0)
     assert timing.take([lambda: None], (1.0,), "cpu", within).count == 30
-    within = dataclasses.replace(within, seconds=0.0)
-    assert timing.take([lambda: None], (1.0,), "cpu", within).count == 4
+    content = dataclasses.replace(within, target=1e9)
+    assert timing.take([lambda: None], (1.0,), "cpu", content).count == 4
+    hurried = dataclasses.replace(within, seconds=0.0)
+    assert timing.take([lambda: None], (1.0,), "cpu", hurried).count == timing._FEWEST
 
 
 @pytest.mark.parametrize("within", [CPU, CUDA])
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e5, 1e6, 2.4e6, 2.6e6, 1e7, 1e8, 1e9])
 def test_chain_is_all_in_the_cache_or_far_beyond_it(within: Bounds, size: float) -> None:
     short = within.chain(size)
-    assert 2 <= short <= within.longest
+    assert 1 <= short <= within.longest
     assert 2 * short * size <= within.cached or short == within.longest or short * size >= within.working_set
 
 
@@ -231,3 +266,18 @@ def test_builds_on_cuda(tmp_path: Path) -> None:
     table = profiler.build(keys_for(small_space((256,)), workloads, "bfloat16"), tmp_path / "t.parquet", device="cuda")
     assert all(row.latency_ms and row.cuda_graph for row in table.rows.values())
     assert table.provenance.driver
+
+
+def test_weights_are_shared_by_the_rows_of_a_block_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    new = chains.Weights._new
+    monkeypatch.setattr(chains.Weights, "_new", lambda self: made.append(f"{self.block} {self.width}") or new(self))
+    workloads = {"near": Workload(context=5), "far": Workload(context=9), "many": Workload(batch=2, context=9)}
+    keys = keys_for(small_space((32, 64)), workloads, "float32")
+    measuring = Profiler("cpu")
+    for key in keys:
+        assert measuring.measure(key).latency_ms
+    # Four blocks of the long chain; a chain of embeddings has one.
+    for width in (32, 64):
+        assert made.count(f"A[head_dim=16] {width}") == made.count(f"head[vocab=64] {width}") == 4
+        assert made.count(f"embedding[vocab=64] {width}") == 1

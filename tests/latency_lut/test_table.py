@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 import rich.console
 
 from nfsearch.latency_lut import LatencyTable, OutOfMemory, TableError, Workload, keys_for
-from nfsearch.latency_lut.table import COLUMNS
+from nfsearch.latency_lut.files import Journal, read_tables, write_tables
+from nfsearch.latency_lut.rows import COLUMNS
 from nfsearch.space.architecture import Architecture
 
 from .helpers import made_up_row, made_up_table, small_space
@@ -44,7 +46,7 @@ def test_file_is_read_by_others_and_documents_itself(tmp_path: Path) -> None:
     frame = pandas.read_parquet(tmp_path / "table.parquet")
     assert list(frame.columns) == list(COLUMNS)
     assert set(frame.device) == {"test-device"}
-    pandas.testing.assert_frame_equal(frame, made_up_table(KEYS).frame, check_dtype=False)
+    assert frame.to_dict("records") == made_up_table(KEYS).records()
     for field in pyarrow.parquet.read_schema(tmp_path / "table.parquet"):
         assert field.metadata[b"help"].decode() == COLUMNS[field.name][1]
 
@@ -80,10 +82,10 @@ def test_overhead_is_a_median_and_never_negative() -> None:
             table.add(made_up_row(key, overhead_ms=100.0))
     for key, overhead in zip(layers, (-9.0, -9.0, 0.5, 0.75, 9.0), strict=False):
         table.add(made_up_row(key, overhead_ms=overhead))
-    assert table.overhead(W, "float32")[0] == 0.5e-3
+    assert table.overhead("decode", 1, "float32")[0] == 0.5e-3
     table.rows = {key: made_up_row(key, overhead_ms=-1.0) for key in KEYS}
-    assert table.overhead(W, "float32")[0] == 0.0
-    assert table.overhead(Workload(batch=9), "float32") == (0.0, 0.0)
+    assert table.overhead("decode", 1, "float32")[0] == 0.0
+    assert table.overhead("decode", 9, "float32") == (0.0, 0.0)
 
 
 def test_missing_row_names_the_command(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_missing_row_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"no row for F at width 32, decode, .*`nfsearch lut build CONFIG -o .*t.parq"):
         table.estimate(MODEL, W)
     assert {key.block for key in table.missing(KEYS)} == {"F"}
-    with pytest.raises(TableError, match="and 1 more"):
+    with pytest.raises(TableError, match="and 1 more are missing"):
         table.require(KEYS)
     with pytest.raises(TableError, match="width 64, decode, batch 3"):
         made_up_table(KEYS).estimate(Architecture.parse("F", width=64, vocab=64), Workload(batch=3))
@@ -112,11 +114,24 @@ def test_dtype_must_be_said_where_there_are_several() -> None:
     assert table.estimate(MODEL, W, "bfloat16").seconds > table.estimate(MODEL, W, "float32").seconds
 
 
-def test_another_device_is_refused() -> None:
+def test_another_origin_is_refused_unless_it_is_accepted_by_name() -> None:
     table = made_up_table(KEYS)
-    table.require_device("test-device")
-    with pytest.raises(TableError, match=r"measured on test-device.*asked for is nvidia-h200"):
-        table.require_device("nvidia-h200")
+    own = table.provenance
+    table.require_origin("test-device", own)
+    with pytest.raises(TableError, match=r"device test-device, asked for nvidia-h200.*`latency.accept: \[device\]`"):
+        table.require_origin("nvidia-h200", own)
+    table.require_origin("nvidia-h200", own, ["device"])
+    newer = dataclasses.replace(own, kernels="f" * 12, torch="3.0")
+    with pytest.raises(TableError, match=r"torch 2.13.0, now 3.0; kernels 0123456789ab, now f.*`nfsearch lut build"):
+        table.require_origin("test-device", newer)
+    with pytest.raises(TableError, match="made with kernels 0123456789ab, now f"):
+        table.require_origin("test-device", newer, ["torch"])
+    table.require_origin("test-device", newer, ["torch", "kernels"])
+    # On another machine only its kernels count.
+    elsewhere = dataclasses.replace(newer, device="laptop")
+    with pytest.raises(TableError, match=r"accept: \[kernels\]"):
+        table.require_origin("test-device", elsewhere)
+    table.require_origin("test-device", dataclasses.replace(elsewhere, kernels=own.kernels))
 
 
 @pytest.mark.parametrize("keep", [0, 3, 4, 100, -1, -20])
@@ -151,9 +166,9 @@ def test_schema_is_checked(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(content.drop_columns(["runs"]), path)
     with pytest.raises(TableError, match=r"not a complete latency table: .*runs"):
         LatencyTable.load(path)
-    newer = content.replace_schema_metadata({**metadata, b"nfsearch.latency_table": b"2"})
-    pyarrow.parquet.write_table(newer, path)
-    with pytest.raises(TableError, match="version 2 of the table format; this nfsearch reads 1"):
+    older = content.replace_schema_metadata({**metadata, b"nfsearch.latency_table": b"1"})
+    pyarrow.parquet.write_table(older, path)
+    with pytest.raises(TableError, match="version 1 of the table format, and this nfsearch reads 2; delete it"):
         LatencyTable.load(path)
 
 
@@ -182,14 +197,167 @@ def test_shown_table_has_every_block_and_width() -> None:
         assert expected in text.getvalue()
 
 
-def test_estimates_are_quick() -> None:
-    table = made_up_table(KEYS)
+@pytest.mark.parametrize(
+    "workload",
+    [
+        W,
+        Workload(phase="generation", prompt=9, tokens=5000),
+        Workload(phase="throughput", context=100, batches=(1, 2), memory_gb=1),
+    ],
+)
+def test_estimates_are_quick(workload: Workload) -> None:
+    table = made_up_table(keys_for(small_space(), {"it": workload}, "float32"))
     models = [Architecture.parse(f"(D[head_dim=16] F A[head_dim=16]){{{n}}}", width=64, vocab=64) for n in range(1, 11)]
     started = time.process_time()
     for _ in range(100):
         for model in models:
-            table.estimate(model, W)
+            table.estimate(model, workload)
     assert time.process_time() - started < 0.5  # 0.5 ms each; the aim of 0.05 is measured on a quiet machine
+
+
+# --- generations, throughput, memory ---------------------------------------------------------------------------------
+
+
+def _with_rows_at(contexts: dict[int, float], workloads: dict[str, Workload], phase: str = "decode") -> LatencyTable:
+    """Full attention takes these milliseconds at these contexts; everything else takes 1."""
+    keys = keys_for(small_space((32,)), workloads, "float32")
+    table = LatencyTable(made_up_table([]).provenance, {key: made_up_row(key) for key in keys})
+    attention = next(key for key in keys if key.block == "A[head_dim=16]" and key.phase == phase)
+    for key in [key for key in keys if key.block == attention.block and key.phase == phase]:
+        del table.rows[key]
+    for context, ms in contexts.items():
+        table.add(made_up_row(dataclasses.replace(attention, context=context), ms))
+    return table
+
+
+def test_a_generation_is_the_sum_of_its_steps() -> None:
+    workload = Workload(phase="generation", prompt=10, tokens=90)
+    table = _with_rows_at({0: 1.0, 40: 2.0, 100: 8.0}, {"it": workload, "step": W})
+    model = Architecture.parse("A[head_dim=16] A[head_dim=16,window=8] F", width=32, vocab=64)
+    steps = [table.estimate(model, Workload(context=context)).seconds for context in range(10, 100)]
+    prompt = table.estimate(model, Workload(phase="prefill", context=10)).seconds
+    found = table.estimate(model, workload)
+    assert found.seconds == pytest.approx(prompt + sum(steps))
+    assert 0 < found.error < found.seconds
+    assert sum(table.breakdown(model, workload).values()) == pytest.approx(found.seconds)
+
+
+def test_between_contexts_decoding_is_linear_and_a_prompt_a_power() -> None:
+    attention = Architecture.parse("A[head_dim=16]", width=32, vocab=64)
+    rest = Architecture.parse("F", width=32, vocab=64)
+
+    def alone(table: LatencyTable, workload: Workload) -> float:
+        return 1e3 * (table.estimate(attention, workload).seconds - table.estimate(rest, workload).seconds) + 1.0
+
+    table = _with_rows_at({0: 1.0, 40: 2.0, 100: 8.0}, {"it": W})
+    times = {context: alone(table, Workload(context=context)) for context in range(101)}
+    assert (times[0], times[20], times[40], times[70]) == tuple(map(pytest.approx, (1.0, 1.5, 2.0, 5.0)))
+    assert list(times.values()) == sorted(times.values())
+    prompts = {n: Workload(phase="prefill", context=n) for n in (100, 200, 400)}
+    table = _with_rows_at({100: 1.0, 400: 16.0}, {str(n): each for n, each in prompts.items()}, "prefill")
+    assert alone(table, prompts[200]) == pytest.approx(4.0)  # quadratic between what was measured
+
+
+@pytest.mark.parametrize("context", [9, 101, 5000])
+def test_beyond_the_measured_contexts_nothing_is_guessed(context: int) -> None:
+    table = _with_rows_at({10: 1.0, 100: 2.0}, {"it": W})
+    model = Architecture.parse("A[head_dim=16]", width=32, vocab=64)
+    with pytest.raises(TableError, match=rf"up to 100, but not {context}, .*`nfsearch lut build CONFIG -o TABLE`"):
+        table.estimate(model, Workload(context=context))
+    with pytest.raises(TableError, match="nothing is guessed beyond"):
+        table.estimate(model, Workload(phase="generation", prompt=0, tokens=50))
+
+
+def test_what_lies_between_measured_contexts_is_not_missing() -> None:
+    table = _with_rows_at({10: 1.0, 100: 2.0}, {"it": W})
+    table.require(keys_for(small_space((32,)), {"it": Workload(context=50)}, "float32"))
+    with pytest.raises(TableError, match="but not 500"):
+        table.require(keys_for(small_space((32,)), {"it": Workload(context=500)}, "float32"))
+
+
+def test_memory_is_weights_states_and_the_largest_workspace() -> None:
+    workloads = {"many": Workload(batch=3, context=100), "ttft": Workload(phase="prefill", context=50)}
+    table = made_up_table(keys_for(small_space(), workloads, "float32"))
+    model = Architecture.parse("A[head_dim=16] A[head_dim=16,window=8] D[head_dim=16] F{3}", width=32, vocab=64)
+    weights = 4 * model.parameters
+    assert table.memory(model, workloads["many"]) == weights + model.state_bytes(3, 101, 4)
+    assert table.memory(model, workloads["ttft"]) == weights + model.state_bytes(1, 50, 4)
+    for key in list(table.rows):
+        if key.block in ("F", "D[head_dim=16]") and key.phase == "decode":
+            table.add(made_up_row(key, workspace_mb=2.0 if key.block == "F" else 1.0))
+    assert table.memory(model, workloads["many"]) == weights + model.state_bytes(3, 101, 4) + 2e6
+
+
+def test_throughput_takes_the_largest_batch_that_fits() -> None:
+    model = Architecture.parse("A[head_dim=16]{2}", width=32, vocab=64)
+    needs = {batch: 4 * model.parameters + model.state_bytes(batch, 101, 4) for batch in (1, 4, 8)}
+    steps = {str(batch): Workload(batch=batch, context=100) for batch in needs}
+    table = made_up_table(keys_for(small_space((32,)), steps, "float32"))
+
+    def workload(room: float) -> Workload:
+        return Workload(phase="throughput", context=100, batches=(1, 4, 8), memory_gb=room / 1e9)
+
+    for batch, size in needs.items():
+        for room in (size, size + 1):
+            alone = table.estimate(model, steps[str(batch)])
+            found = table.estimate(model, workload(room))
+            assert (found.seconds, found.error) == (alone.seconds / batch, alone.error / batch)
+            assert table.memory(model, workload(room)) == size
+            assert sum(table.breakdown(model, workload(room)).values()) == pytest.approx(found.seconds)
+    with pytest.raises(OutOfMemory, match=r"does not fit into .* at any of the batches"):
+        table.estimate(model, workload(needs[1] - 1))
+    for key in list(table.rows):
+        if key.batch == 8 and key.block.startswith("A"):
+            table.add(made_up_row(key, None))
+    assert table.choice(model, workload(1e9)).batch == 4
+    with pytest.raises(TableError, match="give the throughput workload a memory_gb"):
+        table.estimate(model, Workload(phase="throughput", context=100))
+    table.provenance = dataclasses.replace(table.provenance, memory_gb=1.0)
+    assert table.choice(model, Workload(phase="throughput", context=100, batches=(1, 4))).batch == 4
+
+
+# --- several devices, and the journal --------------------------------------------------------------------------------
+
+
+def test_a_file_of_several_devices(tmp_path: Path) -> None:
+    one, other = made_up_table(KEYS), made_up_table(KEYS[:3])
+    other.provenance = dataclasses.replace(other.provenance, device="nvidia-h200", kind="cuda")
+    path = tmp_path / "t.parquet"
+    write_tables(path, [one, other])
+    assert read_tables(path) == {"test-device": one, "nvidia-h200": other}
+    assert LatencyTable.load(path, "nvidia-h200") == other
+    with pytest.raises(TableError, match="holds tables of test-device, nvidia-h200: say which"):
+        LatencyTable.load(path)
+    with pytest.raises(TableError, match=r"asked for is laptop; .*`nfsearch lut build CONFIG -o TABLE` on laptop"):
+        LatencyTable.load(path, "laptop")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20])
+def test_the_journal_forgets_a_line_that_was_cut_short(tmp_path: Path, cut: int) -> None:
+    table = made_up_table(KEYS)
+    rows = list(table.rows.values())
+    with Journal(tmp_path / "t.parquet") as journal:
+        assert journal.read() == (None, [])
+        journal.start(table.provenance)
+        for row in rows[:5]:
+            journal.add(row)
+    if cut:
+        journal.path.write_bytes(journal.path.read_bytes()[:-cut])
+    assert journal.read() == (table.provenance, rows[: 4 if cut else 5])
+    with Journal(tmp_path / "t.parquet") as again:
+        again.start(table.provenance)
+        again.add(rows[5])
+        assert again.read()[1] == [*rows[: 4 if cut else 5], rows[5]]
+    with pytest.raises(TableError, match=r"is not finished: `nfsearch lut build CONFIG -o .*` goes on with it"):
+        LatencyTable.load(tmp_path / "t.parquet")
+    again.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet.journal").write_text('{"device": 1}\n')
+    with pytest.raises(TableError, match="no journal of this version"):
+        Journal(tmp_path / "t.parquet").read()
 
 
 def test_importing_needs_no_torch() -> None:

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from nfsearch.latency_lut import LatencyTable, TableError, Workload, device, keys_for, profiler, verify
 from nfsearch.latency_lut.timing import CPU
 from nfsearch.latency_lut.verify import Check, Verification
+from nfsearch.latency_lut.workload import Span
 from nfsearch.space.notation import parse
 
 from .helpers import made_up_row, made_up_table, small_space
@@ -28,7 +30,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> LatencyTable:
 
 
 def _check(estimated: float, measured: float, workload: str = "tpot") -> Check:
-    return Check(workload, "F @ 32", "0" * 16, 1, estimated, 0.1, measured, 0.1)
+    return Check(workload, "F @ 32", "0" * 16, 1, estimated, 0.1, measured, 0.1, 1.0, None)
 
 
 def test_measures_each_architecture_under_each_workload(table: LatencyTable) -> None:
@@ -58,25 +60,25 @@ def test_estimate_and_measurement_are_of_the_same_thing(tmp_path: Path) -> None:
 
 def test_agreement() -> None:
     checks = (_check(1.1, 1.0), _check(1.8, 2.0), _check(3.0, 3.0), _check(8.0, 4.0))
-    agreement = Verification(checks, "cpu", "float32", 0).agreement["tpot"]
+    agreement = Verification(checks, "cpu", "float32", 0, "2026").agreement["tpot"]
     assert agreement.models == 4
     assert agreement.mape == pytest.approx((0.1 + 0.1 + 0 + 1.0) / 4)
     assert agreement.bias == pytest.approx((0.1 - 0.1 + 0 + 1.0) / 4)
     assert agreement.worst == pytest.approx(1.0)
     assert (agreement.spearman, agreement.kendall) == (pytest.approx(1.0), pytest.approx(1.0))
-    reverse = Verification((_check(1, 3), _check(2, 2), _check(3, 1)), "cpu", "float32", 0).agreement["tpot"]
+    reverse = Verification((_check(1, 3), _check(2, 2), _check(3, 1)), "cpu", "float32", 0, "2026").agreement["tpot"]
     assert (reverse.spearman, reverse.kendall) == (pytest.approx(-1.0), pytest.approx(-1.0))
     assert reverse.worst == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("checks", [(_check(1, 2), _check(2, 3)), (_check(1, 2), _check(1, 3), _check(1, 4))])
 def test_no_rank_where_nothing_can_be_ranked(checks: tuple[Check, ...]) -> None:
-    agreement = Verification(checks, "cpu", "float32", 0).agreement["tpot"]
+    agreement = Verification(checks, "cpu", "float32", 0, "2026").agreement["tpot"]
     assert (agreement.spearman, agreement.kendall) == (None, None)
 
 
 def test_json_both_ways() -> None:
-    result = Verification((_check(1, 2), _check(2, 3, "ttft")), "cpu", "float32", 7)
+    result = Verification((_check(1, 2), _check(2, 3, "ttft")), "cpu", "float32", 7, "2026")
     text = json.dumps(result.to_dict(), allow_nan=False)
     assert Verification.from_dict(json.loads(text)) == result
     assert json.loads(text)["agreement"]["ttft"]["models"] == 1
@@ -111,3 +113,65 @@ def test_incomplete_table_is_refused(table: LatencyTable) -> None:
     table.rows.clear()
     with pytest.raises(TableError, match="has no row for"):
         verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=1)
+
+
+def test_accepted_differences_are_verified_all_the_same(table: LatencyTable) -> None:
+    table.provenance = dataclasses.replace(table.provenance, kernels="0" * 12)
+    assert verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=1, accept=["kernels"]).checks
+
+
+def test_generations_and_throughput_are_measured(table: LatencyTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"decode": 1.0, "prefill": 100.0}
+    asked: list[Span] = []
+
+    def time(model: object, span: Span, kind: str) -> tuple[float, float, None]:
+        asked.append(span)
+        return times[span.phase] + span.first / 1e3, 0.1, None
+
+    monkeypatch.setattr(verify, "_time", time)
+    generation = Workload(phase="generation", prompt=8, tokens=800)
+    serving = Workload(phase="throughput", context=12, batches=(1, 4), memory_gb=1)
+    workloads = {"it": generation, "serving": serving}
+    table.rows.clear()
+    for key in keys_for(SPACE, workloads, "float32"):
+        table.add(made_up_row(key))
+    made, served = verify.verify(table, SPACE, workloads, dtype="float32", n=1).checks
+    contexts = [span.first for span in asked if span.phase == "decode" and span.batch == 1]
+    assert contexts == [8 + 50 + 100 * share for share in range(8)]
+    assert made.measured_ms == pytest.approx(
+        1e3 * (100.008 + sum(1 + (8 + step) / 1e3 for step in range(800))), rel=1e-3
+    )
+    assert served.measured_ms == pytest.approx(1e3 * 1.012 / 4)
+
+
+def test_by_depth() -> None:
+    checks = tuple(dataclasses.replace(_check(1.1, 1.0), depth=depth) for depth in (6, 30, 7, 8, 9, 12, 13, 20, 21))
+    groups = Verification(checks, "cpu", "float32", 0, "2026").by_depth["tpot"]
+    assert {label: group.models for label, group in groups.items()} == {
+        "6 to 9 operators": 4,
+        "12 to 20 operators": 3,
+        "21 to 30 operators": 2,
+    }
+    alike = Verification((_check(1, 1), _check(1, 1)), "cpu", "float32", 0, "2026").by_depth["tpot"]
+    assert list(alike) == ["1 operators"]
+
+
+def test_memory_agreement_counts_what_was_measured() -> None:
+    checks = (_check(1, 1), dataclasses.replace(_check(1, 1), measured_gb=1.25))
+    memory = Verification(checks, "cpu", "float32", 0, "2026").memory["tpot"]
+    assert (memory.models, memory.mape, memory.bias) == (1, pytest.approx(0.2), pytest.approx(-0.2))
+    assert Verification(checks[:1], "cpu", "float32", 0, "2026").memory == {}
+
+
+def test_a_model_that_does_not_fit_is_told_and_passed_over(
+    table: LatencyTable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def time(model: object, span: Span, kind: str) -> tuple[float, float, None]:
+        if span.phase == "prefill":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0, 0.1, None
+
+    monkeypatch.setattr(verify, "_time", time)
+    checks = verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=2).checks
+    assert [check.workload for check in checks] == ["tpot", "tpot"]
+    assert "was estimated to fit into memory under ttft, and did not" in caplog.text

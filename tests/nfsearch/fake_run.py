@@ -87,7 +87,7 @@ def fake_candidates(n: int = 40, seed: int = 0, workloads: tuple[str, ...] = ("t
             origin=origin,
             generation=0 if number < 12 else 1 + (number - 12) // 10,
             parents=parents,
-            latency=latency,
+            costs=latency,
         )
         failed = number in (9, 27)
         values = {"loss": loss, **{name: seconds for name, (seconds, _) in latency.items()}}
@@ -114,10 +114,20 @@ def fake_verification(n: int = 12) -> VerificationRecord:
         estimated = measured * (1 + rng.gauss(-0.02, 0.05))
         check = {"workload": "tpot", "architecture": "(D F){2} A F @ 256", "digest": f"{i:016x}", "depth": 6}
         check |= {"estimated_ms": estimated, "error_ms": estimated / 25, "measured_ms": measured, "spread_ms": 0.01}
+        check |= {"estimated_gb": 0.1, "measured_gb": None}
         checks.append(check)
     agreement = {"models": n, "mape": 0.043, "bias": -0.02, "worst": 0.11, "spearman": 0.97, "kendall": 0.88}
     return VerificationRecord.model_validate(
-        {"device": "cpu", "dtype": "float32", "seed": 0, "agreement": {"tpot": agreement}, "checks": checks}
+        {
+            "device": "cpu",
+            "dtype": "float32",
+            "seed": 0,
+            "table": "2026-03-01T09:00:00+00:00",
+            "agreement": {"tpot": agreement},
+            "by_depth": {"tpot": {"6 operators": agreement}},
+            "memory": {"tpot": agreement},
+            "checks": checks,
+        }
     )
 
 

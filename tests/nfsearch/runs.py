@@ -13,7 +13,7 @@ import yaml
 
 from nfsearch.latency_lut import LatencyTable, Workload, keys_for
 from nfsearch.latency_lut.device import provenance
-from nfsearch.latency_lut.table import SLOPE, Row
+from nfsearch.latency_lut.rows import SLOPE, Row
 from nfsearch.space import SpaceSettings
 
 SPACE: dict[str, Any] = {
@@ -24,11 +24,11 @@ SPACE: dict[str, Any] = {
 BYTES_VOCAB = 257
 
 
-def invented_table(path: Path, space: dict[str, Any] = SPACE, vocab: int = BYTES_VOCAB) -> Path:
+def invented_table(path: Path, space: dict[str, Any] = SPACE, vocab: int = BYTES_VOCAB, dtype: str = "float32") -> Path:
     """Each block takes its parameters in nanoseconds."""
     built = SpaceSettings(**space).build(vocab)
     table = LatencyTable(provenance("cpu"))
-    for key in keys_for(built, {"tpot": Workload(context=64)}, "float32"):
+    for key in keys_for(built, {"tpot": Workload(context=64)}, dtype):
         ms = 1e-3 * key.width if key.end else 1e-2 * key.width * (1 + len(key.block) / 10)
         table.add(Row(key, SLOPE, ms, 0.0, 0.0, 0.0, 9, 4, 8, 1.0, "distinct weights", False))
     table.save(path)

@@ -77,7 +77,7 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
         ),
         (
             "space: {width: 64, layers: F}\nlimits: {tpt_ms: 3}\n",
-            "limits: 'tpt_ms' is none of tpot_ms, tpot_s, memory_gb",
+            "limits: 'tpt_ms' is no NAME_UNIT of memory, tpot (such as tpot_ms); latency.workloads defines workloads",
         ),
         ("space: {width: 64\n", "not valid YAML"),
         ("just words", "expected keys and values, found str"),

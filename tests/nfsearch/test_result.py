@@ -24,7 +24,7 @@ def test_the_file_holds_what_the_candidates_are(result: RunResult, tmp_path: Pat
         assert record["notation"] == architecture.notation
         assert record["parameters"] == architecture.parameters
         assert len(record["layers"]) == len(architecture.layers)
-        assert record["latency"]["tpot"]["seconds"] == candidate.proposal.latency["tpot"][0]
+        assert record["latency"]["tpot"]["seconds"] == candidate.proposal.costs["tpot"][0]
         assert record["loss"] == (candidate.score.loss if candidate.score else None)
 
 
@@ -99,8 +99,8 @@ def test_another_schema_version_is_refused(result: RunResult, tmp_path: Path) ->
 def test_what_the_latency_table_check_gives_fits_the_schema() -> None:
     from nfsearch.latency_lut.verify import Check, Verification
 
-    checks = tuple(Check("tpot", "D F @ 64", f"{i}", 2, 1.0 + i, 0.1, 1.1 + i, 0.01) for i in range(4))
-    found = Verification(checks, "cpu", "float32", 0)
+    checks = tuple(Check("tpot", "D F @ 64", f"{i}", 2, 1.0 + i, 0.1, 1.1 + i, 0.01, 1.0, 1.1) for i in range(4))
+    found = Verification(checks, "cpu", "float32", 0, "2026-03-01")
     record = VerificationRecord.model_validate(found.to_dict())
     assert record.agreement["tpot"].mape == found.agreement["tpot"].mape
     assert len(record.checks) == 4

@@ -47,7 +47,7 @@ def candidate(number: int, proposal: Proposal, loss: float | None) -> Candidate:
     if loss is None:
         return Candidate(number, proposal, "failed", None, {}, 1.5, "the loss is nan", 2)
     return Candidate(
-        number, proposal, "done", score(loss), {"loss": loss, "tpot": proposal.latency["tpot"][0]}, 0.5, None, 1
+        number, proposal, "done", score(loss), {"loss": loss, "tpot": proposal.costs["tpot"][0]}, 0.5, None, 1
     )
 
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from nfsearch.search import Aging, Budgets, Exhausted, SearchSettings
-from nfsearch.search.budgets import Latency
+from nfsearch.search.budgets import Costs
 from nfsearch.space import Architecture
 from tests.search.fakes import candidate, latency, search, small_space, strategy
 
@@ -78,21 +78,25 @@ def test_mutation_changes_one_parent_and_crossover_names_two() -> None:
 def test_nothing_over_the_budget_is_proposed() -> None:
     budget = 400e-6
     history = search(strategy(budget=budget), 40)
-    assert all(c.proposal.latency["tpot"][0] <= budget for c in history)
+    assert all(c.proposal.costs["tpot"][0] <= budget for c in history)
     assert sum(c.proposal.refused.get("over the limit on tpot", 0) for c in history) > 0
 
 
 def test_memory_limit() -> None:
     settings = SearchSettings(evaluations=20, population=4, tournament=2)
     limit = 400_000.0
-    budgets = Budgets(latency, memory=lambda architecture: architecture.parameters, memory_bytes=limit)
+
+    def costs(architecture: Architecture) -> Costs:
+        return {**latency(architecture), "memory": (architecture.parameters, 0.0)}
+
+    budgets = Budgets(costs, {"memory": limit})
     history = search(Aging(small_space(), settings, budgets), 20)
     assert all(c.proposal.architecture.parameters <= limit for c in history)
     assert sum(c.proposal.refused.get("over the limit on memory", 0) for c in history) > 0
 
 
 def test_what_does_not_fit_into_memory_is_refused_without_any_limit() -> None:
-    def tight(architecture: Architecture) -> Latency:
+    def tight(architecture: Architecture) -> Costs:
         return {"tpot": (math.inf, 0.0)} if architecture.width == 256 else latency(architecture)
 
     settings = SearchSettings(evaluations=20, population=4, tournament=2)

@@ -1,0 +1,150 @@
+"""A latency table's files: the finished Parquet file, and the journal of rows while they are being measured."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from nfsearch.latency_lut.provenance import Provenance
+from nfsearch.latency_lut.rows import COLUMNS, Row
+
+if TYPE_CHECKING:
+    from nfsearch.latency_lut.table import LatencyTable
+
+SCHEMA_VERSION = 2
+_META_SCHEMA, _META_PROVENANCE = b"nfsearch.latency_table", b"nfsearch.provenance"
+
+
+class TableError(ValueError):
+    """A latency table cannot be read, or does not hold what was asked for."""
+
+
+def read_tables(path: Path) -> dict[str, LatencyTable]:
+    """The tables in a file, by device; a file may hold several. Raises TableError for a file that is missing, is no
+    latency table, is truncated, or has another schema."""
+    import pyarrow
+    import pyarrow.parquet
+
+    from nfsearch.latency_lut.table import LatencyTable
+
+    build = f"`nfsearch lut build CONFIG -o {path}`"
+    if not path.is_file():
+        if Journal(path).path.is_file():
+            raise TableError(f"{path} is not finished: {build} goes on with it")
+        raise TableError(f"there is no latency table {path}; {build} makes one")
+    anew = f"delete it and {build} makes it anew"
+    try:
+        content = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        with path.open("rb") as file:
+            cut = file.read(4) == b"PAR1"
+        state = "is damaged or cut short" if cut else "is not a Parquet file"
+        raise TableError(f"{path} {state}: {str(error).splitlines()[0]}; {anew}") from None
+    metadata = content.schema.metadata or {}
+    version = metadata.get(_META_SCHEMA, b"").decode(errors="replace")
+    if not version:
+        raise TableError(f"{path} is a Parquet file, but not a latency table of nfsearch")
+    if version != str(SCHEMA_VERSION):
+        raise TableError(
+            f"{path} has version {version} of the table format, and this nfsearch reads {SCHEMA_VERSION}; {anew}"
+        )
+    try:
+        tables = {
+            device: LatencyTable(Provenance.from_dict(values), path=path)
+            for device, values in json.loads(metadata[_META_PROVENANCE]).items()
+        }
+        for record in content.select(list(COLUMNS)).to_pylist():
+            row = Row.from_record(record)
+            tables[record["device"]].rows[row.key] = row
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TableError(f"{path} is not a complete latency table: {error}; {anew}") from None
+    return tables
+
+
+def write_tables(path: str | Path, tables: Iterable[LatencyTable]) -> None:
+    """Writes one Parquet file of tables of different devices; readers see the old file or the new one, never a part."""
+    import pyarrow
+    import pyarrow.parquet
+
+    tables = list(tables)
+    schema = pyarrow.schema(
+        [
+            pyarrow.field(name, pyarrow.type_for_alias(kind), metadata={"help": text})
+            for name, (kind, text) in COLUMNS.items()
+        ],
+        metadata={
+            _META_SCHEMA: str(SCHEMA_VERSION),
+            _META_PROVENANCE: json.dumps({t.provenance.device: t.provenance.to_dict() for t in tables}, indent=1),
+        },
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    records = [record for table in tables for record in table.records()]
+    try:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, schema), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Journal:
+    """Rows measured for the table at a path and not in it yet: lines of JSON in a file beside it, the provenance first.
+
+    Adding a row appends one line, where writing the table anew costs more the more rows it has. A line cut short by a
+    kill was never acknowledged, and is dropped.
+    """
+
+    def __init__(self, table: Path) -> None:
+        self.path = table.with_name(f"{table.name}.journal")
+        self._file: TextIO | None = None
+
+    def read(self) -> tuple[Provenance | None, list[Row]]:
+        """What is there, in the order in which it was written. Raises TableError if it is no such journal."""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None, []
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        try:
+            values: list[dict[str, Any]] = [json.loads(line) for line in lines]
+            return (Provenance.from_dict(values[0]) if values else None), [Row.from_record(each) for each in values[1:]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise TableError(
+                f"{self.path} is no journal of this version's latency tables ({error}); delete it to begin anew"
+            ) from None
+
+    def start(self, provenance: Provenance) -> None:
+        """Opens it for more rows; a new one begins with the provenance."""
+        text = self.path.read_bytes() if self.path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        self._file = self.path.open("a", encoding="utf-8")
+        self._file.truncate(len(whole))
+        if not whole:
+            self._write(provenance.to_dict())
+
+    def add(self, row: Row) -> None:
+        """Handed to the system when this returns."""
+        self._write(row.record())
+
+    def _write(self, values: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def remove(self) -> None:
+        """Once the table holds all of it."""
+        self.path.unlink(missing_ok=True)

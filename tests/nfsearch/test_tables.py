@@ -1,0 +1,223 @@
+"""`nfsearch lut`, and runs that plan for a device that is not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nfsearch.cli import main
+from nfsearch.config import load_config
+from nfsearch.latency_lut import LatencyTable, kernel_digest, profiler, timing, verify
+from nfsearch.latency_lut.bundled import verification_path
+from nfsearch.latency_lut.files import Journal
+from nfsearch.latency_lut.verify import Check, Verification
+from nfsearch.result import RunResult
+from nfsearch.tables import checked, given_table
+from tests.nfsearch.runs import invented_table, kill_group, nfsearch, start, tiny_config
+
+LATENCY = {
+    "device": "cpu",
+    "workloads": {
+        "tpot": {"context": 16},
+        "story": {"phase": "generation", "prompt": 4, "tokens": 600},
+        "serving": {"phase": "throughput", "context": 16, "batches": [1, 2], "memory_gb": 1},
+    },
+}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = dataclasses.replace(timing.CPU, warm_up=0.0, least=2, most=2, seconds=0.01, longest=1)
+    for module in (profiler, verify):
+        monkeypatch.setattr(module, "bounds", lambda kind: bounds)
+        monkeypatch.setattr(module, "warm_up", lambda kind: None)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path, status: int = 0) -> None:
+    monkeypatch.setattr(sys, "argv", ["nfsearch", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == status
+
+
+def config(folder: Path, **latency: Any) -> Path:
+    path = folder / "lut.yaml"
+    space = {"width": [32, 64], "layers": "(A[head_dim=16,window=8|none] | D[head_dim=16]) F[ratio=2]{0..1}"}
+    path.write_text(yaml.safe_dump({"space": space, "latency": {**LATENCY, **latency}}))
+    return path
+
+
+def test_built_shown_verified_and_asked(
+    quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "t.parquet"
+    run(monkeypatch, "lut", "build", config(tmp_path), "-o", table)
+    assert "measurements (0 known before)" in capsys.readouterr().err
+    run(monkeypatch, "lut", "build", config(tmp_path), "-o", table)
+    assert "0 measurements" not in capsys.readouterr().err
+    run(monkeypatch, "lut", "show", table)
+    assert "D[head_dim=16]" in capsys.readouterr().out
+    run(monkeypatch, "lut", "verify", table, "--config", config(tmp_path), "-n", "3")
+    out = capsys.readouterr().out
+    assert "story: 3 models, MAPE" in out
+    assert "operators: " in out
+    kept = json.loads(verification_path(table).read_text())
+    assert {check["workload"] for check in kept["checks"]} == {"tpot", "story", "serving"}
+    assert verification_path(table).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    asked = ("lut", "estimate", table, "A[head_dim=16] F[ratio=2]", "--width", "64")
+    run(monkeypatch, *asked, "--phase", "generation", "--prompt", "4", "--tokens", "600")
+    assert "generation, batch 1, prompt 4, tokens 600" in capsys.readouterr().out
+    run(monkeypatch, *asked, "--context", "5000", status=2)
+    assert "up to 604, but not 5000" in capsys.readouterr().err
+    run(monkeypatch, *asked, "--batch", "7", status=2)
+    assert "no row for" in capsys.readouterr().err
+
+
+def test_calibrating_measures_a_few_rows_and_tells_the_error_of_a_scaled_table(
+    quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "lut", "build", config(tmp_path), "-o", tmp_path / "here.parquet")
+    other = LatencyTable.load(tmp_path / "here.parquet")
+    other.provenance = dataclasses.replace(other.provenance, device="nvidia-h200", kind="cuda")
+    other.save(tmp_path / "other.parquet")
+    capsys.readouterr()
+    new = tmp_path / "new.parquet"
+    run(
+        monkeypatch,
+        "lut",
+        "build",
+        config(tmp_path),
+        "-o",
+        new,
+        "--calibrate",
+        tmp_path / "other.parquet",
+        "--rows",
+        "6",
+    )
+    out = capsys.readouterr().out
+    assert "times as long as nvidia-h200 (median of 3 rows)" in out
+    assert "all: 3 rows, MAPE" in out
+    assert len(LatencyTable.load(new).rows) == 6
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_nothing_is_measured_again(tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    arguments = ("lut", "build", config(tmp_path, workloads={"tpot": {}}), "-o", table, "--set", "space.width=32")
+    process = start(*arguments, cwd=tmp_path)
+    journal = Journal(table).path
+    deadline = time.monotonic() + 60
+    while (not journal.exists() or journal.read_bytes().count(b"\n") < 5) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    kill_group(process)
+    first = Journal(table).read()[1]
+    assert len(first) >= 4
+    err = nfsearch(*arguments, cwd=tmp_path).stderr
+    assert f"({len(first)} known before)" in err
+    rows = LatencyTable.load(table).rows
+    assert not journal.exists()
+    for row in first:  # each is kept as it was, or replaced by a faster second look
+        assert rows[row.key].latency_ms is not None
+        assert row.latency_ms is not None
+        assert rows[row.key] == row or rows[row.key].latency_ms < row.latency_ms
+
+
+# --- planning for another device -------------------------------------------------------------------------------------
+
+
+def elsewhere(folder: Path, **changes: Any) -> Path:
+    """A table of a device that is not here, in the dtype of a GPU."""
+    path = invented_table(folder / "nvidia-h200.parquet", dtype="bfloat16")
+    table = LatencyTable.load(path)
+    values = {"device": "nvidia-h200", "device_name": "NVIDIA H200", "kind": "cuda", "torch": "2.0", "driver": "570"}
+    table.provenance = dataclasses.replace(table.provenance, **{**values, **changes})
+    table.save(path)
+    return path
+
+
+@pytest.mark.slow
+def test_a_run_plans_for_another_device_and_trains_twins_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_config(
+        tmp_path,
+        latency={"device": "nvidia-h200", "table": str(elsewhere(tmp_path)), "verify": 10},
+        proxy={"narrow": 2},
+        objectives=["loss", "tpot", "memory"],
+        search={"evaluations": 3, "population": 2},
+    )
+    err = nfsearch("run", path, "--out", "run", cwd=tmp_path).stderr
+    assert "Planning for nvidia-h200, training on" in err
+    assert "BEWARE" in err
+    assert "never compared with whole models" in err
+    result = RunResult.load(tmp_path / "run" / "result.json")
+    assert result.table is not None
+    assert result.table.verification is None
+    for record in result.candidates:
+        assert record.fidelity is not None
+        assert "a twin narrowed 2 times" in record.fidelity
+        assert record.values["memory"] == record.memory_bytes == pytest.approx(2 * record.parameters, rel=0.5)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Losses here are of narrowed twins" in page
+    assert "The latency table was never checked" in page
+    run(monkeypatch, "export", tmp_path / "run", "--to", "hf", "-o", tmp_path / "model", status=2)
+    assert "trained as twins narrowed 2 times" in capsys.readouterr().err
+
+
+def test_the_check_kept_beside_a_table_of_another_device_is_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = elsewhere(tmp_path)
+    settings, _ = load_config(
+        tiny_config(tmp_path, latency={"device": "nvidia-h200", "table": str(path), "verify": 10})
+    )
+    table = given_table(settings)
+    assert table is not None
+    space = settings.space.build(257)
+    assert checked(settings, space, table, None) is None
+    assert "BEWARE" in capsys.readouterr().err
+    check = Check("tpot", "D @ 64", "0" * 16, 1, 1.0, 0.1, 1.02, 0.1, 1.0, 1.0)
+    kept = Verification((check,), "nvidia-h200", "bfloat16", 0, table.provenance.date)
+    verification_path(path).write_text(json.dumps(kept.to_dict()))
+    assert checked(settings, space, table, None) == kept
+    assert "BEWARE" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "latency", "message"),
+    [
+        ({}, {"device": "nvidia-b9000"}, "was measured on nvidia-h200, and the device asked for is nvidia-b9000"),
+        ({"kernels": "0" * 12}, {}, f"made with kernels 000000000000, now {kernel_digest()}"),
+        ({"kernels": "0" * 12}, {"accept": ["device"]}, "`latency.accept: [kernels]` takes this one all the same"),
+        (
+            {},
+            {"device": "nvidia-b9000", "table": "auto"},
+            "device 'nvidia-b9000' is not here, and nfsearch has no table of",
+        ),
+        ({}, {"workloads": {"tpot": {"context": 4096}}}, "but not 4096, and nothing is guessed beyond"),
+        ({}, {"workloads": {"tpot": {"batch": 3, "context": 64}}}, "batch 3"),
+    ],
+)
+def test_tables_that_do_not_serve_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str],
+    latency: dict[str, Any],
+    message: str,
+) -> None:
+    table = elsewhere(tmp_path, **changes)
+    path = tiny_config(tmp_path, latency={"device": "nvidia-h200", "table": str(table), **latency})
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "run", path, status=2)
+    err = capsys.readouterr().err
+    assert message in err
+    assert "nfsearch lut build CONFIG -o" in err
+    assert not (tmp_path / "runs").exists()
