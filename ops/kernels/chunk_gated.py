@@ -67,10 +67,10 @@ def _states(x, y, total, initial, states, last, time, count, heads, KEY: tl.cons
     if INITIAL:
         s = tl.load(initial + head + inside)
     for step in range(count):
-        n = count - 1 - step if REVERSE else step
+        n = tl.cast(count - 1 - step if REVERSE else step, tl.int64)
         left = time - n * CHUNK
-        row = n.to(tl.int64) * CHUNK * heads
-        tl.store(states + n.to(tl.int64) * heads * KEY * VALUE + inside, s.to(states.dtype.element_ty))
+        row = n * CHUNK * heads
+        tl.store(states + n * heads * KEY * VALUE + inside, s.to(states.dtype.element_ty))
         key = load_tile(x + first_key + row * KEY, left, heads * KEY, CHUNK, KEYS)
         value = load_tile(y + first_value + row * VALUE, left, heads * VALUE, CHUNK, VALUES)
         whole = _end(total + first_key + row * KEY, left, heads * KEY, CHUNK, KEYS)
@@ -275,14 +275,15 @@ class _GatedLinear(torch.autograd.Function):
             q, k, log_decay, total, q_start, k_end, time, heads * key, CHUNK=chunk, WIDTH=keys, num_warps=4
         )
         states, last = _walk(k_end, v, total, initial, reverse=False)
+        warps = 4 if v.element_size() == 2 else 8
         scores = torch.empty(batch, heads, count, chunk, chunk, device=v.device, dtype=v.dtype)
         _scores[(count, heads, batch)](
-            q, k, total, scores, *sizes, KEY=key, CHUNK=chunk, KEYS=keys, **_splits(v.dtype), num_warps=4,
+            q, k, total, scores, *sizes, KEY=key, CHUNK=chunk, KEYS=keys, **_splits(v.dtype), num_warps=warps,
             num_stages=1,
         )  # fmt: skip
         out = torch.empty_like(v)
         _output[(count * (value // values), heads, batch)](
-            q_start, v, scores, states, out, *sizes, KEY=key, VALUE=value, CHUNK=chunk, VALUES=values, num_warps=4,
+            q_start, v, scores, states, out, *sizes, KEY=key, VALUE=value, CHUNK=chunk, VALUES=values, num_warps=warps,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, total, q_start, k_end, scores, states)
         ctx.initial = initial is not None
@@ -302,13 +303,15 @@ class _GatedLinear(torch.autograd.Function):
         dq, dk, dv, d_decay, d_scores = (torch.empty_like(x) for x in (q, k, v, total, scores))
         sizes = (time, count, heads)
         shape = dict(KEY=key, VALUE=value, CHUNK=chunk, VALUES=min(value, 64))
+        half = v.element_size() == 2
         _values[(count, heads, batch)](
-            k_end, v, d_out, scores, d_states, dv, d_scores, *sizes, **shape, num_warps=4, num_stages=2
-        )
+            k_end, v, d_out, scores, d_states, dv, d_scores, *sizes, **shape, num_warps=4 if half else 8,
+            num_stages=2 if half else 1,
+        )  # fmt: skip
         keys = min(key, 64)
         _gradients[(count * (key // keys), heads, batch)](
             q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_decay, *sizes, KEYS=keys, **shape,
-            **_splits(v.dtype), num_warps=8, num_stages=2,
+            **_splits(v.dtype), num_warps=8, num_stages=2 if half else 1,
         )  # fmt: skip
         return dq, dk, dv, d_decay, d_initial if ctx.initial else None
 

@@ -70,12 +70,12 @@ def _states(x, y, total, initial, states, last, time, count, heads, KEY: tl.cons
     if INITIAL:
         s = tl.load(initial + head + inside)
     for step in range(count):
-        n = count - 1 - step if REVERSE else step
-        tl.store(states + n.to(tl.int64) * heads * KEY * VALUE + inside, s.to(states.dtype.element_ty))
+        n = tl.cast(count - 1 - step if REVERSE else step, tl.int64)
+        tl.store(states + n * heads * KEY * VALUE + inside, s.to(states.dtype.element_ty))
         g, whole = _decays(total + n * CHUNK, CHUNK)
         left = time - n * CHUNK
-        key = load_tile(x + n.to(tl.int64) * CHUNK * KEY, left, KEY, CHUNK, KEYS)
-        value = load_tile(y + n.to(tl.int64) * CHUNK * stride, left, stride, CHUNK, VALUES)
+        key = load_tile(x + n * CHUNK * KEY, left, KEY, CHUNK, KEYS)
+        value = load_tile(y + n * CHUNK * stride, left, stride, CHUNK, VALUES)
         weight = tl.exp(g) if REVERSE else tl.exp(whole - g)
         value = (value * weight[:, None]).to(key.dtype)
         s = product(tl.trans(key), value, s * tl.exp(whole))
