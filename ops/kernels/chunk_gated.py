@@ -9,8 +9,9 @@ state before it, a head computes, products with e^. being per channel,
 e^{g_i - g_j} must be split between q and k for a matrix product to form A, at a step between j and i so that neither
 factor exceeds one. No step lies between all pairs, but one does for all pairs of a level: level l takes the pairs i > j
 whose highest differing bit is bit l, and splits at the last step before i's block of 2^l. So log2(CHUNK) products, each
-of its own pairs, and the diagonal form A; their gradients likewise. One kernel walks over the chunks and stores the
-state before each of them; all else runs for all chunks at once.
+of its own pairs, and the diagonal form A; their gradients likewise. Where the decays of a chunk are mild, so that no
+factor comes near the limits of the dtype, one split in the middle serves all pairs. One kernel walks over the chunks
+and stores the state before each of them; all else runs for all chunks at once.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from nfsearch.ops.kernels.tiles import CHUNK, load_tile, product, store_tile
 
 
 @triton.jit(do_not_specialize=["time", "width"])
-def _totals(log_decay, total, time, width, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
-    """The log decay accumulated within each chunk: both [batch, time, width], width being heads x key."""
-    column = tl.program_id(1) * WIDTH
+def _accumulate(q, k, log_decay, total, q_start, k_end, time, width, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
+    """g, e^g q and e^{G - g} k, all [batch, time, width] like q, k and the log decay; width is heads x key."""
     left = time - tl.program_id(0) * CHUNK
-    at = (tl.program_id(2).to(tl.int64) * time + tl.program_id(0) * CHUNK) * width + column
-    store_tile(
-        total + at, tl.cumsum(load_tile(log_decay + at, left, width, CHUNK, WIDTH), 0), left, width, CHUNK, WIDTH
-    )
+    at = (tl.program_id(2).to(tl.int64) * time + tl.program_id(0) * CHUNK) * width + tl.program_id(1) * WIDTH
+    step_decay = load_tile(log_decay + at, left, width, CHUNK, WIDTH)
+    g = tl.cumsum(step_decay, 0)
+    rest = tl.minimum(tl.sum(step_decay, 0)[None, :] - g, 0.0)
+    store_tile(total + at, g, left, width, CHUNK, WIDTH)
+    store_tile(q_start + at, load_tile(q + at, left, width, CHUNK, WIDTH) * tl.exp(g), left, width, CHUNK, WIDTH)
+    store_tile(k_end + at, load_tile(k + at, left, width, CHUNK, WIDTH) * tl.exp(rest), left, width, CHUNK, WIDTH)
 
 
 @triton.jit
@@ -47,8 +50,8 @@ def _end(total, left, stride, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
 def _states(x, y, total, initial, states, last, time, count, heads, KEY: tl.constexpr, VALUE: tl.constexpr,
             CHUNK: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, INITIAL: tl.constexpr,
             REVERSE: tl.constexpr):  # fmt: skip
-    """The state S before each chunk, of keys x and values y; with REVERSE the gradient of the state after each chunk,
-    of queries x and output gradients y:  dS = e^G dS' + sum_i (e^{g_i} q_i) do_i^T.  `last` is what the walk ends with.
+    """The state S before each chunk, of e^{G - g} k as x and v as y; with REVERSE the gradient of the state after each
+    chunk, of e^g q as x and do as y:  dS = e^G dS' + sum_i (e^{g_i} q_i) do_i^T.  `last` is what the walk ends with.
 
     A program walks with KEYS rows and VALUES columns of one head's state.
     """
@@ -64,40 +67,48 @@ def _states(x, y, total, initial, states, last, time, count, heads, KEY: tl.cons
     if INITIAL:
         s = tl.load(initial + head + inside)
     for step in range(count):
-        n = count - 1 - step if REVERSE else step
+        n = tl.cast(count - 1 - step if REVERSE else step, tl.int64)
         left = time - n * CHUNK
-        row = n.to(tl.int64) * CHUNK * heads
-        tl.store(states + n.to(tl.int64) * heads * KEY * VALUE + inside, s.to(states.dtype.element_ty))
+        row = n * CHUNK * heads
+        tl.store(states + n * heads * KEY * VALUE + inside, s.to(states.dtype.element_ty))
         key = load_tile(x + first_key + row * KEY, left, heads * KEY, CHUNK, KEYS)
         value = load_tile(y + first_value + row * VALUE, left, heads * VALUE, CHUNK, VALUES)
-        g = load_tile(total + first_key + row * KEY, left, heads * KEY, CHUNK, KEYS)
         whole = _end(total + first_key + row * KEY, left, heads * KEY, CHUNK, KEYS)
-        weight = tl.exp(g) if REVERSE else tl.exp(tl.minimum(whole[None, :] - g, 0.0))
-        s = product(tl.trans((key * weight).to(key.dtype)), value, s * tl.exp(whole)[:, None])
+        s = product(tl.trans(key), value, s * tl.exp(whole)[:, None])
     tl.store(last + head + inside, s)
 
 
 @triton.jit
-def _level(total, left, stride, level, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
-    """For the pairs of a level: which steps are later ones [CHUNK, 1], the decay between each step and the split
-    [CHUNK, WIDTH] (from the split to a later step, from an earlier step to the split), and which pairs [CHUNK, CHUNK].
+def _first_level(g, total, left, stride, LEVELS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
+                 LIMIT: tl.constexpr):  # fmt: skip
+    """Whether the decays g [CHUNK, WIDTH] stay within e^LIMIT of those in the middle, and the level to begin with."""
+    middle = tl.load(total + (tl.minimum(left, CHUNK // 2) - 1) * stride + tl.arange(0, WIDTH))
+    away = tl.where(tl.arange(0, CHUNK)[:, None] < left, tl.abs(g - middle[None, :]), 0.0)
+    mild = tl.max(tl.max(away, 1), 0) <= LIMIT
+    return mild, tl.where(mild, LEVELS - 1, 0)
+
+
+@triton.jit
+def _split(g, total, left, stride, level, mild, CHUNK: tl.constexpr, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
+    """For the pairs of a level, or for all pairs if the decays are mild: the decay from the split to each later step
+    and from each earlier step to the split, both [CHUNK, WIDTH], and by [CHUNK] which pairs those are: of one block,
+    the later step higher in the order.
     """
     step = tl.arange(0, CHUNK)
     later = (step >> level) & 1
     split = tl.where(later == 1, ((step >> level) << level) - 1, step | ((1 << level) - 1))
-    columns = tl.arange(0, WIDTH)[None, :]
+    split = tl.minimum(tl.where(mild, CHUNK // 2 - 1, split), left - 1)
     inside = step[:, None] < left
-    g = tl.load(total + step[:, None] * stride + columns, mask=inside, other=0.0)
-    at_split = tl.load(total + tl.minimum(split, left - 1)[:, None] * stride + columns, mask=inside, other=0.0)
-    decay = tl.exp(-tl.abs(g - at_split))
-    block = step >> (level + 1)
-    pairs = (block[:, None] == block[None, :]) & (later[:, None] > later[None, :])
-    return decay, pairs
+    at_split = tl.load(total + split[:, None] * stride + tl.arange(0, WIDTH)[None, :], mask=inside, other=0.0)
+    limit = tl.where(mild, LIMIT, 0.0)
+    from_split = tl.exp(tl.minimum(g - at_split, limit))
+    to_split = tl.exp(tl.minimum(at_split - g, limit))
+    return from_split, to_split, step >> (level + 1), tl.where(mild, step, later)
 
 
 @triton.jit(do_not_specialize=["time", "count", "heads"])
 def _scores(q, k, total, scores, time, count, heads, KEY: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr,
-            KEYS: tl.constexpr):  # fmt: skip
+            LIMIT: tl.constexpr, KEYS: tl.constexpr):  # fmt: skip
     """A [batch, heads, count, CHUNK, CHUNK], zeros above the diagonal."""
     n = tl.program_id(0)
     h = tl.program_id(1)
@@ -112,16 +123,21 @@ def _scores(q, k, total, scores, time, count, heads, KEY: tl.constexpr, CHUNK: t
         key = load_tile(k + here + first, left, stride, CHUNK, KEYS)
         same = tl.sum(query.to(tl.float32) * key, 1)
         found += tl.where(step[:, None] == step[None, :], same[:, None], 0.0)
-        for level in range(LEVELS):
-            decay, pairs = _level(total + here + first, left, stride, level, CHUNK, KEYS)
-            some = product((query * decay).to(query.dtype), tl.trans((key * decay).to(key.dtype)))
+        g = load_tile(total + here + first, left, stride, CHUNK, KEYS)
+        mild, first_level = _first_level(g, total + here + first, left, stride, LEVELS, CHUNK, KEYS, LIMIT)
+        for level in tl.range(first_level, LEVELS, num_stages=1):
+            from_split, to_split, block, order = _split(
+                g, total + here + first, left, stride, level, mild, CHUNK, KEYS, LIMIT
+            )
+            some = product((query * from_split).to(query.dtype), tl.trans((key * to_split).to(key.dtype)))
+            pairs = (block[:, None] == block[None, :]) & (order[:, None] > order[None, :])
             found += tl.where(pairs, some, 0.0)
     scores += ((b * heads + h) * count + n) * CHUNK * CHUNK
     store_tile(scores, found, CHUNK, CHUNK, CHUNK, CHUNK)
 
 
 @triton.jit(do_not_specialize=["time", "count", "heads"])
-def _output(q, v, total, scores, states, out, time, count, heads, KEY: tl.constexpr, VALUE: tl.constexpr,
+def _output(q_start, v, scores, states, out, time, count, heads, KEY: tl.constexpr, VALUE: tl.constexpr,
             CHUNK: tl.constexpr, VALUES: tl.constexpr):  # fmt: skip
     n = tl.program_id(0) // (VALUE // VALUES)
     first = tl.program_id(0) % (VALUE // VALUES) * VALUES
@@ -129,10 +145,9 @@ def _output(q, v, total, scores, states, out, time, count, heads, KEY: tl.conste
     b = tl.program_id(2).to(tl.int64)
     left = time - n * CHUNK
     here = (b * time + n * CHUNK) * heads + h
-    query = load_tile(q + here * KEY, left, heads * KEY, CHUNK, KEY)
-    g = load_tile(total + here * KEY, left, heads * KEY, CHUNK, KEY)
+    query = load_tile(q_start + here * KEY, left, heads * KEY, CHUNK, KEY)
     state = load_tile(states + ((b * count + n) * heads + h) * KEY * VALUE + first, KEY, VALUE, KEY, VALUES)
-    o = product((query * tl.exp(g)).to(query.dtype), state)
+    o = product(query, state)
     a = load_tile(scores + ((b * heads + h) * count + n) * CHUNK * CHUNK, CHUNK, CHUNK, CHUNK, CHUNK)
     value = load_tile(v + here * VALUE + first, left, heads * VALUE, CHUNK, VALUES)
     o = product(a, value, o)
@@ -140,7 +155,7 @@ def _output(q, v, total, scores, states, out, time, count, heads, KEY: tl.conste
 
 
 @triton.jit(do_not_specialize=["time", "count", "heads"])
-def _values(k, v, d_out, total, scores, d_states, dv, d_scores, time, count, heads, KEY: tl.constexpr,
+def _values(k_end, v, d_out, scores, d_states, dv, d_scores, time, count, heads, KEY: tl.constexpr,
             VALUE: tl.constexpr, CHUNK: tl.constexpr, VALUES: tl.constexpr):  # fmt: skip
     """dv_j = sum_i A_ij do_i + dS'^T (e^{G - g_j} k_j), and dA_ij = do_i . v_j (right on and below the diagonal)."""
     n = tl.program_id(0)
@@ -148,10 +163,7 @@ def _values(k, v, d_out, total, scores, d_states, dv, d_scores, time, count, hea
     b = tl.program_id(2).to(tl.int64)
     left = time - n * CHUNK
     here = (b * time + n * CHUNK) * heads + h
-    key = load_tile(k + here * KEY, left, heads * KEY, CHUNK, KEY)
-    g = load_tile(total + here * KEY, left, heads * KEY, CHUNK, KEY)
-    whole = _end(total + here * KEY, left, heads * KEY, CHUNK, KEY)
-    key = (key * tl.exp(tl.minimum(whole[None, :] - g, 0.0))).to(key.dtype)
+    key = load_tile(k_end + here * KEY, left, heads * KEY, CHUNK, KEY)
     pair = ((b * heads + h) * count + n) * CHUNK * CHUNK
     step = tl.arange(0, CHUNK)
     transposed = tl.load(scores + pair + step[None, :] * CHUNK + step[:, None])
@@ -169,8 +181,8 @@ def _values(k, v, d_out, total, scores, d_states, dv, d_scores, time, count, hea
 
 @triton.jit(do_not_specialize=["time", "count", "heads"])
 def _gradients(q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_decay, time, count, heads,
-               KEY: tl.constexpr, VALUE: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr, KEYS: tl.constexpr,
-               VALUES: tl.constexpr):  # fmt: skip
+               KEY: tl.constexpr, VALUE: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr, LIMIT: tl.constexpr,
+               KEYS: tl.constexpr, VALUES: tl.constexpr):  # fmt: skip
     """dq, dk and the gradient of the log decay, KEYS channels of them:
 
         dq_i = e^{g_i} S do_i       + sum_{j <= i} dA_ij k_j e^{g_i - g_j}
@@ -219,17 +231,18 @@ def _gradients(q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_deca
     same = tl.load(d_scores + step * (CHUNK + 1)).to(tl.float32)[:, None]
     d_query += same * key
     d_key += same * query
-    for level in range(LEVELS):
-        decay, pairs = _level(total + here, left, stride, level, CHUNK, KEYS)
-        faded_query = (query * decay).to(query.dtype)
-        faded_key = (key * decay).to(key.dtype)
-        block = step >> (level + 1)
-        later = (step >> level) & 1
-        swapped = (block[:, None] == block[None, :]) & (later[:, None] < later[None, :])
-        x = product(tl.where(pairs, a, 0.0).to(a.dtype), faded_key)
-        y = product(tl.where(swapped, transposed, 0.0).to(a.dtype), faded_query)
-        d_query += x * decay
-        d_key += y * decay
+    mild, first_level = _first_level(g, total + here, left, stride, LEVELS, CHUNK, KEYS, LIMIT)
+    for level in tl.range(first_level, LEVELS, num_stages=1):
+        from_split, to_split, block, order = _split(g, total + here, left, stride, level, mild, CHUNK, KEYS, LIMIT)
+        faded_query = (query * from_split).to(query.dtype)
+        faded_key = (key * to_split).to(key.dtype)
+        same_block = block[:, None] == block[None, :]
+        pairs = tl.where(same_block & (order[:, None] > order[None, :]), a, 0.0).to(a.dtype)
+        swapped = tl.where(same_block & (order[:, None] < order[None, :]), transposed, 0.0).to(a.dtype)
+        x = product(pairs, faded_key)
+        y = product(swapped, faded_query)
+        d_query += x * from_split
+        d_key += y * to_split
         gain += faded_query * x - faded_key * y
     store_tile(dq + here, d_query, left, stride, CHUNK, KEYS)
     store_tile(dk + here, d_key, left, stride, CHUNK, KEYS)
@@ -240,9 +253,10 @@ def refusal(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these key and value sizes in this dtype, or nothing."""
     if dtype not in CHUNK:
         return f"the kernels take bfloat16, float16 and float32, not {dtype}"
-    for name, size, largest in (("key", key, 256), ("value", value, 512)):
+    largest_key = 128 if dtype == torch.float32 else 256  # wider float32 tiles do not fit the registers
+    for name, size, largest in (("key", key, largest_key), ("value", value, 512)):
         if size not in (16, 32, 64, 128, 256, 512) or size > largest:
-            return f"the kernels take {name} sizes 16, 32, 64, ... {largest}, not {size}"
+            return f"in {dtype} the kernels take {name} sizes 16, 32, 64, ... {largest}, not {size}"
     return ""
 
 
@@ -255,22 +269,23 @@ class _GatedLinear(torch.autograd.Function):
         value, chunk = v.shape[3], CHUNK[v.dtype]
         count = triton.cdiv(time, chunk)
         sizes = (time, count, heads)
-        total = torch.empty_like(log_decay)
-        _totals[(count, heads * key // 16, batch)](
-            log_decay, total, time, heads * key, CHUNK=chunk, WIDTH=16, num_warps=4
+        total, q_start, k_end = (torch.empty_like(x) for x in (log_decay, q, k))
+        keys, values = min(key, 64), min(value, 64)
+        _accumulate[(count, heads * key // keys, batch)](
+            q, k, log_decay, total, q_start, k_end, time, heads * key, CHUNK=chunk, WIDTH=keys, num_warps=4
         )
-        states, last = _walk(k, v, total, initial, reverse=False)
+        states, last = _walk(k_end, v, total, initial, reverse=False)
+        warps = 4 if v.element_size() == 2 else 8
         scores = torch.empty(batch, heads, count, chunk, chunk, device=v.device, dtype=v.dtype)
         _scores[(count, heads, batch)](
-            q, k, total, scores, *sizes, KEY=key, CHUNK=chunk, LEVELS=chunk.bit_length() - 1, KEYS=min(key, 64),
-            num_warps=4, num_stages=1,
+            q, k, total, scores, *sizes, KEY=key, CHUNK=chunk, KEYS=keys, **_splits(v.dtype), num_warps=warps,
+            num_stages=1,
         )  # fmt: skip
         out = torch.empty_like(v)
-        values = min(value, 64)
         _output[(count * (value // values), heads, batch)](
-            q, v, total, scores, states, out, *sizes, KEY=key, VALUE=value, CHUNK=chunk, VALUES=values, num_warps=4,
+            q_start, v, scores, states, out, *sizes, KEY=key, VALUE=value, CHUNK=chunk, VALUES=values, num_warps=warps,
         )  # fmt: skip
-        ctx.save_for_backward(q, k, v, total, scores, states)
+        ctx.save_for_backward(q, k, v, total, q_start, k_end, scores, states)
         ctx.initial = initial is not None
         ctx.set_materialize_grads(False)
         return out, last
@@ -278,23 +293,32 @@ class _GatedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, total, scores, states = ctx.saved_tensors
+        q, k, v, total, q_start, k_end, scores, states = ctx.saved_tensors
         batch, time, heads, key = q.shape
         value, count, chunk = v.shape[3], scores.shape[2], scores.shape[3]
         d_out = torch.zeros_like(v) if d_out is None else d_out.contiguous()
-        d_states, d_initial = _walk(q, d_out, total, None if d_last is None else d_last.contiguous(), reverse=True)
+        d_states, d_initial = _walk(
+            q_start, d_out, total, None if d_last is None else d_last.contiguous(), reverse=True
+        )
         dq, dk, dv, d_decay, d_scores = (torch.empty_like(x) for x in (q, k, v, total, scores))
         sizes = (time, count, heads)
         shape = dict(KEY=key, VALUE=value, CHUNK=chunk, VALUES=min(value, 64))
+        half = v.element_size() == 2
         _values[(count, heads, batch)](
-            k, v, d_out, total, scores, d_states, dv, d_scores, *sizes, **shape, num_warps=4, num_stages=2
-        )
+            k_end, v, d_out, scores, d_states, dv, d_scores, *sizes, **shape, num_warps=4 if half else 8,
+            num_stages=2 if half else 1,
+        )  # fmt: skip
         keys = min(key, 64)
         _gradients[(count * (key // keys), heads, batch)](
-            q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_decay, *sizes, LEVELS=chunk.bit_length() - 1,
-            KEYS=keys, **shape, num_warps=8, num_stages=2,
+            q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_decay, *sizes, KEYS=keys, **shape,
+            **_splits(v.dtype), num_warps=8, num_stages=2 if half else 1,
         )  # fmt: skip
         return dq, dk, dv, d_decay, d_initial if ctx.initial else None
+
+
+def _splits(dtype: torch.dtype) -> dict[str, Any]:
+    """Levels of pairs, and the log decay that factors may reach and be a number, squared with room, of the dtype."""
+    return {"LEVELS": CHUNK[dtype].bit_length() - 1, "LIMIT": 5.0 if dtype == torch.float16 else 30.0}
 
 
 def _walk(x: Tensor, y: Tensor, total: Tensor, initial: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:

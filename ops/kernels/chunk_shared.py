@@ -70,12 +70,12 @@ def _states(x, y, total, initial, states, last, time, count, heads, KEY: tl.cons
     if INITIAL:
         s = tl.load(initial + head + inside)
     for step in range(count):
-        n = count - 1 - step if REVERSE else step
-        tl.store(states + n.to(tl.int64) * heads * KEY * VALUE + inside, s.to(states.dtype.element_ty))
+        n = tl.cast(count - 1 - step if REVERSE else step, tl.int64)
+        tl.store(states + n * heads * KEY * VALUE + inside, s.to(states.dtype.element_ty))
         g, whole = _decays(total + n * CHUNK, CHUNK)
         left = time - n * CHUNK
-        key = load_tile(x + n.to(tl.int64) * CHUNK * KEY, left, KEY, CHUNK, KEYS)
-        value = load_tile(y + n.to(tl.int64) * CHUNK * stride, left, stride, CHUNK, VALUES)
+        key = load_tile(x + n * CHUNK * KEY, left, KEY, CHUNK, KEYS)
+        value = load_tile(y + n * CHUNK * stride, left, stride, CHUNK, VALUES)
         weight = tl.exp(g) if REVERSE else tl.exp(whole - g)
         value = (value * weight[:, None]).to(key.dtype)
         s = product(tl.trans(key), value, s * tl.exp(whole))
@@ -243,15 +243,17 @@ def refusal(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these key and value sizes in this dtype, or nothing."""
     if dtype not in CHUNK:
         return f"the kernels take bfloat16, float16 and float32, not {dtype}"
-    for name, size, largest in (("key", key, 256), ("value", value, 128)):
+    limits = (128, 64) if dtype == torch.float32 else (256, 128)  # wider float32 tiles do not fit the registers
+    for name, size, largest in zip(("key", "value"), (key, value), limits, strict=True):
         if size not in (16, 32, 64, 128, 256) or size > largest:
-            return f"the kernels take {name} sizes 16, 32, 64, ... {largest}, not {size}"
+            return f"in {dtype} the kernels take {name} sizes 16, 32, 64, ... {largest}, not {size}"
     return ""
 
 
-def _groups(programs: int, heads: int) -> tuple[int, int]:
-    """Into how many groups the heads fall, and how many are in one: enough programs for every multiprocessor."""
-    groups = max(1, min(heads, 512 // programs))
+def _groups(programs: int, heads: int, wanted: int) -> tuple[int, int]:
+    """Into how many groups the heads fall, so that a launch has about as many programs as wanted, and how many heads
+    are in one."""
+    groups = max(1, min(heads, wanted // programs))
     group = triton.cdiv(heads, groups)
     return triton.cdiv(heads, group), group
 
@@ -261,7 +263,7 @@ class _SharedLinear(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, initial: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        batch, time, heads, value = v.shape
+        (batch, time, heads, value), key = v.shape, q.shape[2]
         chunk = CHUNK[v.dtype]
         count = triton.cdiv(time, chunk)
         total = torch.empty(batch, heads, count * chunk, device=v.device, dtype=torch.float32)
@@ -270,10 +272,11 @@ class _SharedLinear(torch.autograd.Function):
         )
         states, last = _walk(k, v, total, initial, reverse=False)
         out = torch.empty_like(v)
-        groups, group = _groups(batch * count, heads)
+        groups, group = _groups(batch * count, heads, 512)
+        half = v.element_size() == 2
         _output[(groups, count, batch)](
-            q, k, v, total, states, out, time, count, heads, group, KEY=q.shape[2], VALUE=value, CHUNK=chunk,
-            num_warps=4, num_stages=3,
+            q, k, v, total, states, out, time, count, heads, group, KEY=key, VALUE=value, CHUNK=chunk,
+            num_warps=4 if half else 8, num_stages=1 if not half else 3 if key * value <= 128 * 128 else 2,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, total, states)
         ctx.initial = initial is not None
@@ -291,26 +294,27 @@ class _SharedLinear(torch.autograd.Function):
         d_out = torch.zeros_like(v) if d_out is None else d_out.contiguous()
         d_last = None if d_last is None else d_last.contiguous()
         d_states, d_initial = _walk(q, d_out, total, d_last, reverse=True)
-        groups, group = _groups(batch * count, heads)
-        keys = min(key, 64)
+        half = v.element_size() == 2
+        keys = min(key, 128 if half else 64)
         blocks = key // keys
+        groups, group = _groups(batch * count * blocks * 2, heads, 256)
         rows = torch.empty(blocks, batch, heads, count * chunk, device=v.device, dtype=torch.float32)
         kept = torch.empty(blocks, batch, heads, count, device=v.device, dtype=torch.float32)
         kind = q.dtype if groups == 1 else torch.float32
         dq, dk = (torch.empty(groups, batch, time, key, device=v.device, dtype=kind) for _ in range(2))
-        sizes = (time, count, heads, group)
         shape = dict(KEY=key, VALUE=value, CHUNK=chunk)
         _gradients[(groups * blocks * 2, count, batch)](
-            q, k, v, d_out, total, states, d_states, dq, dk, rows, kept, *sizes, KEYS=keys, **shape, num_warps=8,
-            num_stages=2, maxnreg=128 if value <= 64 else None,
+            q, k, v, d_out, total, states, d_states, dq, dk, rows, kept, time, count, heads, group, KEYS=keys, **shape,
+            num_warps=16 if keys == 128 else 8, num_stages=3 if half else 1,
         )  # fmt: skip
         dv = torch.empty_like(v)
         d_decay = torch.empty(batch, time, heads, device=v.device, dtype=torch.float32)
+        groups, group = _groups(batch * count, heads, 512)
         _values[(groups, count, batch)](
-            q, k, v, d_out, total, d_states, rows, kept, dv, d_decay, *sizes, BLOCKS=blocks, **shape, num_warps=4,
-            num_stages=3 if value <= 64 else 1,
+            q, k, v, d_out, total, d_states, rows, kept, dv, d_decay, time, count, heads, group, BLOCKS=blocks, **shape,
+            num_warps=4 if half else 8, num_stages=3 if half and value <= 64 else 1,
         )  # fmt: skip
-        dq, dk = (x[0] if groups == 1 else x.sum(0).to(q.dtype) for x in (dq, dk))
+        dq, dk = (x[0] if len(x) == 1 else x.sum(0).to(q.dtype) for x in (dq, dk))
         return dq, dk, dv, d_decay, d_initial if ctx.initial else None
 
 

@@ -21,7 +21,7 @@ from .cross_compile import launches
 
 MODULES = {
     chunk_shared: ("_totals", "_states", "_output", "_gradients", "_values"),
-    chunk_gated: ("_totals", "_states", "_scores", "_output", "_values", "_gradients"),
+    chunk_gated: ("_accumulate", "_states", "_scores", "_output", "_values", "_gradients"),
 }
 
 
