@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nfsearch.ops.kernels.chunk_delta_backward import backward
-from nfsearch.ops.kernels.chunk_delta_forward import Kept, forward
+from nfsearch.ops.kernels import chunk_delta_backward, chunk_delta_forward
+from nfsearch.ops.kernels.chunk_delta_forward import Kept
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -31,20 +31,21 @@ class _DeltaRule(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
                 state: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
-        inputs = [None if x is None else x.contiguous() for x in (q, k, v, beta, log_decay, state)]
+        q, k, v, beta = (x.contiguous() for x in (q, k, v, beta))
+        log_decay, state = (None if x is None else x.contiguous() for x in (log_decay, state))
         keep = any(ctx.needs_input_grad)
-        out, last, kept = forward(*inputs, keep=keep)  # type: ignore[arg-type]
+        out, last, kept = chunk_delta_forward.forward(q, k, v, beta, log_decay, state, keep)
         if keep:
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*inputs, *kept)
+            ctx.save_for_backward(q, k, v, beta, log_decay, state, *kept)
         return out, last
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor | None, d_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, total, inverse, updates, starts = ctx.saved_tensors
-        d_out = torch.zeros_like(inputs[2]) if d_out is None else d_out.contiguous()
+        q, k, v, beta, log_decay, state, *kept = ctx.saved_tensors
+        d_out = torch.zeros_like(v) if d_out is None else d_out.contiguous()
         d_last = None if d_last is None else d_last.contiguous()
-        return backward(*inputs, Kept(total, inverse, updates, starts), d_out, d_last)
+        return chunk_delta_backward.backward(q, k, v, beta, log_decay, state, Kept(*kept), d_out, d_last)
 
 
 def delta_rule(
@@ -54,11 +55,12 @@ def delta_rule(
     float32.
 
     q (scaled), k (both of length one) [batch, time, heads, key] and v [batch, time, heads, value] of one dtype; beta,
-    log_decay [batch, time, heads] of any; state [batch, heads, key, value] in float32. Raises ValueError where
-    `refusal` gives a reason.
+    log_decay [batch, time, heads] of any; state [batch, heads, key, value] in float32. The gradient of a beta of
+    exactly 0, which is otherwise derived from beta's own update, is given as 0. Raises ValueError where `refusal` gives
+    a reason.
     """
     if reason := refusal(q.shape[-1], v.shape[-1], q.dtype):
         raise ValueError(reason)
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k and v must be of one dtype, not {q.dtype}, {k.dtype}, {v.dtype}")
-    return _DeltaRule.apply(q, k, v, beta, log_decay, state)  # type: ignore[no-any-return]
+    return _DeltaRule.apply(q, k, v, beta, log_decay, state)

@@ -4,9 +4,10 @@ With dO given, dS the gradient of the state after the chunk, and R = beta v - be
 
     dU = P^T dO + (e^(g_end - g) k) dS;    dR = T^T dU;    dA = -dR U^T, strictly lower
     dS before the chunk = e^(g_end) dS + (e^g q)^T dO - (beta e^g k)^T dR
+    dv_i = beta_i dR_i;    dbeta_i = dR_i . U_i / beta_i
 
-`_pull` computes T^T P^T dO and Y = T^T (e^(g_end - g) k) of all chunks at once, `_scan_back` walks from the last chunk
-to the first, where dR = T^T P^T dO + Y dS, and `_gradients` turns dO, dR, U, S and dS into the gradients of the inputs,
+`_pull` computes dq, T^T P^T dO and Y = T^T (e^(g_end - g) k) of all chunks at once, `_scan_back` walks from the last
+chunk to the first, where dR = T^T P^T dO + Y dS, and `_gradients` turns dO, dR, U, S and dS into the other gradients,
 all chunks at once. The gradient of a product with its operand on the other side is computed as a product of its own
 where the first is at hand only as a result: a transposed result of a product is miscompiled by some versions of Triton.
 """
@@ -144,6 +145,7 @@ def _scan_back(q, k, beta, d_out, total, reach, d_residuals, d_ends, d_last, d_s
 def _gradients(q, k, beta, d_out, total, updates, d_residuals, starts, d_ends, d_total, d_k, d_v, d_beta, d_log_decay,
                heads, time, KEY: tl.constexpr, VALUE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
                DECAY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """d_total, of `_pull`, is the part of the gradient of g that comes through e^g q."""
     chunk = tl.program_id(0)
     first, live = locate(chunk, heads, time)
     at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + chunk
