@@ -226,8 +226,6 @@ def _gradients(q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_deca
 
     step = tl.arange(0, CHUNK)
     d_scores += ((b * heads + h) * count + n) * CHUNK * CHUNK
-    a = tl.load(d_scores + step[:, None] * CHUNK + step[None, :])
-    transposed = tl.load(d_scores + step[None, :] * CHUNK + step[:, None])
     same = tl.load(d_scores + step * (CHUNK + 1)).to(tl.float32)[:, None]
     d_query += same * key
     d_key += same * query
@@ -237,10 +235,10 @@ def _gradients(q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_deca
         faded_query = (query * from_split).to(query.dtype)
         faded_key = (key * to_split).to(key.dtype)
         same_block = block[:, None] == block[None, :]
-        pairs = tl.where(same_block & (order[:, None] > order[None, :]), a, 0.0).to(a.dtype)
-        swapped = tl.where(same_block & (order[:, None] < order[None, :]), transposed, 0.0).to(a.dtype)
-        x = product(pairs, faded_key)
-        y = product(swapped, faded_query)
+        pairs = same_block & (order[:, None] > order[None, :])
+        swapped = same_block & (order[:, None] < order[None, :])
+        x = product(tl.load(d_scores + step[:, None] * CHUNK + step[None, :], mask=pairs, other=0.0), faded_key)
+        y = product(tl.load(d_scores + step[None, :] * CHUNK + step[:, None], mask=swapped, other=0.0), faded_query)
         d_query += x * from_split
         d_key += y * to_split
         gain += faded_query * x - faded_key * y

@@ -30,7 +30,7 @@ class Case:
 
     time: int
     batch: int = 1
-    heads: int = 2
+    heads: int = 1
     key: int = 16
     value: int = 32
     decay: float = 0.3
@@ -81,9 +81,9 @@ CASES = {
     "one step": Case(1, state=True),
     "one chunk and a rest": Case(17, batch=2, heads=3),
     "whole chunks, with a state": Case(64, key=32, value=16, state=True),
-    "long": Case(130, heads=1, state=True),
-    "strong decays": Case(70, decay=100.0, state=True),
-    "wide keys": Case(40, key=128, value=16, heads=1, state=True),
+    "long": Case(130, state=True),
+    "strong decays": Case(70, heads=2, decay=100.0, state=True),
+    "wide keys": Case(40, key=128, value=16, state=True),
     "gradient at the output only": Case(33, through=("out",)),
     "gradient at the last state only": Case(33, through=("last",), state=True),
     "half precision": Case(70, dtype=torch.float16, state=True),
