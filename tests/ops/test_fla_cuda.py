@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nfsearch.latency_lut.keys import Key
-from nfsearch.latency_lut.profiler import measure
+from nfsearch.latency_lut.profiler import Profiler
 from nfsearch.ops.decoder import Decoder
 from nfsearch.ops.model import HybridLM
 from nfsearch.ops.paths import check
@@ -100,7 +100,7 @@ def test_the_search_trains_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
 def test_the_latency_table_measures_it(phase: str) -> None:
-    row = measure(Key(phase, "bfloat16", 1, 64, str(KDA), 128 if phase == "prefill" else 0), "cuda")
+    row = Profiler("cuda").measure(Key(phase, "bfloat16", 1, 64, str(KDA), 128 if phase == "prefill" else 0))
     assert row.latency_ms is not None
     assert 0 < row.latency_ms < 10
 
