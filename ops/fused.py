@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nfsearch.ops.model import Block, HybridLM
     from nfsearch.ops.operator import State
 
+_MANY = 64  # sequences: more run the same kernels, so that a check of so many serves for all (and fits into memory)
 _SLOTS = 200  # tokens that the states of a check have room for
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative, of outputs and states
 
@@ -35,7 +36,7 @@ def block_refusal(block: Block, x: Tensor) -> str:
     sizes = tuple(tuple(parameter.shape) for parameter in operator.parameters())
     name = type(operator).__name__
     return verdict(
-        (name, sizes, x.dtype, len(x)),
+        (name, sizes, x.dtype, min(len(x), _MANY)),
         f"{name}'s step ({x.dtype})",
         lambda: _block_error(block, x),
         _TOLERANCE[x.dtype],
@@ -56,7 +57,7 @@ def head_refusal(model: HybridLM, x: Tensor) -> str:
         return reason
     if x.shape[1] % 8:
         return f"{x.shape[1]} values are not a multiple of 8"
-    key = ("head", tuple(model.embedding.weight.shape), model.architecture.head_norm, x.dtype, len(x))
+    key = ("head", tuple(model.embedding.weight.shape), model.architecture.head_norm, x.dtype, min(len(x), _MANY))
     return verdict(key, f"the head ({x.dtype})", lambda: _head_error(model, x), _TOLERANCE[x.dtype])
 
 
@@ -82,6 +83,7 @@ def _unsuitable(x: Tensor) -> str:
 @torch.no_grad()
 def _block_error(block: Block, x: Tensor) -> float:
     random = torch.Generator(x.device).manual_seed(0)
+    x = x[:_MANY]
     state = block.operator.init_state(len(x), _SLOTS, device=x.device, dtype=x.dtype)
     for tensor in state.values():
         tensor.normal_(generator=random)
@@ -95,5 +97,5 @@ def _block_error(block: Block, x: Tensor) -> float:
 
 @torch.no_grad()
 def _head_error(model: HybridLM, x: Tensor) -> float:
-    probe = torch.empty_like(x).normal_(generator=torch.Generator(x.device).manual_seed(0))
+    probe = torch.empty_like(x[:_MANY]).normal_(generator=torch.Generator(x.device).manual_seed(0))
     return relative(head(model, probe), model.head(model.norm(probe)))

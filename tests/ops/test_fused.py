@@ -89,3 +89,18 @@ def test_the_head_is_checked_too(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
         selfcheck._verdicts.clear()
         monkeypatch.setattr(decode, "head", lambda x, norm, eps, w, unit: model.head(model.norm(x)) * (1 + 1e-6))
         assert not torch.equal(model.next_logits(X), plain)
+
+
+def test_a_check_is_of_few_sequences(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+
+    def kernel(x, norm, eps, op, state, position):  # type: ignore[no-untyped-def]
+        batches.append(len(x))
+        return x + op.step(torch.nn.functional.rms_norm(x, (WIDTH,), norm, eps), state, position)
+
+    monkeypatch.setitem(decode.BLOCKS, "DeltaNet", kernel)
+    made = block()
+    with torch.no_grad():
+        for batch in (100, 200):
+            assert fused.block_refusal(made, torch.randn(batch, WIDTH)) == ""
+    assert batches == [64]
