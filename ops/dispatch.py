@@ -131,7 +131,11 @@ def _example(kind: Kind, key: int, value: int, dtype: torch.dtype) -> Inputs:
     heads = () if kind == "shared_linear" else (_HEADS,)
     q, k, v = unit(_TIME, *heads, key), unit(_TIME, *heads, key), draw(_TIME, _HEADS, value).to(dtype)
     state = draw(_HEADS, key, value)
-    decay = -draw(_TIME, _HEADS, *((key,) if kind == "gated_linear" else ())).square() / 4
+    # Weak and strong decays, which kernels may treat differently; the first chunk has weak ones only.
+    strength = torch.where(torch.arange(_TIME) < _TIME // 2, 0.1, 10.0).view(
+        1, _TIME, *[1] * (1 + (kind == "gated_linear"))
+    )
+    decay = -draw(_TIME, _HEADS, *((key,) if kind == "gated_linear" else ())).square() * strength
     if kind in ("shared_linear", "gated_linear"):
         return [q, k, v, decay, state]
     return [q, k, v, draw(_TIME, _HEADS).sigmoid(), None if kind == "delta_rule" else decay, state]
