@@ -8,8 +8,9 @@ FOLDERS := space ops latency_lut proxies search
 run: setup
 	@$(BIN)/nfsearch run experiments/quickstart/config.yaml
 
+# A process on every core, each with one thread; the tests of a file stay together, because they share what is slow to make.
 test: setup
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: setup types
 	@$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ from nfsearch.search.study import Store
 from nfsearch.search.worker import EvaluatorFactory, Outcome, Worker
 
 TICK = 0.5  # seconds between two looks at the running candidates
+START = 120  # seconds that a worker may take to start
 STARTS = 3  # deaths of starting workers, in a row, that end the search
 
 logger = logging.getLogger(__name__)
@@ -124,10 +125,14 @@ class Engine:
             for slot in busy:
                 if slot.pending in ready:
                     self._collect(slot)
-                elif time.monotonic() - slot.began > self.workers.timeout_s:
-                    self._lost(slot, f"no {'result' if slot.task else 'start'} within {self.workers.timeout_s:g} s")
+                elif time.monotonic() - slot.began > (limit := self._limit(slot)):
+                    self._lost(slot, f"no {'result' if slot.task else 'start'} within {limit:g} s")
                 else:
                     self._listen(slot)
+
+    def _limit(self, slot: Slot) -> float:
+        """Seconds that it may be busy. A start has its own: importing and reaching the device takes what it takes."""
+        return self.workers.timeout_s if slot.task else max(self.workers.timeout_s, START)
 
     # --- handing out -----------------------------------------------------------------------------------------------
 
