@@ -98,3 +98,20 @@ def check(usage: Usage) -> None:
     assert ("ld.global" in before) == (usage.kernel not in ("_combine", "_prologue"))
     assert "st.global" not in before
     assert "ld.global" in after
+
+
+@pytest.mark.parametrize(
+    ("slots", "kv_heads", "batch", "splits"), [(8193, 4, 1, 64), (32769, 4, 1, 64), (8193, 4, 32, 2), (32769, 4, 32, 2)]
+)
+def test_attention_is_split_as_was_fastest(slots: int, kv_heads: int, batch: int, splits: int) -> None:
+    assert attention.tiling(slots, kv_heads, batch) == (64, splits, 4)
+
+
+def test_attention_leaves_no_wave_of_programs_half_empty() -> None:
+    for batch in range(1, 257):
+        for kv_heads in (1, 4, 8):
+            _, splits, _ = attention.tiling(32769, kv_heads, batch)
+            programs = kv_heads * batch * splits
+            if programs > 2 * 132:
+                assert programs / (-(-programs // 264) * 264) > 0.75
+    assert attention.tiling(10, 4, 1)[1] == 1  # no more splits than tiles
