@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FOLDERS = ("nfsearch", "space", "ops", "latency_lut", "proxies", "search")
 TINY = [
     "latency.verify=2",
