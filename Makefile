@@ -8,9 +8,10 @@ FOLDERS := space ops latency_lut proxies search
 run: setup
 	@$(BIN)/nfsearch run experiments/quickstart/config.yaml
 
-# A process on every core, each with one thread; the tests of a file stay together, because they share what is slow to make.
+# One process more than there are cores, as tests of whole runs wait a lot; the tests of a file stay together, because they
+# share what is slow to make.
 test: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
 
 check: setup types
 	@$(BIN)/ruff format --check .
