@@ -25,8 +25,9 @@ def bundled_table(device: str) -> Path:
     """The file of a device's table. Raises TableError, naming the devices that there are tables of, if it has none."""
     there = {path.stem: path for path in sorted(folder().glob(f"*{SUFFIX}"))}
     if device not in there:
+        others = f" (only of {', '.join(there)})" if there else ""
         raise TableError(
-            f"device {device!r} is not here, and nfsearch has no table of it (only of {', '.join(there) or 'none'}): "
+            f"device {device!r} is not here, and nfsearch has no table of it{others}: "
             f"`nfsearch lut build CONFIG -o {device}{SUFFIX}` on the device makes one for latency.table"
         )
     return there[device]
