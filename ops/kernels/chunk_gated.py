@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nfsearch.ops.kernels import tiles
 from nfsearch.ops.kernels.tiles import CHUNK, load_tile, product, store_tile
 
 
@@ -247,15 +248,13 @@ def _gradients(q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_deca
     store_tile(d_decay + here, tl.cumsum(gain, 0, reverse=True) + of_whole[None, :], left, stride, CHUNK, KEYS)
 
 
+# Of a head's keys and values; wider float32 tiles do not fit the registers.
+_LARGEST = {torch.bfloat16: (256, 512), torch.float16: (256, 512), torch.float32: (128, 512)}
+
+
 def refusal(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these key and value sizes in this dtype, or nothing."""
-    if dtype not in CHUNK:
-        return f"the kernels take bfloat16, float16 and float32, not {dtype}"
-    largest_key = 128 if dtype == torch.float32 else 256  # wider float32 tiles do not fit the registers
-    for name, size, largest in (("key", key, largest_key), ("value", value, 512)):
-        if size not in (16, 32, 64, 128, 256, 512) or size > largest:
-            return f"in {dtype} the kernels take {name} sizes 16, 32, 64, ... {largest}, not {size}"
-    return ""
+    return tiles.refusal(key, value, dtype, _LARGEST)
 
 
 class _GatedLinear(torch.autograd.Function):
@@ -272,7 +271,7 @@ class _GatedLinear(torch.autograd.Function):
         _accumulate[(count, heads * key // keys, batch)](
             q, k, log_decay, total, q_start, k_end, time, heads * key, CHUNK=chunk, WIDTH=keys, num_warps=4
         )
-        states, last = _walk(k_end, v, total, initial, reverse=False)
+        states, last = tiles.walk(_states, k_end, v, total, initial, reverse=False, stages=2)
         warps = 4 if v.element_size() == 2 else 8
         scores = torch.empty(batch, heads, count, chunk, chunk, device=v.device, dtype=v.dtype)
         _scores[(count, heads, batch)](
@@ -295,8 +294,8 @@ class _GatedLinear(torch.autograd.Function):
         batch, time, heads, key = q.shape
         value, count, chunk = v.shape[3], scores.shape[2], scores.shape[3]
         d_out = torch.zeros_like(v) if d_out is None else d_out.contiguous()
-        d_states, d_initial = _walk(
-            q_start, d_out, total, None if d_last is None else d_last.contiguous(), reverse=True
+        d_states, d_initial = tiles.walk(
+            _states, q_start, d_out, total, None if d_last is None else d_last.contiguous(), reverse=True, stages=2
         )
         dq, dk, dv, d_decay, d_scores = (torch.empty_like(x) for x in (q, k, v, total, scores))
         sizes = (time, count, heads)
@@ -317,21 +316,6 @@ class _GatedLinear(torch.autograd.Function):
 def _splits(dtype: torch.dtype) -> dict[str, Any]:
     """Levels of pairs, and the log decay that factors may reach and be a number, squared with room, of the dtype."""
     return {"LEVELS": CHUNK[dtype].bit_length() - 1, "LIMIT": 5.0 if dtype == torch.float16 else 30.0}
-
-
-def _walk(x: Tensor, y: Tensor, total: Tensor, initial: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
-    """See `_states`: the states [batch, chunks, heads, key, value] in the dtype of y, and the last in float32."""
-    batch, time, heads, key = x.shape
-    value, chunk = y.shape[3], CHUNK[y.dtype]
-    count = triton.cdiv(time, chunk)
-    states = torch.empty(batch, count, heads, key, value, device=y.device, dtype=y.dtype)
-    last = torch.empty(batch, heads, key, value, device=y.device, dtype=torch.float32)
-    keys, values = min(key, 64), min(value, 64)
-    _states[(batch * heads, key // keys, value // values)](
-        x, y, total, last if initial is None else initial, states, last, time, count, heads, KEY=key, VALUE=value,
-        CHUNK=chunk, KEYS=keys, VALUES=values, INITIAL=initial is not None, REVERSE=reverse, num_warps=4, num_stages=2,
-    )  # fmt: skip
-    return states, last
 
 
 def gated_linear(

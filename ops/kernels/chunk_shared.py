@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nfsearch.ops.kernels import tiles
 from nfsearch.ops.kernels.tiles import CHUNK, load_tile, product, store_tile
 
 
@@ -239,15 +240,13 @@ def _values(q, k, v, d_out, total, d_states, rows, kept, dv, d_decay, time, coun
         store_tile(dv + h * VALUE, written, left, stride, CHUNK, VALUE)
 
 
+# Of a head's keys and values; wider float32 tiles do not fit the registers.
+_LARGEST = {torch.bfloat16: (256, 128), torch.float16: (256, 128), torch.float32: (128, 64)}
+
+
 def refusal(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these key and value sizes in this dtype, or nothing."""
-    if dtype not in CHUNK:
-        return f"the kernels take bfloat16, float16 and float32, not {dtype}"
-    limits = (128, 64) if dtype == torch.float32 else (256, 128)  # wider float32 tiles do not fit the registers
-    for name, size, largest in zip(("key", "value"), (key, value), limits, strict=True):
-        if size not in (16, 32, 64, 128, 256) or size > largest:
-            return f"in {dtype} the kernels take {name} sizes 16, 32, 64, ... {largest}, not {size}"
-    return ""
+    return tiles.refusal(key, value, dtype, _LARGEST)
 
 
 def _groups(programs: int, heads: int, wanted: int) -> tuple[int, int]:
@@ -270,7 +269,7 @@ class _SharedLinear(torch.autograd.Function):
         _totals[(count, triton.cdiv(heads, 16), batch)](
             log_decay, total, time, count, heads, CHUNK=chunk, HEADS=16, num_warps=4
         )
-        states, last = _walk(k, v, total, initial, reverse=False)
+        states, last = tiles.walk(_states, k, v, total, initial, reverse=False, stages=3)
         out = torch.empty_like(v)
         groups, group = _groups(batch * count, heads, 512)
         half = v.element_size() == 2
@@ -293,7 +292,7 @@ class _SharedLinear(torch.autograd.Function):
         chunk = total.shape[2] // count
         d_out = torch.zeros_like(v) if d_out is None else d_out.contiguous()
         d_last = None if d_last is None else d_last.contiguous()
-        d_states, d_initial = _walk(q, d_out, total, d_last, reverse=True)
+        d_states, d_initial = tiles.walk(_states, q, d_out, total, d_last, reverse=True, stages=3)
         half = v.element_size() == 2
         keys = min(key, 128 if half else 64)
         blocks = key // keys
@@ -316,21 +315,6 @@ class _SharedLinear(torch.autograd.Function):
         )  # fmt: skip
         dq, dk = (x[0] if len(x) == 1 else x.sum(0).to(q.dtype) for x in (dq, dk))
         return dq, dk, dv, d_decay, d_initial if ctx.initial else None
-
-
-def _walk(x: Tensor, y: Tensor, total: Tensor, initial: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
-    """See `_states`: the states [batch, chunks, heads, key, value] in the dtype of y, and the last in float32."""
-    batch, time, heads, value = y.shape
-    key, chunk = x.shape[2], CHUNK[y.dtype]
-    count = total.shape[2] // chunk
-    states = torch.empty(batch, count, heads, key, value, device=y.device, dtype=y.dtype)
-    last = torch.empty(batch, heads, key, value, device=y.device, dtype=torch.float32)
-    keys, values = min(key, 64), min(value, 64)
-    _states[(batch * heads, key // keys, value // values)](
-        x, y, total, last if initial is None else initial, states, last, time, count, heads, KEY=key, VALUE=value,
-        CHUNK=chunk, KEYS=keys, VALUES=values, INITIAL=initial is not None, REVERSE=reverse, num_warps=4, num_stages=3,
-    )  # fmt: skip
-    return states, last
 
 
 def shared_linear(
