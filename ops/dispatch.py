@@ -39,7 +39,8 @@ class Path(NamedTuple):
 def training_path(kind: Kind, key: int, value: int, like: Tensor) -> Path:
     """The implementation that `kind` takes with heads of these key and value sizes, for an operator's input `like`.
 
-    On CUDA, asking compiles and checks the kernels, once a process.
+    On CUDA, asking compiles and checks the kernels, once a process: with gradients enabled what training uses, from no
+    state on, otherwise what prefill uses, which goes on from a state.
     """
     dtype = product_dtype(like)
     if not like.is_cuda:
@@ -114,8 +115,16 @@ _TIME, _HEADS = 150, 2  # more than two chunks, the last one short
 
 def _kernel_error(kind: Kind, key: int, value: int, dtype: torch.dtype, device: torch.device) -> float:
     name = "delta_rule" if kind == "gated_delta_rule" else kind
-    kernel = getattr(importlib.import_module(_KERNELS[kind]), name)
-    return disagreement(kernel, getattr(recurrence, name), _example(kind, key, value, dtype), device)
+    kernel, reference = getattr(importlib.import_module(_KERNELS[kind]), name), getattr(recurrence, name)
+    inputs = _example(kind, key, value, dtype)
+    if torch.is_grad_enabled():  # as in training: from no state, and the last one does not matter
+        inputs[-1] = None
+        kernel, reference = partial(_output, kernel), partial(_output, reference)
+    return disagreement(kernel, reference, inputs, device)
+
+
+def _output(form: Callable[..., tuple[Tensor, Tensor]], *inputs: Tensor | None) -> Tensor:
+    return form(*inputs)[0]
 
 
 def _example(kind: Kind, key: int, value: int, dtype: torch.dtype) -> Inputs:

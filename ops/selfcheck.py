@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +58,32 @@ def disagreement(kernel: Form, plain: Form, inputs: Inputs, device: torch.device
     # What the check saves for its gradients is its own, also where a checkpoint would keep nothing.
     with torch.autocast(device.type, enabled=False), saved_tensors_hooks(lambda z: z, lambda z: z):
         exact = _results(plain, [z if z is None else z.double() for z in inputs])
-        return max(map(relative, _results(kernel, [z if z is None else z.to(device) for z in inputs]), exact))
+        there = [z if z is None else z.to(device) for z in inputs]
+        compile_together(lambda: _results(kernel, there), device)
+        return max(map(relative, _results(kernel, there), exact))
+
+
+def compile_together(run: Callable[[], object], device: torch.device) -> None:
+    """Compiles side by side the kernels that `run` would have Triton compile one after the other, and launches none of
+    these; what `run` computes is rubbish. A kernel that does not compile says so when it is used."""
+    if device.type != "cuda":
+        return
+    from triton import knobs
+
+    wanted: list[tuple[Any, str]] = []
+
+    def note(*, fn: Any, compile: dict[str, Any], **_: object) -> bool:
+        wanted.append((fn.jit_function, compile["specialization_data"]))
+        return True  # neither compiled nor launched
+
+    before, knobs.runtime.jit_cache_hook = knobs.runtime.jit_cache_hook, note
+    try:
+        run()
+    finally:
+        knobs.runtime.jit_cache_hook = before
+    with ThreadPoolExecutor() as threads:
+        for kernel, how in wanted:
+            threads.submit(kernel.preload, how)
 
 
 def _results(form: Form, inputs: Inputs) -> list[Tensor]:

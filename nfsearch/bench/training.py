@@ -1,6 +1,7 @@
 """`nfsearch bench training`: forward and backward of each mixer, as training runs them (bf16 autocast on CUDA).
 
-Nothing is captured in a graph here: what launching costs is part of the time, as it is in a training step.
+On CUDA each is timed twice: captured in a graph, as the search trains its candidates, and launched by the host kernel
+by kernel, where a short sequence is over before the host has launched it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from nfsearch.bench.baselines import FLA_MODULES, need
 from nfsearch.bench.ops import randomise
 from nfsearch.bench.race import TOLERANCE, Contender, Group, Role, Setup, race_as_they_are, relative
 from nfsearch.bench.schema import Bandwidth, Comparison
-from nfsearch.latency_lut.timing import Run
+from nfsearch.latency_lut.timing import Run, prepared
 from nfsearch.ops import Operator, build_operator, recurrence
 from nfsearch.ops.dispatch import plain
 from nfsearch.space import Layer
@@ -51,7 +52,11 @@ def bench_training(
     for layer in layers:
         for sequence in sequences:
             case = _Case(layer, width, batch, sequence, setup)
-            yield from race_as_they_are([case.group()], setup, bandwidth)
+            yield from race_as_they_are([case.group("host")], setup, bandwidth)
+            if setup.kind == "cuda":
+                yield from race_as_they_are(
+                    [case.group("graph")], setup, bandwidth, lambda run: prepared(run, setup.kind)
+                )
 
 
 @dataclass
@@ -61,7 +66,7 @@ class _Way:
     name: str
     role: Role
     context: Callable[[], AbstractContextManager[Any]]
-    path: str
+    path: Callable[[], str]  # asked after the first call: asking makes and checks the kernels, which is part of it
     first_call: float | None = None
 
 
@@ -77,37 +82,46 @@ class _Case:
         self.x = torch.randn(batch, sequence, width, device=setup.kind, requires_grad=True)
         self.gradient = torch.randn(batch, sequence, width, device=setup.kind)
         self.expected: list[Tensor] = []
+        self.ways = self._ways()
 
-    def group(self) -> Group:
+    def group(self, launched: Literal["host", "graph"]) -> Group:
         batch, sequence, width = self.x.shape
-        case = {"layer": str(self.layer), "width": width, "sequence": sequence, "batch": batch}
-        title = f"{self.layer}  width {width}  sequence {sequence}  batch {batch}"
-        contenders = [self._contender(way) for way in self._ways()]
+        case = {"layer": str(self.layer), "width": width, "sequence": sequence, "batch": batch, "launched": launched}
+        title = f"{self.layer}  width {width}  sequence {sequence}  batch {batch}  launched by {launched}"
+        contenders = [self._contender(way) for way in self.ways]
         tolerance = 2 * TOLERANCE[self.setup.dtype]  # products of the backward pass add their own rounding
         return Group(title, case | {"dtype": self.setup.dtype_name}, contenders, tolerance)
 
     def _ways(self) -> list[_Way]:
-        with self._autocast():
-            path = self.operator.training_path(self.x)
-        ours = _Way("nfsearch", "ours", nullcontext, f"{path.name}: {path.reason}")
+        ours = _Way("nfsearch", "ours", nullcontext, self._path)
         if self.layer.op == "A":
             backends = {
-                "SDPA, cuDNN": SDPBackend.CUDNN_ATTENTION,
-                "SDPA, FA2": SDPBackend.FLASH_ATTENTION,
-                "SDPA, math": SDPBackend.MATH,
+                "cuDNN": SDPBackend.CUDNN_ATTENTION,
+                "FA2": SDPBackend.FLASH_ATTENTION,
+                "math": SDPBackend.MATH,
             }
-            return [ours, *(_Way(name, "baseline", partial(sdpa_kernel, b), b.name) for name, b in backends.items())]
+            return [
+                ours,
+                *(_Way(f"SDPA, {name}", "baseline", partial(sdpa_kernel, b), str) for name, b in backends.items()),
+            ]
         chunked = partial(_calling, self.operator, _PLAIN)
         fla = partial(_calling, self.operator, _FLA, self.setup.kind)
         ways = [
             ours,
-            _Way("chunked PyTorch", "baseline", chunked, "nfsearch.ops.recurrence"),
-            _Way("fla-core", "baseline", fla, "fla-core's chunk kernels, tuned on their first call"),
+            _Way("chunked PyTorch", "baseline", chunked, lambda: "nfsearch.ops.recurrence"),
+            _Way("fla-core", "baseline", fla, lambda: "fla-core's chunk kernels, tuned on their first call"),
         ]
         if self.layer.op == "M2":
             mamba = partial(_calling, self.operator, _MAMBA_SSM, self.setup.kind)
-            ways.append(_Way("mamba-ssm", "baseline", mamba, "mamba-ssm's chunk scan (and a division before it)"))
+            ways.append(
+                _Way("mamba-ssm", "baseline", mamba, lambda: "mamba-ssm's chunk scan (and a division before it)")
+            )
         return ways
+
+    def _path(self) -> str:
+        with self._autocast():
+            path = self.operator.training_path(self.x)
+        return f"{path.name}: {path.reason}"
 
     def _contender(self, way: _Way) -> Contender:
         return Contender(
@@ -115,7 +129,7 @@ class _Case:
             way.role,
             lambda: self._error(way),
             lambda: self._work(way),
-            lambda: way.path,
+            way.path,
             lambda: way.first_call,
         )
 
@@ -146,7 +160,8 @@ class _Case:
             got = self._pass()
         if self.setup.kind == "cuda":
             torch.cuda.synchronize()
-        way.first_call = time.perf_counter() - started
+        if way.first_call is None:
+            way.first_call = time.perf_counter() - started
         flat = [(_flat(z[2:]) if z[2:] else None, z[0], z[1]) for z in (got, self.expected)]
         errors = [relative(a, b) for a, b in zip(*flat, strict=True) if a is not None and b is not None]
         return max(errors) if not any(map(math.isnan, errors)) else math.nan

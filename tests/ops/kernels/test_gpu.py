@@ -10,8 +10,12 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+
 from nfsearch.ops.kernels import decode
 from nfsearch.ops.model import Block
+from nfsearch.ops.selfcheck import compile_together
 from nfsearch.space import Layer
 
 pytestmark = [
@@ -151,3 +155,19 @@ def test_two_thousand_replayed_steps_do_not_drift(
     error = (torch.stack(outputs) - expected).norm(dim=1) / expected.norm(dim=1).mean()
     assert error[:200].mean() < bound
     assert error[-200:].mean() < 1.5 * error[:200].mean()
+
+
+@triton.jit
+def _add(x, MORE: tl.constexpr):
+    tl.store(x, tl.load(x) + MORE)
+
+
+def test_kernels_are_compiled_together_and_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1, device="cuda")
+    compile_together(lambda: [_add[(1,)](x, more) for more in (1, 2)], x.device)
+    assert x.item() == 0
+    compiled: list[object] = []
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **what: compiled.append(what))
+    for more in (1, 2, 3):
+        _add[(1,)](x, more)
+    assert (x.item(), len(compiled)) == (6, 1)
