@@ -1,6 +1,6 @@
 """`nfsearch bench training`: forward and backward of each mixer, as training runs them (bf16 autocast on CUDA).
 
-Nothing is captured in a graph here: what launching costs is part of the time, as it is in a training step.
+Nothing is captured in a graph here, as a whole training step is: what launching costs is part of the time.
 """
 
 from __future__ import annotations
