@@ -73,7 +73,7 @@ class HybridLM(nn.Module):
         if len(wanted) <= rows:
             return F.cross_entropy(self.head(hidden), wanted)
         parts = [
-            checkpoint(self._summed_loss, h, w, use_reentrant=False)
+            checkpoint(self._summed_loss, h, w, use_reentrant=False, preserve_rng_state=False)
             for h, w in zip(hidden.split(rows), wanted.split(rows), strict=True)
         ]
         return torch.stack(parts).sum() / len(wanted)

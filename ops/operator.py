@@ -44,6 +44,9 @@ class Operator(nn.Module, ABC):
 
         With a state, continues after the `position` tokens it holds and writes the new ones into it, in place and
         outside autograd (a continued sequence is for inference).
+
+        In training, calls after the first few may be replays of a CUDA graph: nothing may depend on the host's state
+        that changes between them. One that waits for the device is never replayed, and so is slower.
         """
 
     @abstractmethod

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nfsearch.ops.model import HybridLM
 from nfsearch.proxies.data import Corpus, batch, validation_batches
 from nfsearch.proxies.score import Score
 from nfsearch.proxies.settings import ProxySettings
+from nfsearch.proxies.step import mean_loss, training_step, upload
 from nfsearch.proxies.twin import narrowed
-from nfsearch.proxies.weight_norm import WeightNorm
 from nfsearch.space import Architecture
 
 # cuBLAS repeats its sums only with fixed workspaces, and reads this before its first product.
@@ -28,7 +28,6 @@ _memory: Any = torch.utils.deterministic
 Report = Callable[[int, float], None]  # tokens seen, training loss since the last report in nats per token
 _REPORTS = 50  # in a run, and so points in a curve
 _LAST_RATE = 0.1  # of the peak, where the cosine ends
-_BETAS = (0.9, 0.95)
 
 
 class Diverged(ArithmeticError):
@@ -74,7 +73,7 @@ def train_model(
     device = torch.device(device)
     with _repeatable(device, seed):
         model = HybridLM(architecture).to(device)
-        tokens, curve = _fit(model, corpus, settings, seed, device, report)
+        tokens, curve = _fit(model, corpus, settings, seed, report)
         loss = evaluate(model, corpus, settings, device)
     if not math.isfinite(loss):
         raise Diverged(f"the validation loss is {loss} after {tokens} tokens")
@@ -99,44 +98,31 @@ def evaluate(model: HybridLM, corpus: Corpus, settings: ProxySettings, device: t
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     model.eval()
     for windows in validation_batches(corpus, settings.batch, settings.sequence):
-        total += _loss(model, torch.from_numpy(windows).to(device)).double() * len(windows)
+        total += mean_loss(model, upload(windows, device)).double() * len(windows)
         count += len(windows)
     return total.item() / count
 
 
 def _fit(
-    model: HybridLM, corpus: Corpus, settings: ProxySettings, seed: int, device: torch.device, report: Report | None
+    model: HybridLM, corpus: Corpus, settings: ProxySettings, seed: int, report: Report | None
 ) -> tuple[int, list[tuple[int, float]]]:
     """All steps of the optimizer. Returns the tokens seen and the curve."""
     shard = corpus.tokens("train")
     per_step = settings.batch * settings.sequence
     steps = max(1, settings.tokens // per_step)
     interval = math.ceil(steps / _REPORTS)
-    optimizer = _optimizer(model, settings)
-    project = WeightNorm(model) if settings.weight_norm else None
     losses: list[Tensor] = []  # since the last report, left on the device: reading each would wait for it
     curve: list[tuple[int, float]] = []
-    model.train()
-    if project:
-        project()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step, steps)
-        windows = torch.from_numpy(batch(shard, seed, step, settings.batch, settings.sequence))
-        loss = _loss(model, windows.to(device, non_blocking=True))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        optimizer.step()
-        if project:
-            project()
-        losses.append(loss.detach())
-        if len(losses) == interval or step + 1 == steps:
-            mean = _mean(losses, step + 1)
-            losses = []
-            curve.append(((step + 1) * per_step, mean))
-            if report:
-                report(*curve[-1])
+    with training_step(model, settings, steps) as update:
+        for step in range(steps):
+            windows = batch(shard, seed, step, settings.batch, settings.sequence)
+            losses.append(update(windows, learning_rate(settings, step, steps)))
+            if len(losses) == interval or step + 1 == steps:
+                mean = _mean(losses, step + 1)
+                losses = []
+                curve.append(((step + 1) * per_step, mean))
+                if report:
+                    report(*curve[-1])
     return steps * per_step, curve
 
 
@@ -149,13 +135,6 @@ def _mean(losses: list[Tensor], step: int) -> float:
     return math.fsum(values) / len(values)
 
 
-def _loss(model: HybridLM, windows: Tensor) -> Tensor:
-    """windows int64 [batch, sequence + 1]: inputs, and the same shifted by one as targets."""
-    on_cuda = windows.device.type == "cuda"
-    with torch.autocast(windows.device.type, torch.bfloat16, enabled=on_cuda):
-        return model.loss(windows[:, :-1], windows[:, 1:])
-
-
 def learning_rate(settings: ProxySettings, step: int, steps: int) -> float:
     """Linear from zero over the warm-up, then a cosine that reaches a tenth of the peak at the last step."""
     warm = round(settings.warmup * steps)
@@ -163,18 +142,6 @@ def learning_rate(settings: ProxySettings, step: int, steps: int) -> float:
         return settings.learning_rate * (step + 1) / (warm + 1)
     progress = (step - warm) / max(1, steps - 1 - warm)
     return settings.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def _optimizer(model: HybridLM, settings: ProxySettings) -> torch.optim.AdamW:
-    """Decays the matrices of linear layers; not the embedding, norms, convolutions, biases or meta tokens."""
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) in matrices], "weight_decay": settings.weight_decay},
-        {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=settings.learning_rate, betas=_BETAS, fused=True
-    )
 
 
 @contextmanager

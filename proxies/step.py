@@ -1,0 +1,200 @@
+"""A step of training; on CUDA all of it is one CUDA graph, because launching its kernels takes longer than they run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nfsearch.ops.model import HybridLM
+from nfsearch.proxies.settings import ProxySettings
+from nfsearch.proxies.weight_norm import WeightNorm
+
+_BETAS = (0.9, 0.95)
+_BEFORE_CAPTURE = 3  # steps in which kernels are compiled and checked, and libraries and AdamW make what they keep
+_FEWEST = 10  # steps in a run that is worth a capture
+
+logger = logging.getLogger(__name__)
+
+
+class Step:
+    """Loss, its gradients, clipped, a step of AdamW and the projection of the weights.
+
+    The first `eager` calls launch all of it; the next one captures it, which executes nothing, and then replays it, as
+    all later ones do. Where it cannot be captured, that is logged and all calls launch. The updates are the same.
+    """
+
+    def __init__(self, model: HybridLM, settings: ProxySettings, eager: float) -> None:
+        device = model.embedding.weight.device
+        self._model, self._clip, self._eager = model, settings.clip, eager
+        self._windows = torch.zeros(settings.batch, settings.sequence + 1, dtype=torch.int64, device=device)
+        # A tensor, because a graph would keep a number. AdamW reads it as float32 on CUDA, as float64 on a CPU.
+        self._rate = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
+        self._optimizer = optimizer(model, settings, self._rate)
+        self._project = WeightNorm(model) if settings.weight_norm else None
+        self._captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = None  # and the loss that it writes
+        model.train()
+        if self._project:
+            self._project()
+
+    def __call__(self, windows: np.ndarray, rate: float) -> Tensor:
+        """The loss before the update, on the device: windows int64 [batch, sequence + 1], `rate` for AdamW."""
+        self._windows.copy_(upload(windows, self._windows.device))
+        self._rate.fill_(rate)
+        if self._eager == 0 and not self._captured:
+            self._capture()
+        if self._captured:
+            graph, loss = self._captured
+            graph.replay()
+            return loss.clone()
+        self._eager -= 1
+        return self._update()
+
+    def close(self) -> None:
+        """Frees the graph with its memory, in which the gradients lie."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._captured:
+            self._captured[0].reset()
+            self._captured = None
+            torch.cuda.empty_cache()  # the memory of a graph serves nothing else before this
+
+    def _update(self) -> Tensor:
+        loss = mean_loss(self._model, self._windows)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
+        self._optimizer.step()
+        if self._project:
+            self._project()
+        return loss.detach()
+
+    def _capture(self) -> None:
+        graph, pool, stream = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+        self._optimizer.zero_grad(set_to_none=True)  # so that the graph makes its own
+        self._capturable(True)
+        refusal = called_off = ""
+        try:
+            with torch.cuda.graph(graph, pool, stream):
+                try:
+                    with _waiting_raises():
+                        loss = self._update()
+                except Exception as error:
+                    refusal = _first_line(error)
+        except Exception as error:
+            called_off = _first_line(error)
+        if not refusal and not called_off:
+            self._captured = graph, loss
+            return
+        self._eager = math.inf
+        self._optimizer.zero_grad(set_to_none=True)  # those that were never computed
+        self._capturable(False)
+        if called_off:
+            _end_capture(pool, stream)
+        _say(refusal or called_off)
+
+    def _capturable(self, value: bool) -> None:
+        for group in self._optimizer.param_groups:
+            group["capturable"] = value  # AdamW wants it in a capture, and warns of it outside
+
+
+@contextmanager
+def training_step(model: HybridLM, settings: ProxySettings, steps: int) -> Iterator[Step]:
+    """The step of a run of `steps` steps. On CUDA what is inside runs on a stream of its own, which a capture needs."""
+    device = model.embedding.weight.device
+    eager = _BEFORE_CAPTURE if device.type == "cuda" and steps >= _FEWEST else math.inf
+    with _own_stream(device):
+        step = Step(model, settings, eager)
+        try:
+            yield step
+        finally:
+            step.close()
+
+
+def mean_loss(model: HybridLM, windows: Tensor) -> Tensor:
+    """windows int64 [batch, sequence + 1]: inputs, and the same shifted by one as targets. bf16 autocast on CUDA."""
+    on_cuda = windows.device.type == "cuda"
+    with torch.autocast(windows.device.type, torch.bfloat16, enabled=on_cuda):
+        return model.loss(windows[:, :-1], windows[:, 1:])
+
+
+def upload(windows: np.ndarray, device: torch.device) -> Tensor:
+    """On the device, for which the host does not wait: it would, if it copied from memory that is not pinned."""
+    there = torch.from_numpy(windows)
+    return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there
+
+
+def optimizer(model: HybridLM, settings: ProxySettings, rate: Tensor) -> torch.optim.AdamW:
+    """Decays the matrices of linear layers; not the embedding, norms, convolutions, biases or meta tokens."""
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) in matrices], "weight_decay": settings.weight_decay},
+        {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, betas=_BETAS, fused=True)
+
+
+# --- capturing -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _own_stream(device: torch.device) -> Iterator[None]:
+    if device.type != "cuda":
+        yield
+        return
+    stream, outside = _stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(outside)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        outside.wait_stream(stream)
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all runs of a process: what libraries keep for each stream, they keep for good."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _waiting_raises() -> Iterator[None]:
+    """What waits for the device raises before it does: a capture that it reached would be called off by CUDA."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode does not see all that waits
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _end_capture(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
+    """Ends for torch a capture that CUDA has called off.
+
+    `CUDAGraph.capture_end` then raises before it tells the allocator, which would refuse to empty its cache ever after,
+    and the random generator, which would refuse to draw until another capture has ended.
+    """
+    device = stream.device.index
+    with suppress(RuntimeError):  # it had got as far as that
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+        torch.zeros((), device=stream.device)
+
+
+@cache
+def _say(refusal: str) -> None:
+    """Once a process."""
+    logger.warning("a model's training step is launched operation by operation, not as a CUDA graph: %s", refusal)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
