@@ -81,9 +81,14 @@ def compile_together(run: Callable[[], object], device: torch.device) -> None:
         run()
     finally:
         knobs.runtime.jit_cache_hook = before
+
+    def make(kernel: Any, how: str) -> None:
+        with torch.cuda.device(device):
+            assert kernel.preload(how).run  # which builds its launcher and loads it
+
     with ThreadPoolExecutor() as threads:
         for kernel, how in wanted:
-            threads.submit(kernel.preload, how)
+            threads.submit(make, kernel, how)
 
 
 def _results(form: Form, inputs: Inputs) -> list[Tensor]:

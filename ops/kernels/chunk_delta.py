@@ -18,10 +18,13 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def refusal(key: int, value: int, dtype: torch.dtype) -> str:
-    """Why the kernels cannot serve heads of these sizes, or ""."""
+    """Why the kernels cannot serve heads of these sizes, or "".
+
+    Triton 3.6 compiles narrower tiles to code that reads shared memory where nothing was written, or past its end.
+    """
     for name, size, largest in (("key", key, 256), ("value", value, 512)):
-        if size not in (16, 32, 64, 128, 256, 512) or size > largest:
-            return f"the chunk kernels take a {name} size that is a power of two from 16 to {largest}, not {size}"
+        if size not in (64, 128, 256, 512) or size > largest:
+            return f"the chunk kernels take a {name} size that is a power of two from 64 to {largest}, not {size}"
     if dtype not in _DTYPES:
         return f"the chunk kernels take bfloat16, float16 and float32, not {dtype}"
     return ""

@@ -72,9 +72,9 @@ def test_fits_in_registers_and_shared_memory(key: int, value: int, monkeypatch: 
     [
         (64, 64, torch.bfloat16, ""),
         (256, 512, torch.float32, ""),
-        (48, 64, torch.bfloat16, "key size that is a power of two from 16 to 256, not 48"),
-        (512, 64, torch.bfloat16, "key size that is a power of two from 16 to 256, not 512"),
-        (64, 8, torch.bfloat16, "value size that is a power of two from 16 to 512, not 8"),
+        (48, 64, torch.bfloat16, "key size that is a power of two from 64 to 256, not 48"),
+        (512, 64, torch.bfloat16, "key size that is a power of two from 64 to 256, not 512"),
+        (64, 32, torch.bfloat16, "value size that is a power of two from 64 to 512, not 32"),
         (64, 64, torch.float64, "not torch.float64"),
     ],
 )
@@ -88,8 +88,8 @@ def test_refuses_what_it_cannot_serve(key: int, value: int, dtype: torch.dtype, 
             chunk_delta.delta_rule(q, q, v, beta)
 
 
-SIZES = [(16, 32), (64, 64), (128, 128), (256, 256), (256, 512)]
-HALF_AND_FULL = [(*size, torch.bfloat16) for size in SIZES] + [(*size, torch.float32) for size in SIZES[1:4]]
+SIZES = [(64, 64), (64, 128), (128, 64), (128, 128), (256, 256), (256, 512)]
+HALF_AND_FULL = [(*size, torch.bfloat16) for size in SIZES] + [(*size, torch.float32) for size in SIZES[:5]]
 
 
 @pytest.mark.gpu

@@ -132,7 +132,7 @@ def test_a_captured_step_is_the_eager_one(name: str, settings: dict[str, Any], w
 def test_two_thousand_replayed_steps_do_not_drift(
     name: str, settings: dict[str, Any], width: int, dtype: torch.dtype, bound: float
 ) -> None:
-    """Against the parallel form in float64; the last steps are as exact as the first."""
+    """Against the parallel form in float64; the last steps are as exact as those half-way, when the state is full."""
     block, time = make(name, settings, width, dtype), 2000
     rows = SMALL * torch.randn(1, time, width, device="cuda", dtype=dtype)
     exact = copy.deepcopy(block).double()
@@ -153,8 +153,8 @@ def test_two_thousand_replayed_steps_do_not_drift(
         graph.replay()
         outputs.append((y - x)[0].double())
     error = (torch.stack(outputs) - expected).norm(dim=1) / expected.norm(dim=1).mean()
-    assert error[:200].mean() < bound
-    assert error[-200:].mean() < 1.5 * error[:200].mean()
+    assert error[-200:].mean() < bound
+    assert error[-200:].mean() < 1.3 * error[900:1100].mean()
 
 
 @triton.jit
