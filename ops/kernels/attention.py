@@ -2,14 +2,15 @@
 
 The cache is cut into tiles of TILE slots that SPLITS programs per key-value head share out in turn, so the grid does
 not depend on how many tokens are cached; that number is read from device memory. The query heads of a group ride
-along as rows of one tile. A second kernel adds up what the programs found: the program that ends last could do it
-instead, but alone it takes longer than a launch.
+along as rows of one tile. Where there are several programs, a second kernel adds up what they found: the one that ends
+last could do it instead, but alone it takes longer than a launch.
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -60,10 +61,10 @@ def _tile(keys, values, base, first, cached, here, KV: tl.constexpr, HALF: tl.co
 
 
 @triton.jit
-def _attention(qkv, keys, values, part, stats, position_at, q_norm, k_norm, WIDTH, SLOTS,
+def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, WIDTH, SLOTS,
                HEADS: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, GROUP_P: tl.constexpr, TILE: tl.constexpr,
-               SPLITS: tl.constexpr, LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr, EPS: tl.constexpr,
-               PDL: tl.constexpr):  # fmt: skip
+               SPLITS: tl.constexpr, STAGES: tl.constexpr, LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr,
+               EPS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     begin(PDL, True)
     GROUP: tl.constexpr = HEADS // KV
     HD: tl.constexpr = 2 * HALF
@@ -80,9 +81,6 @@ def _attention(qkv, keys, values, part, stats, position_at, q_norm, k_norm, WIDT
     position = tl.load(position_at)
     here = (position % SLOTS).to(tl.int32)
     cached = tl.minimum(position, SLOTS).to(tl.int32)
-    # The first tile is asked for before q is there.
-    begins = split * TILE
-    k_lo, k_hi, v, seen = _tile(keys, values, base, begins, cached, here, KV, HALF, TILE)
     # Turns of each pair in float64: float32 loses the angle after some ten thousand tokens.
     turns = position.to(tl.float64) * tl.exp2(d.to(tl.float64) * (-LOG2_BASE / HALF)) * 0.15915494309189535
     angle = ((turns - tl.floor(turns)) * 6.283185307179586).to(tl.float32)
@@ -112,10 +110,8 @@ def _attention(qkv, keys, values, part, stats, position_at, q_norm, k_norm, WIDT
         total += 1.0
         o += new_v.to(tl.float32)[None, :]
 
-    for first in range(begins, cached, SPLITS * TILE):
-        next_lo, next_hi, next_v, next_seen = _tile(
-            keys, values, base, first + SPLITS * TILE, cached, here, KV, HALF, TILE
-        )
+    for first in tl.range(split * TILE, cached, SPLITS * TILE, num_stages=STAGES):
+        k_lo, k_hi, v, seen = _tile(keys, values, base, first, cached, here, KV, HALF, TILE)
         s = tl.dot(q_lo, tl.trans(k_lo), input_precision="ieee")
         s = tl.dot(q_hi, tl.trans(k_hi), s, input_precision="ieee")
         s = tl.where(seen[None, :], s, -float("inf"))
@@ -126,13 +122,15 @@ def _attention(qkv, keys, values, part, stats, position_at, q_norm, k_norm, WIDT
         total = total * fade + tl.sum(p, 1)
         o = tl.dot(p.to(v.dtype), v, o * fade[:, None], input_precision="ieee")
         top = higher
-        k_lo, k_hi, v, seen = next_lo, next_hi, next_v, next_seen
 
-    group = (b * KV + g).to(tl.int64) * SPLITS
-    cell = (group + split) * GROUP + row
-    tl.store(stats + 2 * cell, top, mask=live_row)
-    tl.store(stats + 2 * cell + 1, total, mask=live_row)
-    tl.store(part + cell[:, None] * HD + e[None, :], o, mask=live_row[:, None])
+    if SPLITS == 1:
+        to = y + ((b * KV + g) * GROUP + row)[:, None] * HD + e[None, :]
+        tl.store(to, (o / total[:, None]).to(y.dtype.element_ty), mask=live_row[:, None])
+    else:
+        cell = ((b * KV + g).to(tl.int64) * SPLITS + split) * GROUP + row
+        tl.store(stats + 2 * cell, top, mask=live_row)
+        tl.store(stats + 2 * cell + 1, total, mask=live_row)
+        tl.store(part + cell[:, None] * HD + e[None, :], o, mask=live_row[:, None])
 
 
 @triton.jit
@@ -155,16 +153,29 @@ def _combine(part, stats, y, HEADS: tl.constexpr, KV: tl.constexpr, HD: tl.const
     tl.store(y + (b * HEADS + h) * HD + e, mixed.to(y.dtype.element_ty))
 
 
-def tiling(slots: int, kv_heads: int, batch: int, processors: int = 132) -> tuple[int, int, int]:
-    """(TILE, SPLITS, warps): the split whose waves of programs, two on each multiprocessor, are the shortest in all. A
-    program costs its tiles and about two more (seen on an H200 with 1 to 64 splits at batch 1 and 32)."""
-    tile = 64
-    tiles = triton.cdiv(slots, tile)
+class Tiling(NamedTuple):
+    """How the cache is shared out: slots in a tile, programs for a key-value head, and launch options."""
+
+    tile: int
+    splits: int
+    warps: int = 4
+    stages: int = 3
+
+
+def tiling(slots: int, kv_heads: int, batch: int, row: int, processors: int = 132) -> Tiling:
+    """For key-value heads of `row` bytes: the split whose waves of programs are the shortest in all.
+
+    As seen on an H200 with batch 1 to 128, 2 to 8 key-value heads and 1k to 32k slots: a program costs its tiles and
+    about two more, and a multiprocessor does best with one program at a time, with two where there is much to read.
+    """
+    tile = max(16, min(64, 64 * 256 // row))  # three stages of keys and values fit into shared memory
+    tiles, heads = triton.cdiv(slots, tile), kv_heads * batch
+    wave = processors * (2 if heads * slots >= 6144 * processors else 1)
 
     def time(splits: int) -> float:
-        return triton.cdiv(kv_heads * batch * splits, 2 * processors) * (tiles / splits + 2)
+        return triton.cdiv(heads * splits, wave) * (tiles / splits + 2)
 
-    return tile, min((s for s in _SPLITS if s <= tiles), key=time), 4
+    return Tiling(tile, min((s for s in _SPLITS if s <= tiles), key=time))
 
 
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -186,7 +197,7 @@ def attention(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
-    config: tuple[int, int, int] | None = None,
+    how: Tiling | None = None,
 ) -> torch.Tensor:
     """Attention of one new token per sequence over its cache and itself: [batch, heads * head_dim].
 
@@ -195,21 +206,24 @@ def attention(
     tensor []. head_dim: a power of two from 32.
     """
     batch, slots, kv_heads, head_dim = keys.shape
-    tile, splits, warps = config or tiling(slots, kv_heads, batch, _processors(keys.device))
+    how = how or tiling(slots, kv_heads, batch, head_dim * keys.element_size(), _processors(keys.device))
     group = heads // kv_heads
     rows = max(16, triton.next_power_of_2(group))  # what a matrix instruction takes
     y = torch.empty(batch, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
-    part = torch.empty(batch * kv_heads * splits * group * head_dim, device=qkv.device, dtype=torch.float32)
-    stats = torch.empty(batch * kv_heads * splits * group * 2, device=qkv.device, dtype=torch.float32)
-    shape = dict(HEADS=heads, KV=kv_heads, SPLITS=splits)
-    _attention[(splits, kv_heads, batch)](
-        qkv, keys, values, part, stats, position, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm,
-        qkv.shape[1], slots, HALF=head_dim // 2, GROUP_P=rows, TILE=tile, LOG2_BASE=math.log2(rope_base),
-        QK_NORM=q_norm is not None, EPS=eps, **shape, num_warps=warps, **dependent(qkv),
+    found = batch * heads * how.splits if how.splits > 1 else 0
+    part = torch.empty(found * head_dim, device=qkv.device, dtype=torch.float32)
+    stats = torch.empty(found * 2, device=qkv.device, dtype=torch.float32)
+    shape = dict(HEADS=heads, KV=kv_heads, SPLITS=how.splits)
+    _attention[(how.splits, kv_heads, batch)](
+        qkv, keys, values, part, stats, y, position, qkv if q_norm is None else q_norm,
+        qkv if k_norm is None else k_norm, qkv.shape[1], slots, HALF=head_dim // 2, GROUP_P=rows, TILE=how.tile,
+        STAGES=how.stages, LOG2_BASE=math.log2(rope_base), QK_NORM=q_norm is not None, EPS=eps, **shape,
+        num_warps=how.warps, **dependent(qkv),
     )  # fmt: skip
-    known = triton.next_power_of_2(splits)
-    _combine[(heads, batch)](
-        part, stats, y, HD=head_dim, SPLITS_P=known, **shape, num_warps=8 if known * head_dim > 8192 else 4,
-        **dependent(qkv),
-    )  # fmt: skip
+    if how.splits > 1:
+        known = triton.next_power_of_2(how.splits)
+        _combine[(heads, batch)](
+            part, stats, y, HD=head_dim, SPLITS_P=known, **shape, num_warps=8 if known * head_dim > 8192 else 4,
+            **dependent(qkv),
+        )  # fmt: skip
     return y

@@ -90,9 +90,9 @@ def test_fits_in_registers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(usage: Usage) -> None:
-    # Attention's sine keeps 32 bytes for the reduction of huge angles, which it never takes. Elsewhere the assembler
+    # Attention's sine keeps 40 bytes for the reduction of huge angles, which it never takes. Elsewhere the assembler
     # may trade two registers for one more program on a multiprocessor.
-    assert usage.stack <= (32 if usage.kernel == "_attention" else 8)
+    assert usage.stack <= (40 if usage.kernel == "_attention" else 8)
     assert usage.registers * usage.threads <= 65536 // 2  # at least two programs on a multiprocessor
     before, after = usage.ptx.split("griddepcontrol.wait", 1)
     assert ("ld.global" in before) == (usage.kernel not in ("_combine", "_prologue"))
@@ -101,17 +101,26 @@ def check(usage: Usage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slots", "kv_heads", "batch", "splits"), [(8193, 4, 1, 64), (32769, 4, 1, 64), (8193, 4, 32, 2), (32769, 4, 32, 2)]
+    ("slots", "kv_heads", "batch", "splits"),
+    [
+        (1025, 4, 1, 16),
+        (8193, 4, 1, 32),
+        (32769, 2, 1, 64),
+        (8193, 4, 8, 4),
+        (1025, 4, 32, 1),
+        (8193, 4, 32, 2),
+        (32769, 2, 32, 4),
+        (32769, 8, 32, 1),
+    ],
 )
 def test_attention_is_split_as_was_fastest(slots: int, kv_heads: int, batch: int, splits: int) -> None:
-    assert attention.tiling(slots, kv_heads, batch) == (64, splits, 4)
+    assert attention.tiling(slots, kv_heads, batch, 256) == (64, splits, 4, 3)
 
 
 def test_attention_leaves_no_wave_of_programs_half_empty() -> None:
     for batch in range(1, 257):
         for kv_heads in (1, 4, 8):
-            _, splits, _ = attention.tiling(32769, kv_heads, batch)
-            programs = kv_heads * batch * splits
-            if programs > 2 * 132:
+            programs = kv_heads * batch * attention.tiling(32769, kv_heads, batch, 256).splits
+            if programs > 2 * 132 and kv_heads * batch >= 25:  # two on each multiprocessor
                 assert programs / (-(-programs // 264) * 264) > 0.75
-    assert attention.tiling(10, 4, 1)[1] == 1  # no more splits than tiles
+    assert attention.tiling(10, 4, 1, 256).splits == 1  # no more splits than tiles
