@@ -8,6 +8,7 @@ import io
 import tokenize
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def kernel_digest() -> str:
     return digest.hexdigest()
 
 
+@cache
 def _code(source: str) -> str:
     """The lines of Python source that compute something: positions of the syntax tree and of comments are the same in
     every version of Python, which the tree's own text is not."""

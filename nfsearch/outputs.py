@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from nfsearch.report import render
 from nfsearch.result import CandidateRecord, RunResult, write_atomically
@@ -46,6 +45,8 @@ def front_frame(result: RunResult) -> pd.DataFrame:
 
 def front_png(result: RunResult) -> bytes:
     """The front as a picture: the first objective over the second (over parameters, if there is only one)."""
+    from matplotlib.figure import Figure  # only now: it takes a second to import
+
     units = {objective.name: objective.unit for objective in result.objectives}
     names = list(units)
     x_name = names[1] if len(names) > 1 else "parameters"

@@ -125,5 +125,6 @@ def build_operator(layer: Layer, width: int) -> Operator:
     module, name = layer.spec.module.split(":")
     kind: type[Operator] = getattr(importlib.import_module(module), name)
     operator = kind(width, **layer.shape(width))
-    operator.reset_parameters()
+    if torch.get_default_device().type != "meta":  # where nothing is drawn, yet normal_ imports torch's compiler: 2 s
+        operator.reset_parameters()
     return operator
