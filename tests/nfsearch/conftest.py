@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import fcntl
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from nfsearch.cli import main
 from nfsearch.result import RunResult
 from tests.nfsearch.fake_run import make_result
 from tests.nfsearch.runs import nfsearch, tiny_config
@@ -16,7 +21,31 @@ def result() -> RunResult:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny search that has run to its end; copy it before changing it."""
-    folder = tmp_path_factory.mktemp("finished")
-    nfsearch("run", tiny_config(folder), "--out", "run", cwd=folder)
+    """The folder of a tiny search that has run to its end, one for all test processes; copy it before changing it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever is first runs it, the others wait
+        if not (folder / "run").exists():
+            nfsearch("run", tiny_config(folder), "--out", "run", cwd=folder)
     return folder / "run"
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[str, str]]:
+    """The command line within this process, which has imported torch already: checks the exit status, returns what went
+    to stdout and stderr. It runs in the folder of the test."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path | float, status: int = 0) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["nfsearch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        assert end.value.code == status, err
+        return out, err
+
+    return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,19 @@ from nfsearch.finished import export_candidate
 from nfsearch.hf import NFSearchForCausalLM
 from nfsearch.result import RunResult
 from tests.fla_stand_in import FOLDER, stand_in
-from tests.nfsearch.runs import invented_table, nfsearch, tiny_config
+from tests.nfsearch.runs import invented_table, tiny_config
 
 
-def test_a_search_from_its_config_to_an_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(FOLDER))  # for the driver and its worker
+def test_a_search_from_its_config_to_an_export(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Callable[..., tuple[str, str]]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER))  # for the worker
     monkeypatch.setenv("NFSEARCH_CACHE", str(tmp_path / "cache"))
     space = {"width": 32, "where": {}, "layers": "(fla:GatedMemory[num_heads=2,expand_v=1|2] F[ratio=2]){1..2}"}
     with stand_in():
         table = str(invented_table(tmp_path / "layers.parquet", space))
         config = tiny_config(tmp_path, space=space, latency={"table": table}, search={"evaluations": 4})
-        nfsearch("run", config, "--out", "run", cwd=tmp_path)
+        command("run", config, "--out", "run")
         result = RunResult.load(tmp_path / "run" / "result.json")
         assert [candidate.state for candidate in result.candidates] == ["done"] * 4
         best = min(result.candidates, key=lambda candidate: candidate.loss)

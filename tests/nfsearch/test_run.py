@@ -2,21 +2,25 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nfsearch.export import load_architecture
 from nfsearch.result import RunResult
 from nfsearch.search.study import load_store
 from nfsearch.space import SpaceSettings
 from tests.nfsearch.runs import SPACE, kill_group, nfsearch, start
+
+Command = Callable[..., tuple[str, str]]
 
 FILES = (
     "config.yaml",
@@ -72,13 +76,13 @@ def load(fields: dict):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.slow
-def test_killed_three_times_and_resumed_to_the_very_same_search(finished_run: Path, tmp_path: Path) -> None:
+def test_killed_twice_and_resumed_to_the_very_same_search(finished_run: Path, tmp_path: Path) -> None:
     config = finished_run.parent / "config.yaml"
     folder, finished = tmp_path / "run", []
-    for kill in range(3):
+    for kill in range(2):  # of the new run, and of the resumed one
         process = start("run", config, "--out", folder, *(["--resume"] if kill else []), cwd=tmp_path)
         deadline = time.monotonic() + 90
-        while journal_trials(folder) < 2 * kill + 1 and time.monotonic() < deadline and process.poll() is None:
+        while journal_trials(folder) < 3 * kill + 1 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         kill_group(process)
         finished.append(
@@ -96,8 +100,8 @@ def test_killed_three_times_and_resumed_to_the_very_same_search(finished_run: Pa
 
 @pytest.mark.slow
 def test_interrupted_with_two_workers_then_resumed(finished_run: Path, tmp_path: Path) -> None:
-    arguments = ("run", finished_run.parent / "config.yaml", "--out", "run", "--set", "workers.count=2")
-    process = start(*arguments, cwd=tmp_path)
+    arguments = ("run", finished_run.parent / "config.yaml", "--out", "run")
+    process = start(*arguments, "--set", "workers.count=2", cwd=tmp_path)
     while journal_trials(tmp_path / "run") < 2 and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
@@ -108,7 +112,8 @@ def test_interrupted_with_two_workers_then_resumed(finished_run: Path, tmp_path:
     assert result.run.status == "interrupted"
     assert 2 <= len(result.candidates) < 8
     assert (tmp_path / "run" / "report.html").exists()
-    nfsearch(*arguments, "--resume", "--set", "search.evaluations=9", cwd=tmp_path)  # more than at first is allowed
+    # More candidates than at first, and another number of workers, are allowed.
+    nfsearch(*arguments, "--resume", "--set", "search.evaluations=9", cwd=tmp_path)
     last = RunResult.load(tmp_path / "run" / "result.json")
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["search"]["evaluations"] == 9
     assert [candidate.state for candidate in last.candidates] == ["done"] * 9
@@ -116,43 +121,36 @@ def test_interrupted_with_two_workers_then_resumed(finished_run: Path, tmp_path:
     assert [c.digest for c in last.candidates[: len(result.candidates)]] == [c.digest for c in result.candidates]
 
 
-def test_a_report_is_rebuilt_from_the_study(finished_run: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_a_report_is_rebuilt_from_the_study(finished_run: Path, tmp_path: Path, command: Command) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     before = json.loads((tmp_path / "run" / "result.json").read_text())
     for name in ("result.json", "candidates.csv", "front.csv", "front.png", "report.html"):
         (tmp_path / "run" / name).unlink()
-    out = nfsearch("report", "run", cwd=tmp_path).stdout
-    assert "report.html" in out
+    assert "report.html" in command("report", "run")[0]
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == before
 
 
-def test_exports_load_again(finished_run: Path, tmp_path: Path) -> None:
+def test_exports_load_again(finished_run: Path, tmp_path: Path, command: Command) -> None:
     result = RunResult.load(finished_run / "result.json")
     best = min(result.candidates, key=lambda candidate: candidate.loss)
-    nfsearch("export", finished_run, "--to", "yaml", "-o", "best.yaml", cwd=tmp_path)
+    command("export", finished_run, "--to", "yaml", "-o", "best.yaml")
     assert load_architecture(tmp_path / "best.yaml").digest == best.digest
     assert yaml.safe_load((tmp_path / "best.yaml").read_text())["training"]["learning_rate"]["peak"] == 1e-3
     slow = max(candidate.latency["tpot"].seconds for candidate in result.candidates)
     fast = min(result.candidates, key=lambda candidate: candidate.latency["tpot"].seconds)
     limit = fast.latency["tpot"].seconds * 1e3 * 1.0001
     assert limit < slow * 1e3
-    nfsearch("export", finished_run, "--to", "yaml", "-o", "fast.yaml", "--max-latency-ms", limit, cwd=tmp_path)
+    command("export", finished_run, "--to", "yaml", "-o", "fast.yaml", "--max-latency-ms", limit)
     assert load_architecture(tmp_path / "fast.yaml").digest == fast.digest
 
 
-def test_an_hf_export_is_the_model_that_the_search_trained(finished_run: Path, tmp_path: Path) -> None:
-    err = nfsearch("export", finished_run, "--best", "--to", "hf", "-o", "model", cwd=tmp_path).stderr
+def test_an_hf_export_is_the_model_that_the_search_trained(finished_run: Path, command: Command) -> None:
+    err = command("export", finished_run, "--best", "--to", "hf", "-o", "model")[1]
     trained, searched = err.split("loss ")[1].split(", in the search ")
     assert trained == searched.split()[0]
-    code = """
-import torch, nfsearch.hf
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained("model").eval()
-ids = AutoTokenizer.from_pretrained("model")("import os", return_tensors="pt").input_ids
-assert ids.tolist() == [list(b"import os")]
-cached, plain = (model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=use) for use in (True, False))
-assert torch.equal(cached, plain) and cached.shape[1] == ids.shape[1] + 12
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    model = AutoModelForCausalLM.from_pretrained("model").eval()
+    ids = AutoTokenizer.from_pretrained("model")("import os", return_tensors="pt").input_ids
+    assert ids.tolist() == [list(b"import os")]
+    cached, plain = (model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, plain)
+    assert cached.shape[1] == ids.shape[1] + 12

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from nfsearch.cli import main
 from nfsearch.config import load_config
 from nfsearch.latency_lut import LatencyTable, kernel_digest, profiler, timing, verify
 from nfsearch.latency_lut.bundled import verification_path
@@ -32,19 +31,15 @@ LATENCY = {
 }
 
 
+Command = Callable[..., tuple[str, str]]
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = dataclasses.replace(timing.CPU, warm_up=0.0, least=2, most=2, seconds=0.01, longest=1)
     for module in (profiler, verify):
         monkeypatch.setattr(module, "bounds", lambda kind: bounds)
         monkeypatch.setattr(module, "warm_up", lambda kind: None)
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path, status: int = 0) -> None:
-    monkeypatch.setattr(sys, "argv", ["nfsearch", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == status
 
 
 def config(folder: Path, **latency: Any) -> Path:
@@ -54,54 +49,34 @@ def config(folder: Path, **latency: Any) -> Path:
     return path
 
 
-def test_built_shown_verified_and_asked(
-    quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_built_shown_verified_and_asked(quick: None, tmp_path: Path, command: Command) -> None:
     table = tmp_path / "t.parquet"
-    run(monkeypatch, "lut", "build", config(tmp_path), "-o", table)
-    assert "measurements (0 known before)" in capsys.readouterr().err
-    run(monkeypatch, "lut", "build", config(tmp_path), "-o", table)
-    assert "0 measurements" not in capsys.readouterr().err
-    run(monkeypatch, "lut", "show", table)
-    assert "D[head_dim=16]" in capsys.readouterr().out
-    run(monkeypatch, "lut", "verify", table, "--config", config(tmp_path), "-n", "3")
-    out = capsys.readouterr().out
+    assert "measurements (0 known before)" in command("lut", "build", config(tmp_path), "-o", table)[1]
+    assert "0 measurements" not in command("lut", "build", config(tmp_path), "-o", table)[1]
+    assert "D[head_dim=16]" in command("lut", "show", table)[0]
+    out, _ = command("lut", "verify", table, "--config", config(tmp_path), "-n", "3")
     assert "story: 3 models, MAPE" in out
     assert "operators: " in out
     kept = json.loads(verification_path(table).read_text())
     assert {check["workload"] for check in kept["checks"]} == {"tpot", "story", "serving"}
     assert verification_path(table).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     asked = ("lut", "estimate", table, "A[head_dim=16] F[ratio=2]", "--width", "64")
-    run(monkeypatch, *asked, "--phase", "generation", "--prompt", "4", "--tokens", "600")
-    assert "generation, batch 1, prompt 4, tokens 600" in capsys.readouterr().out
-    run(monkeypatch, *asked, "--context", "5000", status=2)
-    assert "up to 604, but not 5000" in capsys.readouterr().err
-    run(monkeypatch, *asked, "--batch", "7", status=2)
-    assert "no row for" in capsys.readouterr().err
+    out, _ = command(*asked, "--phase", "generation", "--prompt", "4", "--tokens", "600")
+    assert "generation, batch 1, prompt 4, tokens 600" in out
+    assert "up to 604, but not 5000" in command(*asked, "--context", "5000", status=2)[1]
+    assert "no row for" in command(*asked, "--batch", "7", status=2)[1]
 
 
 def test_calibrating_measures_a_few_rows_and_tells_the_error_of_a_scaled_table(
-    quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quick: None, tmp_path: Path, command: Command
 ) -> None:
-    run(monkeypatch, "lut", "build", config(tmp_path), "-o", tmp_path / "here.parquet")
+    command("lut", "build", config(tmp_path), "-o", tmp_path / "here.parquet")
     other = LatencyTable.load(tmp_path / "here.parquet")
     other.provenance = dataclasses.replace(other.provenance, device="nvidia-h200", kind="cuda")
     other.save(tmp_path / "other.parquet")
-    capsys.readouterr()
     new = tmp_path / "new.parquet"
-    run(
-        monkeypatch,
-        "lut",
-        "build",
-        config(tmp_path),
-        "-o",
-        new,
-        "--calibrate",
-        tmp_path / "other.parquet",
-        "--rows",
-        "6",
-    )
-    out = capsys.readouterr().out
+    calibrating = ("--calibrate", tmp_path / "other.parquet", "--rows", "6")
+    out, _ = command("lut", "build", config(tmp_path), "-o", new, *calibrating)
     assert "times as long as nvidia-h200 (median of 3 rows)" in out
     assert "all: 3 rows, MAPE" in out
     assert len(LatencyTable.load(new).rows) == 6
@@ -143,9 +118,7 @@ def elsewhere(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_plans_for_another_device_and_trains_twins_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_plans_for_another_device_and_trains_twins_here(tmp_path: Path, command: Command) -> None:
     path = tiny_config(
         tmp_path,
         latency={"device": "nvidia-h200", "table": str(elsewhere(tmp_path)), "verify": 10},
@@ -153,7 +126,7 @@ def test_a_run_plans_for_another_device_and_trains_twins_here(
         objectives=["loss", "tpot", "memory"],
         search={"evaluations": 3, "population": 2},
     )
-    err = nfsearch("run", path, "--out", "run", cwd=tmp_path).stderr
+    _, err = command("run", path, "--out", "run")
     assert "Planning for nvidia-h200, training on" in err
     assert "BEWARE" in err
     assert "never compared with whole models" in err
@@ -167,8 +140,8 @@ def test_a_run_plans_for_another_device_and_trains_twins_here(
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Losses here are of narrowed twins" in page
     assert "The latency table was never checked" in page
-    run(monkeypatch, "export", tmp_path / "run", "--to", "hf", "-o", tmp_path / "model", status=2)
-    assert "trained as twins narrowed 2 times" in capsys.readouterr().err
+    _, err = command("export", tmp_path / "run", "--to", "hf", "-o", tmp_path / "model", status=2)
+    assert "trained as twins narrowed 2 times" in err
 
 
 def test_the_check_kept_beside_a_table_of_another_device_is_the_runs(
@@ -206,18 +179,11 @@ def test_the_check_kept_beside_a_table_of_another_device_is_the_runs(
     ],
 )
 def test_tables_that_do_not_serve_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    changes: dict[str, str],
-    latency: dict[str, Any],
-    message: str,
+    tmp_path: Path, command: Command, changes: dict[str, str], latency: dict[str, Any], message: str
 ) -> None:
     table = elsewhere(tmp_path, **changes)
     path = tiny_config(tmp_path, latency={"device": "nvidia-h200", "table": str(table), **latency})
-    monkeypatch.chdir(tmp_path)
-    run(monkeypatch, "run", path, status=2)
-    err = capsys.readouterr().err
+    _, err = command("run", path, status=2)
     assert message in err
     assert "nfsearch lut build CONFIG -o" in err
     assert not (tmp_path / "runs").exists()

@@ -8,8 +8,8 @@ from nfsearch.search import WorkerSettings
 from nfsearch.search.cluster import cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """One Ray for all tests: it takes four seconds to start."""
+    """One Ray for all tests of a file: it takes four seconds to start."""
     with cluster(WorkerSettings(count=2), cuda=False):
         yield
