@@ -27,7 +27,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # whoever is first runs it, the others wait
-        if not (folder / "run").exists():
+        if not (folder / "run" / "result.json").exists():
             nfsearch("run", tiny_config(folder), "--out", "run", cwd=folder)
     return folder / "run"
 

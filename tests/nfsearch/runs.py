@@ -22,6 +22,16 @@ SPACE: dict[str, Any] = {
     "layers": "(mixer F[ratio=2]{0..1}){1..3}",
 }
 BYTES_VOCAB = 257
+FILES = (
+    "config.yaml",
+    "study.journal",
+    "result.json",
+    "candidates.csv",
+    "front.csv",
+    "front.png",
+    "report.html",
+    "log.txt",
+)  # of a run's folder
 
 
 def invented_table(path: Path, space: dict[str, Any] = SPACE, vocab: int = BYTES_VOCAB, dtype: str = "float32") -> Path:
@@ -76,3 +86,9 @@ def kill_group(process: subprocess.Popen[str]) -> None:
     """kill -9 of the driver alone; whatever it started has to notice."""
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def journal_trials(folder: Path) -> int:
+    """Candidates finished so far, read while the run goes on."""
+    journal = folder / "study.journal"
+    return journal.read_text().count('"op_code":4') if journal.exists() else 0
