@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from nfsearch.finished import export_candidate
-from nfsearch.hf import NFSearchForCausalLM
 from nfsearch.result import RunResult
 from tests.fla_stand_in import FOLDER, stand_in
 from tests.nfsearch.runs import invented_table, tiny_config
 
 
+@pytest.mark.slow
 def test_a_search_from_its_config_to_an_export(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Callable[..., tuple[str, str]]
 ) -> None:
@@ -32,6 +31,10 @@ def test_a_search_from_its_config_to_an_export(
         assert "fla:GatedMemory[" in best.notation
         export_candidate(tmp_path / "run", "hf", tmp_path / "best", pick=None, max_latency_ms=None)
         assert "pip install 'nfsearch[hf,fla-layers]'" in (tmp_path / "best" / "README.md").read_text()
+        from transformers import AutoModelForCausalLM  # the export has imported it: it takes five seconds
+
+        from nfsearch.hf import NFSearchForCausalLM
+
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "best").eval()
         assert isinstance(model, NFSearchForCausalLM)
         assert model.config.layers == best.notation

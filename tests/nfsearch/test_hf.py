@@ -3,25 +3,33 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-transformers = pytest.importorskip("transformers")
+from nfsearch.export import export_hf
+from nfsearch.ops.model import HybridLM
+from nfsearch.proxies.tokenizers import load_tokenizer
+from nfsearch.result import RunResult
+from nfsearch.space import Architecture
 
-from nfsearch.export import export_hf  # noqa: E402
-from nfsearch.hf import NFSearchCache, NFSearchForCausalLM  # noqa: E402
-from nfsearch.ops.model import HybridLM  # noqa: E402
-from nfsearch.proxies.tokenizers import load_tokenizer  # noqa: E402
-from nfsearch.result import RunResult  # noqa: E402
-from nfsearch.space import Architecture  # noqa: E402
+if TYPE_CHECKING:
+    from nfsearch.hf import NFSearchForCausalLM
 
 EVERY_OPERATOR = (
     "A[head_dim=16] F D[head_dim=16] M2[head_dim=16,state=16] GDN[head_dim=16] GLA F[act=relu2] A[head_dim=16,window=8]"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def transformers() -> Any:
+    """Imported by these tests, not by their file, which every test process imports: it takes five seconds."""
+    return pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +44,7 @@ def folder(model: HybridLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(folder: Path) -> NFSearchForCausalLM:
+def loaded(transformers: Any, folder: Path) -> NFSearchForCausalLM:
     return transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
@@ -48,6 +56,8 @@ def tokens() -> Tensor:
 def test_loaded_by_its_auto_class_it_is_the_same_model(
     model: HybridLM, loaded: NFSearchForCausalLM, tokens: Tensor
 ) -> None:
+    from nfsearch.hf import NFSearchForCausalLM
+
     assert isinstance(loaded, NFSearchForCausalLM)
     assert loaded.config.architecture == model.architecture
     assert loaded.config.num_hidden_layers == len(model.architecture.layers)
@@ -94,6 +104,8 @@ def test_generate_decodes_by_single_steps(
 
 
 def test_a_cache_that_grew_gives_the_same_logits(loaded: NFSearchForCausalLM, tokens: Tensor) -> None:
+    from nfsearch.hf import NFSearchCache
+
     cache = NFSearchCache(loaded.model, len(tokens), 2)
     with torch.no_grad():
         parts = [loaded(part, past_key_values=cache).logits for part in tokens.split((2, 1, 5, 1, 1, 9), dim=1)]
@@ -112,7 +124,7 @@ def test_loss_is_of_the_next_token_and_can_be_learned_from(loaded: NFSearchForCa
     assert loaded(tokens, labels=some).loss != output.loss
 
 
-def test_padding_is_refused(loaded: NFSearchForCausalLM, tokens: Tensor) -> None:
+def test_padding_is_refused(transformers: Any, loaded: NFSearchForCausalLM, tokens: Tensor) -> None:
     mask = torch.ones_like(tokens)
     loaded(tokens, attention_mask=mask)
     mask[0, 0] = 0
@@ -126,7 +138,7 @@ def test_padding_is_refused(loaded: NFSearchForCausalLM, tokens: Tensor) -> None
         loaded(inputs_embeds=torch.zeros(1, 2, 64))
 
 
-def test_the_byte_tokenizer_is_the_one_of_the_search(folder: Path) -> None:
+def test_the_byte_tokenizer_is_the_one_of_the_search(transformers: Any, folder: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     text = "def f():\n\treturn 'Grüße 😀'  # \x00\x7f\u00ad\n"
     ids = tokenizer(text).input_ids
@@ -135,7 +147,9 @@ def test_the_byte_tokenizer_is_the_one_of_the_search(folder: Path) -> None:
     assert tokenizer.eos_token_id == 256
 
 
-def test_saved_again_it_loads_again(loaded: NFSearchForCausalLM, tokens: Tensor, tmp_path: Path) -> None:
+def test_saved_again_it_loads_again(
+    transformers: Any, loaded: NFSearchForCausalLM, tokens: Tensor, tmp_path: Path
+) -> None:
     loaded.save_pretrained(tmp_path / "again")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     with torch.no_grad():
@@ -171,3 +185,17 @@ def test_the_card_says_what_it_is_and_a_wrong_candidate_is_refused(result: RunRe
     assert f"{record.parameters:,}" in card
     assert f"{record.loss:.4f}" in card
     assert result.run.command in card
+
+
+def test_an_hf_export_is_the_model_that_the_search_trained(
+    transformers: Any, finished_run: Path, command: Callable[..., tuple[str, str]]
+) -> None:
+    err = command("export", finished_run, "--best", "--to", "hf", "-o", "model")[1]
+    trained, searched = err.split("loss ")[1].split(", in the search ")
+    assert trained == searched.split()[0]
+    model = transformers.AutoModelForCausalLM.from_pretrained("model").eval()
+    ids = transformers.AutoTokenizer.from_pretrained("model")("import os", return_tensors="pt").input_ids
+    assert ids.tolist() == [list(b"import os")]
+    cached, plain = (model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, plain)
+    assert cached.shape[1] == ids.shape[1] + 12

@@ -17,7 +17,7 @@ from nfsearch.search.study import load_store
 from nfsearch.search.worker import EvaluatorFactory, Worker
 from tests.search.fakes import engine, evaluator, small_space, strategy
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 
 def designs(candidates: list[Candidate] | Any) -> list[tuple[str, float | None]]:

@@ -41,6 +41,7 @@ def report() -> dict[str, dict[str, float]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", INTERPRETED)
 def test_agrees_with_float64_when_interpreted(report: dict[str, dict[str, float]], case: str) -> None:
     # Strong decays add up to thousands within a chunk, and float32 holds their differences to 1e-4.

@@ -35,6 +35,7 @@ def interpreted() -> dict[str, dict[str, float]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kind", KERNELS)
 def test_agrees_with_float64(interpreted: dict[str, dict[str, float]], kind: str, name: str) -> None:

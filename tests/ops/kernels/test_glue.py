@@ -40,6 +40,7 @@ def version(module: Any) -> tuple[int, ...]:
     version(triton) < (3, 7) and version(np) >= (2, 4),
     reason="before 3.7, Triton's interpreter cannot loop to a bound given at run time with NumPy 2.4 or newer",
 )
+@pytest.mark.slow
 def test_agree_with_float64() -> None:
     """Results and gradients of the kernels, and of whole operators that run on them."""
     script = Path(__file__).with_name("glue_interpreted.py")

@@ -29,6 +29,7 @@ def report() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_float64(report: dict[str, Any], case: str) -> None:
     assert report["errors"][case] < 1e-5
