@@ -12,10 +12,11 @@ from contextlib import contextmanager
 
 from nfsearch.search.settings import WorkerSettings
 
-QUIET = {
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour to come, and no warning about it
     "RAY_AUTH_MODE": "token",  # Ray's own default here; said aloud it writes no message
+    "RAY_worker_niceness": "0",  # workers are the work: at Ray's 15, whatever else runs there starves them
 }
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing large travels through it; Ray's least is 75 MB
 
@@ -28,7 +29,7 @@ def cluster(settings: WorkerSettings, cuda: bool) -> Iterator[int]:
     settings ask for more than there is, and RuntimeError if Ray does not start.
     """
     if not settings.address:
-        os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+        os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
         # A token of its own: Ray would write one to the home folder
         os.environ.setdefault("RAY_AUTH_TOKEN", uuid.uuid4().hex)
     import ray  # after the environment, which it reads when imported

@@ -238,6 +238,15 @@ engine(folder, evaluator(folder / "log", seconds=0.2), count=2, evaluations=40).
     assert not finished & set(log.read_text().splitlines()[begun:])
 
 
+def test_workers_have_the_priority_of_the_search(tmp_path: Path) -> None:
+    def factory() -> Callable[..., Mapping[str, Any]]:
+        good = evaluator()()
+        return lambda *asked: {**good(*asked), "loss": float(os.nice(0))}
+
+    final = engine(tmp_path, factory, evaluations=2, population=2).run()
+    assert [c.score and c.score.loss for c in final.candidates] == [os.nice(0)] * 2
+
+
 def test_threads_are_limited() -> None:
     import torch
 
