@@ -1,7 +1,7 @@
 """One token through a residual block, x + operator(norm(x)), on the fused kernels.
 
 A mixer takes three launches (norm and projection; recurrence; norm, projection and residual), attention one more (its
-programs' results are added up), an FFN two.
+programs' results are added up), as do heads that are no power of two (their norm goes alone); an FFN two.
 With more than MAX_BATCH sequences the projections are cuBLAS's, each with a kernel before it.
 Each function takes x [batch, width], the weight and epsilon of the block's norm, the operator's module (which owns the
 layout of its weights), its state and the position (int64 tensor []), and returns the new x. States change in place.
@@ -37,9 +37,14 @@ def project_back(
 ) -> Tensor:
     """x + norm(y, gate) @ w.T; `norm` is the operator's output norm (a module with weight and eps) or None."""
     how = {} if norm is None else {"norm": norm.weight, "mode": mode, "gate": gate, "eps": norm.eps}
-    if len(y) <= MAX_BATCH:
-        return gemv(y, w, residual=x, **how)
-    return torch.addmm(x, prologue(y, **how) if how else y, w.T)
+    few = len(y) <= MAX_BATCH
+    if how and (not few or (mode != "rms" and not _power_of_two(len(norm.weight)))):
+        y, how = prologue(y, **how), {}
+    return gemv(y, w, residual=x, **how) if few else torch.addmm(x, y, w.T)
+
+
+def _power_of_two(size: int) -> bool:
+    return size & (size - 1) == 0
 
 
 def attention_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor) -> Tensor:
@@ -129,9 +134,9 @@ def refusal(op: Any, dtype: torch.dtype) -> str:
     for size in (op.width, getattr(op, "inner", 8)):
         if size % 8:
             return f"{size} values are not a multiple of 8"
-    if name == "Attention" and (op.head_dim < 32 or op.head_dim & (op.head_dim - 1)):
+    if name == "Attention" and (op.head_dim < 32 or not _power_of_two(op.head_dim)):
         return f"head_dim {op.head_dim} is not a power of two from 32"
     group = getattr(op, "head_dim", 8) if name == "DeltaNet" else getattr(op, "value_dim", 8)
-    if group < 8 or group & (group - 1):
-        return f"the output norm's {group} values are not a power of two from 8"
+    if group % 8:
+        return f"the output norm's {group} values are not a multiple of 8"
     return ""

@@ -1,6 +1,7 @@
-"""What comes before a matrix product of many sequences: a norm, a gate or an activation, in one kernel a row.
+"""What comes before a matrix product of many sequences: a norm, a gate or an activation, in a program for each row, or
+for each head of a row where a norm is over heads.
 
-For a few sequences `gemv` does the same on the way to its product.
+For a few sequences `gemv` does the same on the way to its product, if heads are powers of two.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ import torch
 import triton
 import triton.language as tl
 
-from nfsearch.ops.kernels.gemv import _input, _load_vector, pieces
+from nfsearch.ops.kernels.gemv import _load_vector, pieces
 from nfsearch.ops.kernels.launch import begin, dependent, follow
 
 
 @triton.jit
-def _piece(x, gate, norm, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
-           EPS: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
-    scale = 1.0
-    if NORM != "none":
-        scale = _load_vector(norm, START, P, K, GROUP).to(tl.float32)
-    v, squares = _input(x, gate, scale, START, P, K, GROUP, EPS, NORM)
+def _piece(x, norm, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr):
+    """Values START .. START + P in float32 [1, P], times the norm's weight, and the sum of their squares [1]."""
+    v = _load_vector(x, START, P, K, K).to(tl.float32)
+    squares = tl.sum(v * v, 1)
+    if NORM:
+        v = v * _load_vector(norm, START, P, K, K).to(tl.float32)
     if ACT == "swiglu":
         v = v * tl.sigmoid(v) * _load_vector(x + K, START, P, K, K).to(tl.float32)
     if ACT == "relu2":
@@ -29,31 +30,35 @@ def _piece(x, gate, norm, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
 
 
 @triton.jit
-def _store(y, v, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr):
+def _store(y, v, gate, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr, GATE: tl.constexpr):
+    if GATE:  # the gate comes after the norm
+        z = _load_vector(gate, START, P, K, K).to(tl.float32)
+        v = v * z * tl.sigmoid(z)
     k = START + tl.arange(0, P)[None, :]
     tl.store(y + k, v.to(y.dtype.element_ty), mask=k < K)
 
 
 @triton.jit
 def _prologue(x, gate, norm, y, x_stride, gate_stride, K: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr,
-              GROUP: tl.constexpr, EPS: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
+              EPS: tl.constexpr, NORM: tl.constexpr, GATE: tl.constexpr, ACT: tl.constexpr,
               PDL: tl.constexpr):  # fmt: skip
     begin(PDL, True)
     b = tl.program_id(0).to(tl.int64)
-    x += b * x_stride
-    gate += b * gate_stride
-    y += b * K
+    head = tl.program_id(1)
+    x += b * x_stride + head * K
+    gate += b * gate_stride + head * K
+    y += (b * tl.num_programs(1) + head) * K
     follow(PDL, True)
-    v1, squares = _piece(x, gate, norm, 0, K1, K, GROUP, EPS, NORM, ACT)
+    v1, squares = _piece(x, norm, 0, K1, K, NORM, ACT)
     if K2 > 0:
-        v2, more = _piece(x, gate, norm, K1, K2, K, GROUP, EPS, NORM, ACT)
+        v2, more = _piece(x, norm, K1, K2, K, NORM, ACT)
         squares += more
     factor = 1.0
-    if NORM == "rms":
+    if NORM:
         factor = tl.rsqrt(squares / K + EPS)[:, None]
-    _store(y, v1 * factor, 0, K1, K)
+    _store(y, v1 * factor, gate, 0, K1, K, GATE)
     if K2 > 0:
-        _store(y, v2 * factor, K1, K2, K)
+        _store(y, v2 * factor, gate, K1, K2, K, GATE)
 
 
 def prologue(
@@ -71,10 +76,11 @@ def prologue(
     """
     columns = x.shape[1] // 2 if act == "swiglu" else x.shape[1]
     y = torch.empty(len(x), columns, device=x.device, dtype=x.dtype)
-    k1, k2 = pieces(columns)
-    _prologue[(len(x),)](
+    k = columns if norm is None else len(norm)
+    k1, k2 = pieces(k)
+    _prologue[(len(x), columns // k)](
         x, x if gate is None else gate, x if norm is None else norm, y, x.stride(0),
-        0 if gate is None else gate.stride(0), K=columns, K1=k1, K2=k2, GROUP=columns if norm is None else len(norm),
-        EPS=eps, NORM=mode, ACT=act, num_warps=4 if columns <= 4096 else 8, **dependent(x),
+        0 if gate is None else gate.stride(0), K=k, K1=k1, K2=k2, EPS=eps, NORM=norm is not None,
+        GATE=mode == "gated_heads", ACT=act, num_warps=4 if k <= 4096 else 8, **dependent(x),
     )  # fmt: skip
     return y

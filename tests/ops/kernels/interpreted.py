@@ -30,6 +30,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "mamba2": ("M2", {"head_dim": 32, "state": 16}, 32, 1, 5),
     "gated delta": ("GDN", {"head_dim": 16}, 32, 1, 5),
     "gla": ("GLA", {"heads": 2}, 64, 2, 4),
+    "gla, heads of 24": ("GLA", {"heads": 2}, 48, 1, 3),
     "gated delta, many sequences": ("GDN", {"head_dim": 16}, 16, gemv.MAX_BATCH + 1, 1),
     "gla, many sequences": ("GLA", {"heads": 2}, 32, gemv.MAX_BATCH + 1, 2),
     "mamba2, many sequences": ("M2", {"head_dim": 32, "state": 16}, 32, gemv.MAX_BATCH + 1, 1),
