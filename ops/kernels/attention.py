@@ -214,8 +214,8 @@ def attention(
     part = torch.empty(found * head_dim, device=qkv.device, dtype=torch.float32)
     stats = torch.empty(found * 2, device=qkv.device, dtype=torch.float32)
     shape = dict(HEADS=heads, KV=kv_heads, SPLITS=how.splits)
-    # Programs that come early go where there is room, and then some multiprocessors have more of them than others: where
-    # they run long, that costs more than the wait for an empty device.
+    # Programs that come early go where there is room, and then some multiprocessors have more of them than others:
+    # where they run long, that costs more than the wait for an empty device.
     early = dependent(qkv) if batch * kv_heads < 32 else {"PDL": False}
     _attention[(how.splits, kv_heads, batch)](
         qkv, keys, values, part, stats, y, position, qkv if q_norm is None else q_norm,
