@@ -64,8 +64,8 @@ def _tile(keys, values, base, first, cached, here, KV: tl.constexpr, HALF: tl.co
 def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, WIDTH, SLOTS,
                HEADS: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, GROUP_P: tl.constexpr, TILE: tl.constexpr,
                SPLITS: tl.constexpr, STAGES: tl.constexpr, LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr,
-               EPS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    begin(PDL, True)
+               EPS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    begin(PDL, EARLY)
     GROUP: tl.constexpr = HEADS // KV
     HD: tl.constexpr = 2 * HALF
     split = tl.program_id(0)
@@ -123,6 +123,8 @@ def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, W
         o = tl.dot(p.to(v.dtype), v, o * fade[:, None], input_precision="ieee")
         top = higher
 
+    if not EARLY:
+        begin(PDL, True)
     if SPLITS == 1:
         to = y + ((b * KV + g) * GROUP + row)[:, None] * HD + e[None, :]
         tl.store(to, (o / total[:, None]).to(y.dtype.element_ty), mask=live_row[:, None])
@@ -154,28 +156,35 @@ def _combine(part, stats, y, HEADS: tl.constexpr, KV: tl.constexpr, HD: tl.const
 
 
 class Tiling(NamedTuple):
-    """How the cache is shared out: slots in a tile, programs for a key-value head, and launch options."""
+    """How the cache is shared out: slots in a tile, programs for a key-value head, and launch options.
+
+    Programs of the next launch that come early go where there is room, and then some multiprocessors have more of them
+    than others. Where they run long that costs more than it saves; they then come when these have read their share.
+    """
 
     tile: int
     splits: int
-    warps: int = 4
-    stages: int = 3
+    warps: int
+    stages: int
+    early: bool
 
 
 def tiling(slots: int, kv_heads: int, batch: int, row: int, processors: int = 132) -> Tiling:
     """For key-value heads of `row` bytes: the split whose waves of programs are the shortest in all.
 
-    As seen on an H200 with batch 1 to 128, 2 to 8 key-value heads and 1k to 32k slots: a program costs its tiles and
-    about two more, and a multiprocessor does best with one program at a time, with two where there is much to read.
+    Chosen on an H200 with batch 1 to 128, 2 to 8 key-value heads and 1k to 32k slots, for few tiles within the decode
+    steps of the Nemotron-Flash shapes: a program costs its tiles and about two more, and a multiprocessor does best with
+    several short programs, with one of some length, and with two where there is much to read.
     """
     tile = max(16, min(64, 64 * 256 // row))  # three stages of keys and values fit into shared memory
     tiles, heads = triton.cdiv(slots, tile), kv_heads * batch
-    wave = processors * (2 if heads * slots >= 6144 * processors else 1)
+    load = heads * slots / 64 / processors
+    each, stages = (3, 2) if load < 6 else (1, 3) if load < 96 else (2, 3)
 
     def time(splits: int) -> float:
-        return triton.cdiv(heads * splits, wave) * (tiles / splits + 2)
+        return triton.cdiv(heads * splits, each * processors) * (tiles / splits + 2)
 
-    return Tiling(tile, min((s for s in _SPLITS if s <= tiles), key=time))
+    return Tiling(tile, min((s for s in _SPLITS if s <= tiles), key=time), 4, stages, load < 6)
 
 
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -214,14 +223,11 @@ def attention(
     part = torch.empty(found * head_dim, device=qkv.device, dtype=torch.float32)
     stats = torch.empty(found * 2, device=qkv.device, dtype=torch.float32)
     shape = dict(HEADS=heads, KV=kv_heads, SPLITS=how.splits)
-    # Programs that come early go where there is room, and then some multiprocessors have more of them than others:
-    # where they run long, that costs more than the wait for an empty device.
-    early = dependent(qkv) if batch * kv_heads < 32 else {"PDL": False}
     _attention[(how.splits, kv_heads, batch)](
         qkv, keys, values, part, stats, y, position, qkv if q_norm is None else q_norm,
         qkv if k_norm is None else k_norm, qkv.shape[1], slots, HALF=head_dim // 2, GROUP_P=rows, TILE=how.tile,
-        STAGES=how.stages, LOG2_BASE=math.log2(rope_base), QK_NORM=q_norm is not None, EPS=eps, **shape,
-        num_warps=how.warps, **early,
+        STAGES=how.stages, LOG2_BASE=math.log2(rope_base), QK_NORM=q_norm is not None, EPS=eps,
+        EARLY=how.early, **shape, num_warps=how.warps, **dependent(qkv),
     )  # fmt: skip
     if how.splits > 1:
         known = triton.next_power_of_2(how.splits)

@@ -228,7 +228,7 @@ _HALF = {
     "read": Tile(64, 128, 4, 2),
     "pull": Tile(64, 64, 4, 1),
     "scan_back": Tile(0, 32, 4, 3),
-    "gradients": Tile(64, 64, 8, 1),
+    "gradients": Tile(64, 64, 4, 1),
 }
 
 

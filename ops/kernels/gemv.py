@@ -125,24 +125,31 @@ def pieces(columns: int) -> tuple[int, int]:
     return (2 * first, 0) if second == first else (first, max(second, 8) if second else 0)
 
 
-# (rows, columns): (ROWS, warps) where the rule of `tiling` is not the fastest: chains of distinct bf16 weights, batch
-# 1, H200; at width 2048 within the decode step of the Nemotron-Flash-1B shape. Rows count a gate and its value once.
+# (rows, columns): (ROWS, warps) where the rule of `tiling` is not the fastest: batch 1, bf16, H200, within the step of
+# a block (what is faster alone need not be) or, at widths 2048 and 3072, within the decode steps of the Nemotron-Flash
+# shapes. Rows count a gate and its value once.
 _MEASURED = {
+    (1024, 1536): (2, 1),
     (1024, 2048): (8, 4),
-    (1024, 3072): (1, 1),
-    (3072, 1024): (2, 2),
-    (6160, 2048): (2, 4),
-    (8512, 2048): (4, 4),
-    (3072, 2048): (8, 4),
-    (2048, 2048): (2, 4),
+    (1024, 3072): (2, 1),
+    (3072, 1024): (4, 2),
+    (4384, 1024): (16, 4),
+    (2048, 2048): (4, 2),
+    (2048, 3072): (8, 4),
     (2048, 4096): (8, 8),
-    (6144, 2048): (2, 2),
-    (2048, 6144): (2, 8),
-    (3072, 3072): (1, 1),
-    (3072, 6144): (2, 4),
-    (9216, 3072): (2, 4),
-    (12640, 3072): (2, 2),
+    (2048, 6144): (8, 8),
+    (3072, 2048): (8, 4),
+    (6144, 2048): (4, 4),
+    (6160, 2048): (2, 4),
+    (8512, 2048): (2, 4),
+    (9228, 2048): (2, 4),
     (131072, 2048): (8, 4),
+    (3072, 3072): (4, 2),
+    (3072, 6144): (2, 4),
+    (3072, 9216): (1, 8),
+    (9216, 3072): (1, 1),
+    (12640, 3072): (2, 2),
+    (131072, 3072): (4, 4),
 }
 
 

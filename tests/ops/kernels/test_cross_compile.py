@@ -101,20 +101,21 @@ def check(usage: Usage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slots", "kv_heads", "batch", "splits"),
+    ("slots", "kv_heads", "batch", "splits", "stages"),
     [
-        (1025, 4, 1, 16),
-        (8193, 4, 1, 32),
-        (32769, 2, 1, 64),
-        (8193, 4, 8, 4),
-        (1025, 4, 32, 1),
-        (8193, 4, 32, 2),
-        (32769, 2, 32, 4),
-        (32769, 8, 32, 1),
+        (1025, 4, 1, 16, 2),
+        (8193, 4, 1, 64, 2),
+        (8193, 6, 1, 64, 2),
+        (32769, 2, 1, 64, 3),
+        (8193, 4, 8, 4, 3),
+        (1025, 4, 32, 1, 3),
+        (8193, 4, 32, 2, 3),
+        (32769, 2, 32, 4, 3),
+        (32769, 8, 32, 1, 3),
     ],
 )
-def test_attention_is_split_as_was_fastest(slots: int, kv_heads: int, batch: int, splits: int) -> None:
-    assert attention.tiling(slots, kv_heads, batch, 256) == (64, splits, 4, 3)
+def test_attention_is_split_as_was_fastest(slots: int, kv_heads: int, batch: int, splits: int, stages: int) -> None:
+    assert attention.tiling(slots, kv_heads, batch, 256) == (64, splits, 4, stages, stages == 2)
 
 
 def test_attention_leaves_no_wave_of_programs_half_empty() -> None:
