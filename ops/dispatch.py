@@ -10,17 +10,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nfsearch.ops import recurrence
 from nfsearch.ops.selfcheck import Inputs, disagreement, missing, verdict
 
 Kind = Literal["delta_rule", "gated_delta_rule", "shared_linear", "gated_linear"]
 
-_KERNELS: dict[Kind, str] = {  # modules with a `refusal` and the function of the recurrence's name
+_KERNELS: dict[Kind, str] = {  # modules with a `refusal`, the SMALLEST size and the function of the recurrence's name
     "delta_rule": "nfsearch.ops.kernels.chunk_delta",
     "gated_delta_rule": "nfsearch.ops.kernels.chunk_delta",
     "shared_linear": "nfsearch.ops.kernels.chunk_shared",
@@ -39,8 +41,8 @@ class Path(NamedTuple):
 def training_path(kind: Kind, key: int, value: int, like: Tensor) -> Path:
     """The implementation that `kind` takes with heads of these key and value sizes, for an operator's input `like`.
 
-    On CUDA, asking compiles and checks the kernels, once a process: with gradients enabled what training uses, from no
-    state on, otherwise what prefill uses, which goes on from a state.
+    On CUDA, asking compiles and checks the kernels, once a process for all sizes that are padded to the same: with
+    gradients enabled what training uses, from no state on, otherwise what prefill uses, which goes on from a state.
     """
     dtype = product_dtype(like)
     if not like.is_cuda:
@@ -49,13 +51,16 @@ def training_path(kind: Kind, key: int, value: int, like: Tensor) -> Path:
         return Path("torch", f"no kernels for {dtype}")
     if reason := missing():
         return Path("torch", reason)
-    if reason := importlib.import_module(_KERNELS[kind]).refusal(key, value, dtype):
-        return Path("torch", reason)
+    module = _kernels(kind)
+    keys, values = _padded(module, key, value)
+    padded = "" if (keys, values) == (key, value) else f" (heads padded to {keys} x {values})"
+    if reason := module.refusal(keys, values, dtype):
+        return Path("torch", reason + padded)
     gradients = torch.is_grad_enabled()
-    name = f"{kind} ({key} x {value}, {dtype}{'' if gradients else ', without gradients'})"
-    what, error = (kind, key, value, dtype, gradients), partial(_kernel_error, kind, key, value, dtype, like.device)
+    name = f"{kind} ({keys} x {values}, {dtype}{'' if gradients else ', without gradients'})"
+    what, error = (kind, keys, values, dtype, gradients), partial(_kernel_error, kind, keys, values, dtype, like.device)
     reason = verdict(what, name, error, _TOLERANCE[dtype])
-    return Path("torch", reason) if reason else Path("triton", "agrees with float64 here")
+    return Path("torch", reason + padded) if reason else Path("triton", "agrees with float64 here" + padded)
 
 
 def product_dtype(like: Tensor) -> torch.dtype:
@@ -68,37 +73,62 @@ def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `recurrence.delta_rule`. The output has the dtype of the products where the kernels run."""
-    kind: Kind = "delta_rule" if log_decay is None else "gated_delta_rule"
-    if training_path(kind, q.shape[-1], v.shape[-1], like).name == "torch":
-        return plain(recurrence.delta_rule, like, q, k, v, beta, log_decay, state)
-    from nfsearch.ops.kernels.chunk_delta import delta_rule as kernel
-
-    dtype = product_dtype(like)
-    return kernel(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state)
+    return _run("delta_rule" if log_decay is None else "gated_delta_rule", like, q, k, v, (beta, log_decay), state)
 
 
 def gated_linear(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `recurrence.gated_linear`; the output as of `delta_rule`."""
-    if training_path("gated_linear", q.shape[-1], v.shape[-1], like).name == "torch":
-        return plain(recurrence.gated_linear, like, q, k, v, log_decay, state)
-    from nfsearch.ops.kernels.chunk_gated import gated_linear as kernel
-
-    dtype = product_dtype(like)
-    return kernel(q.to(dtype), k.to(dtype), v.to(dtype), log_decay, state)
+    return _run("gated_linear", like, q, k, v, (log_decay,), state)
 
 
 def shared_linear(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `recurrence.shared_linear`; the output as of `delta_rule`."""
-    if training_path("shared_linear", q.shape[-1], v.shape[-1], like).name == "torch":
-        return plain(recurrence.shared_linear, like, q, k, v, log_decay, state)
-    from nfsearch.ops.kernels.chunk_shared import shared_linear as kernel
+    return _run("shared_linear", like, q, k, v, (log_decay,), state)
 
-    dtype = product_dtype(like)
-    return kernel(q.to(dtype), k.to(dtype), v.to(dtype), log_decay, state)
+
+def _run(
+    kind: Kind, like: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: tuple[Tensor | None, ...], state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """By the plain form, or by the kernels with heads padded with zeros, which is exact: channels of q and k that
+    are zero neither write to the state nor read from it, those of v that are zero leave state and output zero."""
+    key, value = q.shape[-1], v.shape[-1]
+    if training_path(kind, key, value, like).name == "torch":
+        return plain(_function(recurrence, kind), like, q, k, v, *gates, state)
+    module, dtype = _kernels(kind), product_dtype(like)
+    keys, values = _padded(module, key, value)
+    if kind == "gated_linear":  # whose decays are those of the keys' channels
+        gates = tuple(_pad(x, keys) for x in gates)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    out, last = _function(module, kind)(
+        _pad(q, keys), _pad(k, keys), _pad(v, values), *gates, _pad(state, keys, values)
+    )
+    return out[..., :value], last[..., :key, :value]
+
+
+def _kernels(kind: Kind) -> ModuleType:
+    """Imports Triton."""
+    return importlib.import_module(_KERNELS[kind])
+
+
+def _function(module: ModuleType, kind: Kind) -> Any:
+    return getattr(module, "delta_rule" if kind == "gated_delta_rule" else kind)
+
+
+def _padded(module: ModuleType, *sizes: int) -> tuple[int, ...]:
+    """The powers of two from these sizes on, and from the smallest that the kernels take."""
+    return tuple(max(module.SMALLEST, 1 << (size - 1).bit_length()) for size in sizes)
+
+
+def _pad(x: Tensor | None, *sizes: int) -> Tensor | None:
+    """Zeros after the end of the last dimensions, which become of these sizes; x itself where they are."""
+    if x is None or x.shape[-len(sizes) :] == sizes:
+        return x
+    lacking = [size - have for size, have in zip(sizes, x.shape[-len(sizes) :], strict=True)]
+    return F.pad(x, [count for after in reversed(lacking) for count in (0, after)])
 
 
 def plain(form: Callable[..., tuple[Tensor, Tensor]], like: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -114,8 +144,7 @@ _TIME, _HEADS = 150, 2  # more than two chunks, the last one short
 
 
 def _kernel_error(kind: Kind, key: int, value: int, dtype: torch.dtype, device: torch.device) -> float:
-    name = "delta_rule" if kind == "gated_delta_rule" else kind
-    kernel, reference = getattr(importlib.import_module(_KERNELS[kind]), name), getattr(recurrence, name)
+    kernel, reference = _function(_kernels(kind), kind), _function(recurrence, kind)
     inputs = _example(kind, key, value, dtype)
     if torch.is_grad_enabled():  # as in training: from no state, and the last one does not matter
         inputs[-1] = None

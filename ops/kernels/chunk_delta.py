@@ -14,6 +14,7 @@ from torch import Tensor
 from nfsearch.ops.kernels import chunk_delta_backward, chunk_delta_forward
 from nfsearch.ops.kernels.chunk_delta_forward import Kept
 
+SMALLEST = 64  # size of a head's keys and of its values
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -23,10 +24,10 @@ def refusal(key: int, value: int, dtype: torch.dtype) -> str:
     Triton 3.6 compiles narrower tiles to code that reads shared memory where nothing was written, or past its end.
     """
     for name, size, largest in (("key", key, 256), ("value", value, 512)):
-        if size not in (64, 128, 256, 512) or size > largest:
-            return f"the chunk kernels take a {name} size that is a power of two from 64 to {largest}, not {size}"
+        if size < SMALLEST or size > largest or size & (size - 1):
+            return f"the kernels take a {name} size that is a power of two from {SMALLEST} to {largest}, not {size}"
     if dtype not in _DTYPES:
-        return f"the chunk kernels take bfloat16, float16 and float32, not {dtype}"
+        return f"the kernels take bfloat16, float16 and float32, not {dtype}"
     return ""
 
 

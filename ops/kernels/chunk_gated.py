@@ -248,13 +248,14 @@ def _gradients(q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_deca
     store_tile(d_decay + here, tl.cumsum(gain, 0, reverse=True) + of_whole[None, :], left, stride, CHUNK, KEYS)
 
 
-# Of a head's keys and values; wider float32 tiles do not fit the registers.
+# Sizes of a head's keys and values; wider float32 tiles do not fit the registers.
+SMALLEST = 16
 _LARGEST = {torch.bfloat16: (256, 512), torch.float16: (256, 512), torch.float32: (128, 512)}
 
 
 def refusal(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these key and value sizes in this dtype, or nothing."""
-    return tiles.refusal(key, value, dtype, _LARGEST)
+    return tiles.refusal(key, value, dtype, SMALLEST, _LARGEST)
 
 
 class _GatedLinear(torch.autograd.Function):

@@ -240,13 +240,14 @@ def _values(q, k, v, d_out, total, d_states, rows, kept, dv, d_decay, time, coun
         store_tile(dv + h * VALUE, written, left, stride, CHUNK, VALUE)
 
 
-# Of a head's keys and values; wider float32 tiles do not fit the registers.
+# Sizes of a head's keys and values; wider float32 tiles do not fit the registers.
+SMALLEST = 16
 _LARGEST = {torch.bfloat16: (256, 128), torch.float16: (256, 128), torch.float32: (128, 64)}
 
 
 def refusal(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these key and value sizes in this dtype, or nothing."""
-    return tiles.refusal(key, value, dtype, _LARGEST)
+    return tiles.refusal(key, value, dtype, SMALLEST, _LARGEST)
 
 
 def _groups(programs: int, heads: int, wanted: int) -> tuple[int, int]:

@@ -31,13 +31,15 @@ def product(a, b, c=None):
     return tl.dot(a, b, c, input_precision="tf32x3")
 
 
-def refusal(key: int, value: int, dtype: torch.dtype, largest: dict[torch.dtype, tuple[int, int]]) -> str:
-    """Why kernels cannot serve heads of these sizes in this dtype, or nothing: powers of two from 16 to the largest."""
+def refusal(
+    key: int, value: int, dtype: torch.dtype, smallest: int, largest: dict[torch.dtype, tuple[int, int]]
+) -> str:
+    """Why kernels cannot serve heads of these sizes in this dtype, or nothing: they take powers of two."""
     if dtype not in largest:
         return f"the kernels take bfloat16, float16 and float32, not {dtype}"
     for name, size, most in zip(("key", "value"), (key, value), largest[dtype], strict=True):
-        if size < 16 or size > most or size & (size - 1):
-            return f"in {dtype} the kernels take {name} sizes 16, 32, 64, ... {most}, not {size}"
+        if size < smallest or size > most or size & (size - 1):
+            return f"in {dtype} the kernels take {name} sizes {smallest}, {2 * smallest}, ... {most}, not {size}"
     return ""
 
 

@@ -41,7 +41,14 @@ def test_the_captured_step_generates_what_forward_does() -> None:
 
 @pytest.mark.parametrize(
     "layer",
-    [Layer.of("D", head_dim=64), Layer.of("D"), Layer.of("GDN", head_dim=64), Layer.of("GLA", heads=2), Layer.of("M2")],
+    [
+        Layer.of("D", head_dim=64),
+        Layer.of("D", head_dim=32),
+        Layer.of("D"),
+        Layer.of("GDN", head_dim=64),
+        Layer.of("GLA", heads=2),
+        Layer.of("M2"),
+    ],
     ids=str,
 )
 def test_training_kernels_agree_in_values_and_gradients(layer: Layer) -> None:

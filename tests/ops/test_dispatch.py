@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from types import ModuleType
 
 import pytest
@@ -31,51 +32,88 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dis
     return request.param
 
 
-def kernels(kind: dispatch.Kind, monkeypatch: pytest.MonkeyPatch, off: float = 0.0) -> list[str]:
-    """Stands in for the module of kernels: the plain form, with gradients that are `off`. What was called."""
-    calls: list[str] = []
-    name = "delta_rule" if kind == "gated_delta_rule" else kind
+def name(kind: dispatch.Kind) -> str:
+    return "delta_rule" if kind == "gated_delta_rule" else kind
+
+
+def kernels(kind: dispatch.Kind, monkeypatch: pytest.MonkeyPatch, off: float = 0.0) -> list[selfcheck.Inputs]:
+    """Stands in for the module of kernels: the plain form, with gradients that are `off`. What it was called with."""
+    calls: list[selfcheck.Inputs] = []
+
+    def refusal(key: int, value: int, dtype: torch.dtype) -> str:
+        if key > 256:
+            return "too large"
+        return "" if key in (16, 32, 64, 128, 256) and value in (16, 32, 64, 128, 256, 512) else "not a size"
 
     def call(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        calls.append(name)
+        calls.append(list(inputs))
+        q, _, v = (x.shape[-1] for x in inputs[:3] if x is not None)
+        assert refusal(q, v, torch.float32) == ""
         scaled = [x if x is None else x + off * (x - x.detach()) for x in inputs]
-        return getattr(recurrence, name)(*(x if x is None else x.float() for x in scaled))
+        return getattr(recurrence, name(kind))(*(x if x is None else x.float() for x in scaled))
 
     module = ModuleType("kernels")
-    module.refusal = lambda key, value, dtype: "too large" if key > 256 else ""  # type: ignore[attr-defined]
-    setattr(module, name, call)
+    module.SMALLEST, module.refusal = 16, refusal  # type: ignore[attr-defined]
+    setattr(module, name(kind), call)
     monkeypatch.setitem(sys.modules, dispatch._KERNELS[kind], module)
     return calls
 
 
 def test_kernels_that_agree_are_used(kind: dispatch.Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = kernels(kind, monkeypatch)
-    assert dispatch.training_path(kind, 16, 8, LIKE).name == "triton"
-    inputs = dispatch._example(kind, 16, 8, torch.float32)
-    getattr(dispatch, calls[0])(*inputs, like=LIKE)
-    assert len(calls) == 2  # the check, then the call
+    assert dispatch.training_path(kind, 32, 16, LIKE) == ("triton", "agrees with float64 here")
+    inputs = dispatch._example(kind, 32, 16, torch.float32)
+    getattr(dispatch, name(kind))(*inputs, like=LIKE)
+    _, seen = calls  # the check's and the call's
+    assert all(got is given for got, given in zip(seen, inputs, strict=True))  # nothing is padded or copied
+
+
+@pytest.mark.parametrize(("key", "value"), [(5, 5), (24, 48), (48, 16), (64, 24), (160, 320)])
+@pytest.mark.parametrize("state", [False, True])
+def test_heads_of_other_sizes_are_padded(
+    kind: dispatch.Kind, monkeypatch: pytest.MonkeyPatch, key: int, value: int, state: bool
+) -> None:
+    calls = kernels(kind, monkeypatch)
+    inputs = dispatch._example(kind, key, value, torch.float32)
+    inputs[-1] = inputs[-1] if state else None
+    ours, form = partial(getattr(dispatch, name(kind)), like=LIKE), getattr(recurrence, name(kind))
+    # Of the output, the last state and all gradients.
+    assert selfcheck.disagreement(ours, form, inputs, torch.device("cpu")) < 1e-4
+    assert len(calls) == 2
+    shapes = [[x.shape for x in form(*inputs)] for form in (ours, form)]
+    assert shapes[0] == shapes[1]
+
+
+def test_sizes_padded_to_the_same_share_a_check(kind: dispatch.Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = kernels(kind, monkeypatch)
+    for key, value in ((160, 320), (130, 512)):
+        path = dispatch.training_path(kind, key, value, LIKE)
+        assert path == ("triton", "agrees with float64 here (heads padded to 256 x 512)")
+    assert dispatch.training_path(kind, 256, 512, LIKE) == ("triton", "agrees with float64 here")
+    assert len(calls) == 1
 
 
 def test_wrong_gradients_are_refused_loudly_and_once(
     kind: dispatch.Kind, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = kernels(kind, monkeypatch, off=0.01)
-    inputs = dispatch._example(kind, 16, 8, torch.float32)
+    inputs = dispatch._example(kind, 32, 16, torch.float32)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            path = dispatch.training_path(kind, 16, 8, LIKE)
+            path = dispatch.training_path(kind, 32, 16, LIKE)
             assert path.name == "torch"
             assert "e-02 off" in path.reason or "e-03 off" in path.reason
-            getattr(dispatch, calls[0])(*inputs, like=LIKE)
+            getattr(dispatch, name(kind))(*inputs, like=LIKE)
     assert len(calls) == 1
     assert len(caplog.records) == 1
-    assert f"{kind} (16 x 8, torch.float32)" in caplog.text
+    assert f"{kind} (32 x 16, torch.float32)" in caplog.text
     with torch.no_grad():  # results are right: prefill may use them
-        assert dispatch.training_path(kind, 16, 8, LIKE).name == "triton"
+        assert dispatch.training_path(kind, 32, 16, LIKE).name == "triton"
 
 
 def test_sizes_and_dtypes_that_kernels_do_not_take(kind: dispatch.Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels(kind, monkeypatch)
-    assert dispatch.training_path(kind, 512, 8, LIKE) == ("torch", "too large")
-    assert dispatch.training_path(kind, 16, 8, LIKE.double()) == ("torch", "no kernels for torch.float64")
-    assert dispatch.training_path(kind, 16, 8, torch.zeros(1)) == ("torch", "the tensors are on cpu, not CUDA")
+    assert dispatch.training_path(kind, 512, 16, LIKE) == ("torch", "too large")
+    assert dispatch.training_path(kind, 257, 16, LIKE) == ("torch", "too large (heads padded to 512 x 16)")
+    assert dispatch.training_path(kind, 32, 16, LIKE.double()) == ("torch", "no kernels for torch.float64")
+    assert dispatch.training_path(kind, 32, 16, torch.zeros(1)) == ("torch", "the tensors are on cpu, not CUDA")

@@ -72,7 +72,7 @@ def test_fits_in_registers_and_shared_memory(key: int, value: int, monkeypatch: 
 @pytest.mark.parametrize(
     ("key", "value", "dtype", "reason"),
     [
-        (64, 64, torch.bfloat16, ""),
+        (chunk_delta.SMALLEST, chunk_delta.SMALLEST, torch.bfloat16, ""),
         (256, 512, torch.float32, ""),
         (48, 64, torch.bfloat16, "key size that is a power of two from 64 to 256, not 48"),
         (512, 64, torch.bfloat16, "key size that is a power of two from 64 to 256, not 512"),
