@@ -173,8 +173,8 @@ def tiling(slots: int, kv_heads: int, batch: int, row: int, processors: int = 13
     """For key-value heads of `row` bytes: the split whose waves of programs are the shortest in all.
 
     Chosen on an H200 with batch 1 to 128, 2 to 8 key-value heads and 1k to 32k slots, for few tiles within the decode
-    steps of the Nemotron-Flash shapes: a program costs its tiles and about two more, and a multiprocessor does best with
-    several short programs, with one of some length, and with two where there is much to read.
+    steps of the Nemotron-Flash shapes: a program costs its tiles and about two more, and a multiprocessor does best
+    with several short programs, with one of some length, and with two where there is much to read.
     """
     tile = max(16, min(64, 64 * 256 // row))  # three stages of keys and values fit into shared memory
     tiles, heads = triton.cdiv(slots, tile), kv_heads * batch

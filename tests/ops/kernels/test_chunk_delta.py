@@ -64,8 +64,8 @@ def test_fits_in_registers_and_shared_memory(key: int, value: int, monkeypatch: 
     found = launches(monkeypatch, MODULES, call)
     assert {usage.kernel for usage in found} == {name for names in MODULES.values() for name in names}
     for usage in found:
-        # Six spilled registers cost `_gradients` less than twice the threads would (on an H200).
-        assert usage.stack <= (24 if usage.kernel == "_gradients" else 8), usage.kernel
+        # `_gradients` spills 38 registers, and is 10 to 40 % faster on an H200 than with twice the threads and none.
+        assert usage.stack <= (152 if usage.kernel == "_gradients" else 8), usage.kernel
         assert usage.shared <= SHARED, usage.kernel
 
 
