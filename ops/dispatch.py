@@ -38,11 +38,11 @@ class Path(NamedTuple):
     reason: str
 
 
-def training_path(kind: Kind, key: int, value: int, like: Tensor) -> Path:
-    """The implementation that `kind` takes with heads of these key and value sizes, for an operator's input `like`.
+def training_path(kind: Kind, key: int, value: int, like: Tensor, *, continued: bool = False) -> Path:
+    """The implementation that `kind` takes with heads of these key and value sizes, for an operator's input `like`;
+    `continued` from a given state.
 
-    On CUDA, asking compiles and checks the kernels, once a process for all sizes that are padded to the same: with
-    gradients enabled what training uses, from no state on, otherwise what prefill uses, which goes on from a state.
+    On CUDA, asking compiles and checks the kernels, once a process for all sizes that are padded to the same.
     """
     dtype = product_dtype(like)
     if not like.is_cuda:
@@ -57,9 +57,9 @@ def training_path(kind: Kind, key: int, value: int, like: Tensor) -> Path:
     if reason := module.refusal(keys, values, dtype):
         return Path("torch", reason + padded)
     gradients = torch.is_grad_enabled()
-    name = f"{kind} ({keys} x {values}, {dtype}{'' if gradients else ', without gradients'})"
-    what, error = (kind, keys, values, dtype, gradients), partial(_kernel_error, kind, keys, values, dtype, like.device)
-    reason = verdict(what, name, error, _TOLERANCE[dtype])
+    name = f"{kind} ({keys} x {values}, {dtype}{', from a state' * continued}{', without gradients' * (not gradients)})"
+    what = (kind, keys, values, dtype, continued)
+    reason = verdict((*what, gradients), name, lambda: _kernel_error(*what, like.device), _TOLERANCE[dtype])
     return Path("torch", reason + padded) if reason else Path("triton", "agrees with float64 here" + padded)
 
 
@@ -96,7 +96,7 @@ def _run(
     """By the plain form, or by the kernels with heads padded with zeros, which is exact: channels of q and k that
     are zero neither write to the state nor read from it, those of v that are zero leave state and output zero."""
     key, value = q.shape[-1], v.shape[-1]
-    if training_path(kind, key, value, like).name == "torch":
+    if training_path(kind, key, value, like, continued=state is not None).name == "torch":
         return plain(_function(recurrence, kind), like, q, k, v, *gates, state)
     module, dtype = _kernels(kind), product_dtype(like)
     keys, values = _padded(module, key, value)
@@ -143,12 +143,13 @@ def plain(form: Callable[..., tuple[Tensor, Tensor]], like: Tensor, *inputs: Ten
 _TIME, _HEADS = 150, 2  # more than two chunks, the last one short
 
 
-def _kernel_error(kind: Kind, key: int, value: int, dtype: torch.dtype, device: torch.device) -> float:
+def _kernel_error(kind: Kind, key: int, value: int, dtype: torch.dtype, continued: bool, device: torch.device) -> float:
     kernel, reference = _function(_kernels(kind), kind), _function(recurrence, kind)
     inputs = _example(kind, key, value, dtype)
-    if torch.is_grad_enabled():  # as in training: from no state, and the last one does not matter
+    if not continued:
         inputs[-1] = None
-        kernel, reference = partial(_output, kernel), partial(_output, reference)
+        if torch.is_grad_enabled():  # as in training, where no gradient comes through the last state
+            kernel, reference = partial(_output, kernel), partial(_output, reference)
     return disagreement(kernel, reference, inputs, device)
 
 

@@ -6,7 +6,7 @@ inputs and states (see `selfcheck`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ _SLOTS = 200  # tokens that the states of a check have room for
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative, of outputs and states
 
 
-def block_refusal(block: Block, x: Tensor) -> str:
-    """Why this block decodes x [batch, width] by the plain step, or nothing."""
+def block_refusal(block: Block, x: Tensor, state: State | None = None) -> str:
+    """Why this block decodes x [batch, width] on this state (or a small one) by the plain step, or nothing."""
     if reason := _unsuitable(x):
         return reason
     from nfsearch.ops.kernels import decode
@@ -34,21 +34,21 @@ def block_refusal(block: Block, x: Tensor) -> str:
     if reason := decode.refusal(operator, x.dtype):
         return reason
     sizes = tuple(tuple(parameter.shape) for parameter in operator.parameters())
-    name = type(operator).__name__
+    name, how = type(operator).__name__, decode.choices(state)
     return verdict(
-        (name, sizes, x.dtype, min(len(x), _MANY)),
+        (name, sizes, x.dtype, min(len(x), _MANY), *how.values()),
         f"{name}'s step ({x.dtype})",
-        lambda: _block_error(block, x),
+        lambda: _block_error(block, x, how),
         _TOLERANCE[x.dtype],
     )
 
 
-def block_step(block: Block, x: Tensor, state: State, position: Tensor) -> Tensor:
+def block_step(block: Block, x: Tensor, state: State, position: Tensor, **how: Any) -> Tensor:
     """x + operator(norm(x)) for one token of each sequence, [batch, width]; writes the state in place."""
     from nfsearch.ops.kernels import decode
 
     step = decode.BLOCKS[type(block.operator).__name__]
-    return step(x, block.norm.weight, block.norm.eps, block.operator, state, position)
+    return step(x, block.norm.weight, block.norm.eps, block.operator, state, position, **how)
 
 
 def head_refusal(model: HybridLM, x: Tensor) -> str:
@@ -81,7 +81,8 @@ def _unsuitable(x: Tensor) -> str:
 
 
 @torch.no_grad()
-def _block_error(block: Block, x: Tensor) -> float:
+def _block_error(block: Block, x: Tensor, how: dict[str, Any]) -> float:
+    """On a small state, but with the kernels that are chosen for the one in use."""
     random = torch.Generator(x.device).manual_seed(0)
     x = x[:_MANY]
     state = block.operator.init_state(len(x), _SLOTS, device=x.device, dtype=x.dtype)
@@ -91,9 +92,9 @@ def _block_error(block: Block, x: Tensor) -> float:
     probe = torch.empty_like(x).normal_(generator=random)
     position = torch.tensor(_SLOTS - 2, device=x.device)
     spare = {name: tensor.clone() for name, tensor in fused.items()}
-    compile_together(lambda: block_step(block, probe, spare, position), x.device)
+    compile_together(lambda: block_step(block, probe, spare, position, **how), x.device)
     expected = probe + block.operator.step(block.norm(probe), state, position)
-    got = block_step(block, probe, fused, position)
+    got = block_step(block, probe, fused, position, **how)
     return max(relative(got, expected), *(relative(fused[name], state[name]) for name in state), 0.0)
 
 

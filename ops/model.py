@@ -30,7 +30,7 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
         """x [batch, width]; see `Operator.step`. On CUDA by the fused kernels, where they serve."""
-        if fused.block_refusal(self, x):
+        if fused.block_refusal(self, x, state):
             return x + self.operator.step(self.norm(x), state, position)
         return fused.block_step(self, x, state, position)
 

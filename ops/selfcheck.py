@@ -10,8 +10,10 @@ import logging
 import shutil
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ Inputs = list[Tensor | None]
 Form = Callable[..., Tensor | tuple[Tensor, ...]]
 
 _verdicts: dict[Hashable, str] = {}  # what was checked -> why it is refused, or nothing
+_dry = Lock()  # of Triton's hook, which all threads share
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +67,9 @@ def disagreement(kernel: Form, plain: Form, inputs: Inputs, device: torch.device
 
 
 def compile_together(run: Callable[[], object], device: torch.device) -> None:
-    """Compiles side by side the kernels that `run` would have Triton compile one after the other, and launches none of
-    these; what `run` computes is rubbish. A kernel that does not compile says so when it is used."""
+    """Compiles side by side the kernels of nfsearch that `run` would have Triton compile one after the other, and
+    launches none of these. What `run` computes or raises is rubbish; a kernel that does not compile says so when it is
+    used. Meanwhile no other thread of the process may launch kernels of nfsearch for the first time."""
     if device.type != "cuda":
         return
     from triton import knobs
@@ -73,22 +77,27 @@ def compile_together(run: Callable[[], object], device: torch.device) -> None:
     wanted: list[tuple[Any, str]] = []
 
     def note(*, fn: Any, compile: dict[str, Any], **_: object) -> bool:
+        if not fn.module.startswith("nfsearch."):
+            return False
         wanted.append((fn.jit_function, compile["specialization_data"]))
         return True  # neither compiled nor launched
 
-    before, knobs.runtime.jit_cache_hook = knobs.runtime.jit_cache_hook, note
-    try:
-        run()
-    finally:
-        knobs.runtime.jit_cache_hook = before
+    with _dry:
+        before, knobs.runtime.jit_cache_hook = knobs.runtime.jit_cache_hook, note
+        try:
+            with suppress(Exception):
+                run()
+        finally:
+            knobs.runtime.jit_cache_hook = before
 
     def make(kernel: Any, how: str) -> None:
         with torch.cuda.device(device):
-            assert kernel.preload(how).run  # which builds its launcher and loads it
+            _ = kernel.preload(how).run  # which builds its launcher and loads it
 
     with ThreadPoolExecutor() as threads:
-        for kernel, how in wanted:
-            threads.submit(make, kernel, how)
+        made = [threads.submit(make, kernel, how) for kernel, how in wanted]
+    for problem in filter(None, (future.exception() for future in made)):
+        logger.debug("a kernel was not compiled ahead: %s", problem)
 
 
 def _results(form: Form, inputs: Inputs) -> list[Tensor]:

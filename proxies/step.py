@@ -183,16 +183,16 @@ def _end_capture(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
     and the random generator, which would refuse to draw until another capture has ended.
     """
     device = stream.device.index
-    with suppress(RuntimeError):  # it had got as far as that
+    with suppress(RuntimeError):  # raised where `capture_end` had told it already
         torch._C._cuda_endAllocateToPool(device, pool)
         torch._C._cuda_releasePool(device, pool)
-    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):  # a good one
         torch.zeros((), device=stream.device)
 
 
 @cache
 def _say(refusal: str) -> None:
-    """Once a process."""
+    """Once for each reason."""
     logger.warning("a model's training step is launched operation by operation, not as a CUDA graph: %s", refusal)
 
 

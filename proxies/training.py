@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -146,7 +146,8 @@ def learning_rate(settings: ProxySettings, step: int, steps: int) -> float:
 
 @contextmanager
 def _repeatable(device: torch.device, seed: int) -> Iterator[None]:
-    """Seeds torch and, on CUDA, allows only kernels whose sums have one order; puts both back as they were.
+    """Seeds torch and, on CUDA, makes the device the current one, on which kernels are launched, and allows only those
+    whose sums have one order; puts all back as it was.
 
     Merely asking (`warn_only`) leaves attention's backward pass unordered: losses then differ in the fourth digit.
     """
@@ -154,7 +155,7 @@ def _repeatable(device: torch.device, seed: int) -> Iterator[None]:
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = _memory.fill_uninitialized_memory
-    with torch.random.fork_rng(cuda):
+    with torch.random.fork_rng(cuda), torch.cuda.device(device) if cuda else nullcontext():
         torch.manual_seed(seed)
         try:
             if cuda:

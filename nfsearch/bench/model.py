@@ -208,7 +208,10 @@ class _Subject:
     def _ours_path(self) -> str:
         x = torch.randn(len(self.tokens), self.model.architecture.width, device=self.setup.kind).to(self.setup.dtype)
         with torch.no_grad():
-            refusals = {type(block.operator).__name__: fused.block_refusal(block, x) for block in self.blocks}
+            refusals = {
+                type(block.operator).__name__: fused.block_refusal(block, x, held)
+                for block, held in zip(self.blocks, self.state, strict=True)
+            }
             refusals["head"] = fused.head_refusal(self.model, x)
         refused = [f"plain {name}: {reason}" for name, reason in refusals.items() if reason]
         return "; ".join(refused) or "fused kernels"

@@ -155,7 +155,7 @@ class _Chain:
 
         def ours_path() -> str:
             with torch.no_grad():
-                refusal = fused.block_refusal(block, self.x)
+                refusal = fused.block_refusal(block, self.x, self.states[0])
             return f"plain step: {refusal}" if refusal else "fused kernels"
 
         def plain_compiled() -> Bind:

@@ -29,6 +29,7 @@ from nfsearch.ops import Operator, build_operator, recurrence
 from nfsearch.ops.dispatch import plain
 from nfsearch.space import Layer
 
+Launched = Literal["host", "graph"]
 Functions = Mapping[str, Callable[..., tuple[Tensor, Tensor]]]
 
 
@@ -84,11 +85,11 @@ class _Case:
         self.expected: list[Tensor] = []
         self.ways = self._ways()
 
-    def group(self, launched: Literal["host", "graph"]) -> Group:
+    def group(self, launched: Launched) -> Group:
         batch, sequence, width = self.x.shape
         case = {"layer": str(self.layer), "width": width, "sequence": sequence, "batch": batch, "launched": launched}
         title = f"{self.layer}  width {width}  sequence {sequence}  batch {batch}  launched by {launched}"
-        contenders = [self._contender(way) for way in self.ways]
+        contenders = [self._contender(way, launched) for way in self.ways]
         tolerance = 2 * TOLERANCE[self.setup.dtype]  # products of the backward pass add their own rounding
         return Group(title, case | {"dtype": self.setup.dtype_name}, contenders, tolerance)
 
@@ -123,14 +124,14 @@ class _Case:
             path = self.operator.training_path(self.x)
         return f"{path.name}: {path.reason}"
 
-    def _contender(self, way: _Way) -> Contender:
+    def _contender(self, way: _Way, launched: Launched) -> Contender:
         return Contender(
             way.name,
             way.role,
-            lambda: self._error(way),
+            lambda: self._error(way, launched),
             lambda: self._work(way),
             way.path,
-            lambda: way.first_call,
+            lambda: way.first_call if launched == "host" else None,
         )
 
     def _autocast(self) -> torch.autocast:
@@ -151,16 +152,22 @@ class _Case:
         gradients = torch.autograd.grad(y, (self.x, *self.operator.parameters()), self.gradient.to(y.dtype))
         return [y.detach(), *gradients]
 
-    def _error(self, way: _Way) -> float:
+    def _replayed(self) -> list[Tensor]:
+        """What a captured pass leaves when it is replayed."""
+        passes: list[list[Tensor]] = []
+        prepared(lambda: passes.append(self._pass()), self.setup.kind)()
+        return passes[-1]
+
+    def _error(self, way: _Way, launched: Launched) -> float:
         """The largest of: the output's, the input gradient's, and that of all parameters' gradients together."""
         if not self.expected:
             self.expected = self._exact()
         started = time.perf_counter()
         with way.context():
-            got = self._pass()
+            got = self._pass() if launched == "host" else self._replayed()
         if self.setup.kind == "cuda":
             torch.cuda.synchronize()
-        if way.first_call is None:
+        if launched == "host":
             way.first_call = time.perf_counter() - started
         flat = [(_flat(z[2:]) if z[2:] else None, z[0], z[1]) for z in (got, self.expected)]
         errors = [relative(a, b) for a, b in zip(*flat, strict=True) if a is not None and b is not None]

@@ -1,4 +1,4 @@
-"""One token of grouped-query attention: rotary embedding, append to the cache, and attention over it, in two launches.
+"""One token of grouped-query attention: rotary embedding, append to the cache, and attention over it.
 
 The cache is cut into tiles of TILE slots that SPLITS programs per key-value head share out in turn, so the grid does
 not depend on how many tokens are cached; that number is read from device memory. The query heads of a group ride
@@ -60,7 +60,7 @@ def _tile(keys, values, base, first, cached, here, KV: tl.constexpr, HALF: tl.co
     return lo, hi, v, seen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("SLOTS",))
 def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, WIDTH, SLOTS,
                HEADS: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, GROUP_P: tl.constexpr, TILE: tl.constexpr,
                SPLITS: tl.constexpr, STAGES: tl.constexpr, LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr,
@@ -190,6 +190,12 @@ def tiling(slots: int, kv_heads: int, batch: int, row: int, processors: int = 13
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
+def tiling_of(keys: torch.Tensor) -> Tiling:
+    """For a cache of keys [batch, slots, kv_heads, head_dim]."""
+    batch, slots, kv_heads, head_dim = keys.shape
+    return tiling(slots, kv_heads, batch, head_dim * keys.element_size(), _processors(keys.device))
+
+
 @cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
@@ -215,7 +221,7 @@ def attention(
     tensor []. head_dim: a power of two from 32.
     """
     batch, slots, kv_heads, head_dim = keys.shape
-    how = how or tiling(slots, kv_heads, batch, head_dim * keys.element_size(), _processors(keys.device))
+    how = how or tiling_of(keys)
     group = heads // kv_heads
     rows = max(16, triton.next_power_of_2(group))  # what a matrix instruction takes
     y = torch.empty(batch, heads * head_dim, device=qkv.device, dtype=qkv.dtype)

@@ -1,7 +1,8 @@
 """One token through a residual block, x + operator(norm(x)), on the fused kernels.
 
-A mixer takes three launches (norm and projection; recurrence; norm, projection and residual), attention one more (its
-programs' results are added up), as do heads that are no power of two (their norm goes alone); an FFN two.
+A mixer takes three launches (norm and projection; recurrence; norm, projection and residual), an FFN two. Attention
+takes one more where several programs share a head's cache, whose results are added up, and a recurrence whose heads are
+no power of two, whose norm goes alone.
 With more than MAX_BATCH sequences the projections are cuBLAS's, each with a kernel before it.
 Each function takes x [batch, width], the weight and epsilon of the block's norm, the operator's module (which owns the
 layout of its weights), its state and the position (int64 tensor []), and returns the new x. States change in place.
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nfsearch.ops.kernels.attention import attention
+from nfsearch.ops.kernels.attention import Tiling, attention, tiling_of
 from nfsearch.ops.kernels.gemv import MAX_BATCH, gemv
 from nfsearch.ops.kernels.prologue import prologue
 from nfsearch.ops.kernels.recurrence import Gates, recurrence
@@ -28,7 +29,7 @@ def project(x: Tensor, w: Tensor, norm: Tensor, eps: float, act: str = "none", e
     """act(norm(x) @ w.T): one kernel for a few sequences, cuBLAS between two for many."""
     if len(x) <= MAX_BATCH:
         return gemv(x, w, norm=norm, mode="rms", eps=eps, act=act, early=early)
-    y = F.linear(prologue(x, norm=norm, mode="rms", eps=eps), w)
+    y = F.linear(prologue(x, norm=norm, eps=eps), w)
     return y if act == "none" else prologue(y, act=act)
 
 
@@ -36,18 +37,20 @@ def project_back(
     y: Tensor, w: Tensor, x: Tensor, norm: Any = None, mode: str = "none", gate: Tensor | None = None
 ) -> Tensor:
     """x + norm(y, gate) @ w.T; `norm` is the operator's output norm (a module with weight and eps) or None."""
-    how = {} if norm is None else {"norm": norm.weight, "mode": mode, "gate": gate, "eps": norm.eps}
+    how = {} if norm is None else {"norm": norm.weight, "gate": gate, "eps": norm.eps}
     few = len(y) <= MAX_BATCH
     if how and (not few or (mode != "rms" and not _power_of_two(len(norm.weight)))):
-        y, how = prologue(y, **how), {}
-    return gemv(y, w, residual=x, **how) if few else torch.addmm(x, y, w.T)
+        y, how, mode = prologue(y, **how), {}, "none"
+    return gemv(y, w, residual=x, mode=mode, **how) if few else torch.addmm(x, y, w.T)
 
 
 def _power_of_two(size: int) -> bool:
     return size & (size - 1) == 0
 
 
-def attention_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor) -> Tensor:
+def attention_block(
+    x: Tensor, norm: Tensor, eps: float, op: Any, state: State, position: Tensor, tiling: Tiling | None = None
+) -> Tensor:
     qkv = project(x, op.qkv.weight, norm, eps)
     normed = op.q_norm is not None
     y = attention(
@@ -60,6 +63,7 @@ def attention_block(x: Tensor, norm: Tensor, eps: float, op: Any, state: State, 
         q_norm=op.q_norm.weight if normed else None,
         k_norm=op.k_norm.weight if normed else None,
         eps=op.q_norm.eps if normed else 0.0,
+        how=tiling,
     )
     return project_back(y, op.out_proj.weight, x)
 
@@ -110,7 +114,7 @@ def head(x: Tensor, norm: Tensor, eps: float, w: Tensor, unit_rows: bool) -> Ten
     """Logits [batch, vocab] in float32 of the last block's x; `unit_rows` divides each by the length of its row."""
     if len(x) <= MAX_BATCH:
         return gemv(x, w, norm=norm, mode="rms", eps=eps, unit_rows=unit_rows, dtype=torch.float32)
-    logits = F.linear(prologue(x, norm=norm, mode="rms", eps=eps), w).float()
+    logits = F.linear(prologue(x, norm=norm, eps=eps), w).float()
     return logits.div_(torch.linalg.vector_norm(w, dim=1, dtype=torch.float32)) if unit_rows else logits
 
 
@@ -122,6 +126,11 @@ BLOCKS = {
     "Mamba2": mamba2_block,
     "FeedForward": ffn_block,
 }
+
+
+def choices(state: State | None) -> dict[str, Any]:
+    """What the size of a state decides about the kernels: arguments of the function of its block."""
+    return {"tiling": tiling_of(state["keys"])} if state is not None and "keys" in state else {}
 
 
 def refusal(op: Any, dtype: torch.dtype) -> str:

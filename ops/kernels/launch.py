@@ -3,9 +3,9 @@ predecessor still runs.
 
 Before `follow()` a kernel reads only weights and state; `follow()` returns when all launches before it are complete,
 and after it come the activations. A kernel that is EARLY lets its successor start at once. One that is not lets it
-start after its own wait: then the successor knows, before its own, that all launches but the last are complete, and may
-read state that the same operator wrote in the step before. So whatever comes before a kernel with a state (here: the
-projection into it) must not be EARLY.
+start after its own wait, or later (`begin` may stand there): then the successor knows, before its own, that all
+launches but the last are complete, and may read state that the same operator wrote in the step before. So whatever
+comes before a kernel with a state (here: the projection into it) must not be EARLY.
 """
 
 from __future__ import annotations

@@ -65,14 +65,13 @@ def prologue(
     x: torch.Tensor,
     *,
     norm: torch.Tensor | None = None,
-    mode: str = "none",
     gate: torch.Tensor | None = None,
     eps: float = 1e-6,
     act: str = "none",
 ) -> torch.Tensor:
-    """act(norm(x)) for x [batch, columns], in its dtype; `mode`, `gate` and `act` as of `gemv`.
-
-    `act` "swiglu" takes x [batch, 2 * columns], gates first, and goes without a norm.
+    """act(norm(x)) for x [batch, columns], in its dtype; the norm is over groups as long as its weight, and is
+    multiplied by silu(gate) [batch, columns] if given. `act` as of `gemv`; "swiglu" takes x [batch, 2 * columns],
+    gates first, and goes without a norm.
     """
     columns = x.shape[1] // 2 if act == "swiglu" else x.shape[1]
     y = torch.empty(len(x), columns, device=x.device, dtype=x.dtype)
@@ -81,6 +80,6 @@ def prologue(
     _prologue[(len(x), columns // k)](
         x, x if gate is None else gate, x if norm is None else norm, y, x.stride(0),
         0 if gate is None else gate.stride(0), K=k, K1=k1, K2=k2, EPS=eps, NORM=norm is not None,
-        GATE=mode == "gated_heads", ACT=act, num_warps=4 if k <= 4096 else 8, **dependent(x),
+        GATE=gate is not None, ACT=act, num_warps=4 if k <= 4096 else 8, **dependent(x),
     )  # fmt: skip
     return y

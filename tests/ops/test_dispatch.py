@@ -64,7 +64,8 @@ def test_kernels_that_agree_are_used(kind: dispatch.Kind, monkeypatch: pytest.Mo
     assert dispatch.training_path(kind, 32, 16, LIKE) == ("triton", "agrees with float64 here")
     inputs = dispatch._example(kind, 32, 16, torch.float32)
     getattr(dispatch, name(kind))(*inputs, like=LIKE)
-    _, seen = calls  # the check's and the call's
+    _, _, seen = calls  # two checks, the second of what goes on from a state, and the call
+    assert [held[-1] is None for held in calls] == [True, False, False]
     assert all(got is given for got, given in zip(seen, inputs, strict=True))  # nothing is padded or copied
 
 
@@ -97,7 +98,7 @@ def test_wrong_gradients_are_refused_loudly_and_once(
     kind: dispatch.Kind, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = kernels(kind, monkeypatch, off=0.01)
-    inputs = dispatch._example(kind, 32, 16, torch.float32)
+    inputs = [*dispatch._example(kind, 32, 16, torch.float32)[:-1], None]
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             path = dispatch.training_path(kind, 32, 16, LIKE)

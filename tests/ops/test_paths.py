@@ -16,7 +16,7 @@ from nfsearch.space import Layer, operators
 def test_training_asks_what_forward_asks(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     asked: list[tuple[str, int, int]] = []
 
-    def spy(kind: dispatch.Kind, key: int, value: int, like: torch.Tensor) -> dispatch.Path:
+    def spy(kind: dispatch.Kind, key: int, value: int, like: torch.Tensor, **_: object) -> dispatch.Path:
         asked.append((kind, key, value))
         return dispatch.Path("torch", "spied on")
 

@@ -15,7 +15,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from nfsearch.ops.kernels import decode, gemv, recurrence
+from nfsearch.ops.attention import rotate
+from nfsearch.ops.kernels import attention, decode, gemv, recurrence
 from nfsearch.ops.model import Block
 from nfsearch.space import Layer
 
@@ -61,6 +62,21 @@ def error(name: str, settings: dict[str, Any], width: int, batch: int, steps: in
     return float((torch.stack(outputs, 1) - expected).norm() / expected.norm())
 
 
+def shared_cache_error() -> float:
+    """Of attention whose cache of 50 slots three programs share out, several tiles to each."""
+    keys, values = torch.randn(2, 50, 2, 32), torch.randn(2, 50, 2, 32)
+    rows, position = torch.randn(2, 8, 32), torch.tensor(49)
+    query, key, value = rows.double().split((4, 2, 2), dim=1)
+    query, key = (rotate(z[:, None], position[None], 1e4)[:, 0] for z in (query, key))
+    exact = [held.double() for held in (keys, values)]
+    exact[0][:, 49], exact[1][:, 49] = key, value
+    scores = torch.einsum("bhd,bthd->bht", query, exact[0].repeat_interleave(2, 2)) / 32**0.5
+    expected = torch.einsum("bht,bthd->bhd", scores.softmax(-1), exact[1].repeat_interleave(2, 2)).flatten(1)
+    how = attention.Tiling(tile=16, splits=3, warps=4, stages=3, early=False)
+    found = attention.attention(rows.flatten(1), keys, values, position, heads=4, rope_base=1e4, how=how)
+    return float((found - expected).norm() / expected.norm())
+
+
 def head_error(unit_rows: bool, batch: int = 2) -> float:
     x, norm, w = torch.randn(batch, 40), torch.randn(40), torch.randn(19, 40)
     wide = [t.double() for t in (x, norm, w)]
@@ -90,6 +106,7 @@ if __name__ == "__main__":
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     errors = {case: error(*setup) for case, setup in CASES.items()}
+    errors |= {"attention, shared cache": shared_cache_error()}
     errors |= {"head": head_error(False), "head, unit rows": head_error(True)}
     errors["head, many sequences"] = head_error(True, gemv.MAX_BATCH + 1)
     print(json.dumps({"errors": errors, "narrow state": narrow_state_error()}))

@@ -28,7 +28,7 @@ CASES = {
     "strong decay": (1, 130, 1, 16, 16, 50.0, False),
     "blocks of keys and values": (1, 70, 1, 128, 128, 0.1, True),
     "half precision": (1, 130, 1, 32, 32, None, True, torch.float16),
-    "half precision, decay": (1, 130, 1, 32, 32, 0.1, True, torch.float16),
+    "half precision, decay": (1, 70, 1, 128, 128, 0.1, True, torch.float16),
 }
 
 if __name__ == "__main__":

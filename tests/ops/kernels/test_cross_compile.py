@@ -49,9 +49,9 @@ def linear(kind: str, heads: int, keys: int, values: int, rows: int, channels: i
     return call
 
 
-def attend() -> None:
-    cache = meta(1, 8192, 4, 128)
-    attention.attention(meta(1, 3072), cache, cache, meta(1, dtype=torch.int64).reshape([]), heads=16, rope_base=1e4)
+def attend(batch: int = 1) -> None:
+    cache, position = meta(batch, 8192, 4, 128), meta(1, dtype=torch.int64).reshape([])
+    attention.attention(meta(batch, 3072), cache, cache, position, heads=16, rope_base=1e4)
 
 
 per_head = recurrence.Gates(meta(64), meta(64), meta(64))
@@ -75,10 +75,10 @@ CALLS = {
     "gated delta": linear("gated_delta", 6, 256, 512, 12300, 6144, per_head),
     "gla": linear("gla", 4, 256, 512, 6160, 0, low_rank),
     "attention": attend,
-    "norm of many": lambda: prologue.prologue(meta(64, 3072), norm=meta(3072), mode="rms"),
-    "output norm of many": lambda: prologue.prologue(
-        meta(64, 3072), norm=meta(512), mode="gated_heads", gate=meta(64, 3072)
-    ),
+    "attention of eight": lambda: attend(8),
+    "attention of many": lambda: attend(64),
+    "norm of many": lambda: prologue.prologue(meta(64, 3072), norm=meta(3072)),
+    "output norm of many": lambda: prologue.prologue(meta(64, 3072), norm=meta(512), gate=meta(64, 3072)),
     "activation of many": lambda: prologue.prologue(meta(64, 2 * 9216), act="swiglu"),
 }
 

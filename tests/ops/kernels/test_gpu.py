@@ -13,7 +13,9 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+from nfsearch.ops.attention import rotate
 from nfsearch.ops.kernels import decode
+from nfsearch.ops.kernels.attention import attention
 from nfsearch.ops.model import Block
 from nfsearch.ops.selfcheck import compile_together
 from nfsearch.space import Layer
@@ -157,6 +159,25 @@ def test_two_thousand_replayed_steps_do_not_drift(
     assert error[-200:].mean() < 1.3 * error[900:1100].mean()
 
 
+@pytest.mark.parametrize(("batch", "slots", "kv_heads"), [(1, 8193, 4), (1, 32769, 4), (8, 8193, 4), (32, 1025, 4),
+                                                            (32, 8193, 2), (40, 9000, 8)])  # fmt: skip
+def test_attention_shares_out_long_caches(batch: int, slots: int, kv_heads: int) -> None:
+    """Every way of `tiling`: with one program for a head and several, with few tiles and many."""
+    torch.manual_seed(0)
+    heads, dim, position = 4 * kv_heads, 128, torch.tensor(slots - 1, device="cuda")
+    keys, values = (torch.randn(batch, slots, kv_heads, dim, device="cuda").bfloat16() for _ in range(2))
+    rows = torch.randn(batch, heads + 2 * kv_heads, dim, device="cuda").bfloat16()
+    found = attention(rows.flatten(1), keys, values, position, heads=heads, rope_base=1e4)
+    query, key, value = rows.double().split((heads, kv_heads, kv_heads), dim=1)
+    query, key = (rotate(z[:, None], position[None], 1e4)[:, 0] for z in (query, key))
+    for b in {0, batch // 2, batch - 1}:
+        held = [torch.cat((z[b, :-1].double(), new[b, None])) for z, new in ((keys, key), (values, value))]
+        k, v = (z.transpose(0, 1).repeat_interleave(4, 0) for z in held)  # [heads, slots, dim]
+        scores = (k @ query[b, :, :, None])[..., 0] / dim**0.5
+        expected = (scores.softmax(-1)[:, None] @ v)[:, 0].flatten()
+        assert (found[b].double() - expected).norm() / expected.norm() < 1e-2
+
+
 @triton.jit
 def _add(x, MORE: tl.constexpr):
     tl.store(x, tl.load(x) + MORE)
@@ -164,6 +185,7 @@ def _add(x, MORE: tl.constexpr):
 
 def test_kernels_are_compiled_together_and_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(1, device="cuda")
+    monkeypatch.setattr(_add.fn, "__module__", "nfsearch.ops")  # those of others are left alone
     compile_together(lambda: [_add[(1,)](x, more) for more in (1, 2)], x.device)
     assert x.item() == 0
     compiled: list[object] = []
