@@ -160,11 +160,11 @@ def _slope(z, dy, dy3, factor, part, length, NORMED: tl.constexpr, GAIN: tl.cons
 
 
 @triton.jit
-def _spread(dz, inputs, taps, dw, open_, TAPS: tl.constexpr):
-    """dz to the weights and to the TAPS inputs it came from, the oldest of which is then finished."""
+def _spread(dz, counted, inputs, taps, dw, open_, TAPS: tl.constexpr):
+    """dz to the TAPS inputs it came from, the oldest of which is then finished; what is `counted` to the weights."""
     weights = ()
     for j in tl.static_range(TAPS):
-        weights = weights + (dw[j] + dz * inputs[j],)
+        weights = weights + (dw[j] + counted * inputs[j],)
     finished = open_[0] + taps[0] * dz
     moved = ()
     for j in tl.static_range(1, TAPS - 1):
@@ -210,7 +210,8 @@ def _backward(x, past, weight, bias, gain, dy0, dy1, dy2, dy3, dx, dgain, partia
     for _i in tl.static_range(TAPS - 1):
         open_ = open_ + (zero,)
     db = zero
-    for done in range(0, steps, UNROLL):
+    # TAPS - 1 steps more: the first of the next stretch still reach back into this one.
+    for done in range(0, steps + TAPS - 1, UNROLL):
         news = ()
         dys = ()
         dy3s = ()
@@ -223,6 +224,7 @@ def _backward(x, past, weight, bias, gain, dy0, dy1, dy2, dy3, dx, dgain, partia
             else:
                 dy3s = dy3s + (0.0,)
         for i in tl.static_range(UNROLL):
+            own = done + i < steps
             factor = 0.0
             if GAIN:
                 factor = tl.load(gain + i * heads, mask=(t + i < time) & (part == 0), other=0.0).to(tl.float32)
@@ -230,13 +232,15 @@ def _backward(x, past, weight, bias, gain, dy0, dy1, dy2, dy3, dx, dgain, partia
             z = _convolve(held, new, taps, shift, TAPS)
             dz, dg = _slope(z, dys[i], dy3s[i], factor, part, length, NORMED, GAIN)
             if GAIN:
-                mask = (t + i < time) & (part == 0)
+                mask = (t + i < time) & (part == 0) & own
                 tl.store(dgain + i * heads, dg.to(dgain.dtype.element_ty), mask=mask)
             inputs = held + (new,)
-            dw, open_, finished = _spread(dz, inputs, taps, dw, open_, TAPS)
-            db += dz
+            counted = tl.where(own, dz, 0.0)
+            dw, open_, finished = _spread(dz, counted, inputs, taps, dw, open_, TAPS)
+            db += counted
             held = inputs[1:]
-            live = ((t + i - (TAPS - 1) < time) & (done + i >= TAPS - 1))[:, None]
+            back = done + i - (TAPS - 1)  # the step that is finished, of this stretch
+            live = ((t + i - (TAPS - 1) < time) & (back >= 0) & (back < steps))[:, None]
             if RAGGED:
                 live = live & inside
             tl.store(dx + i * channels, finished.to(dx.dtype.element_ty), mask=live)
@@ -247,24 +251,6 @@ def _backward(x, past, weight, bias, gain, dy0, dy1, dy2, dy3, dx, dgain, partia
             gain += UNROLL * heads
             dgain += UNROLL * heads
         t += UNROLL
-    # The first steps of the next stretch still reach back into this one.
-    for i in tl.static_range(TAPS - 1):
-        new = _load(x + i * row, t + i, time, inside, RAGGED).to(tl.float32)
-        grad = _load(dy + at + i * size, t + i, time, inside, RAGGED)
-        added = 0.0
-        factor = 0.0
-        if GAIN:
-            added = _load(dy3 + at + i * size, tl.where(part == 0, t + i, -1), time, inside, RAGGED)
-            factor = tl.load(gain + i * heads, mask=(t + i < time) & (part == 0), other=0.0).to(tl.float32)
-        z = _convolve(held, new, taps, shift, TAPS)
-        dz, dg = _slope(z, grad, added, factor, part, length, NORMED, GAIN)
-        inputs = held + (new,)
-        _, open_, finished = _spread(dz, inputs, taps, dw, open_, TAPS)
-        held = inputs[1:]
-        live = (t + i - (TAPS - 1) < time)[:, None]
-        if RAGGED:
-            live = live & inside
-        tl.store(dx + i * channels, finished.to(dx.dtype.element_ty), mask=live)
     partial += place.to(tl.int64) * (TAPS + 1) * channels + channel
     keep = tl.reshape(inside, (LANES,))
     for j in tl.static_range(TAPS):
