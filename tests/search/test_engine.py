@@ -189,13 +189,14 @@ def test_unreachable_budget_trains_nothing(tmp_path: Path) -> None:
 
 def test_progress(tmp_path: Path) -> None:
     seen: list[Progress] = []
-    final = engine(tmp_path, evaluator(seconds=0.7), evaluations=4, count=2, budget=1e-3).run(seen.append)
+    # Long enough for a worker to be asked and to answer, whatever else the machine does.
+    final = engine(tmp_path, evaluator(seconds=2), evaluations=4, count=2, budget=1e-3).run(seen.append)
     assert seen[0].eta_seconds is None
     reports = [task for progress in seen for task in progress.running if task.loss is not None]
     assert reports
     assert {task.tokens for task in reports} == {50}
     halfway = next(progress for progress in seen if len(progress.candidates) == 2)
-    assert 0.3 < (halfway.eta_seconds or 0) < 3
+    assert 0.5 < (halfway.eta_seconds or 0) < 10
     assert final.eta_seconds == 0
     losses = [c.score.loss for c in final.candidates if c.score]
     assert final.best is not None
