@@ -11,6 +11,7 @@ as it was measured (0 where it was not, as on a CPU).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,7 @@ class Prices:
 
     def estimate(self, layers: tuple[Layer, ...]) -> Estimate:
         seconds, variance = self.constant.seconds, self.constant.error**2
-        for layer, count in _counted(layers).items():
+        for layer, count in Counter(layers).items():
             price = self.layer(layer)
             seconds += count * price.seconds
             variance += (count * price.error) ** 2  # the same row: its error counts every time it is used
@@ -93,7 +94,7 @@ class Prices:
     def memory(self, layers: tuple[Layer, ...]) -> float:
         """Bytes."""
         size, workspace = self.constant.memory, self.constant.workspace
-        for layer, count in _counted(layers).items():
+        for layer, count in Counter(layers).items():
             price = self.layer(layer)
             size += count * price.memory
             workspace = max(workspace, price.workspace)
@@ -135,10 +136,3 @@ def priced(table: LatencyTable, part: Part) -> tuple[float, float, list[Row]]:
 def _seconds(row: Row) -> float:
     assert row.latency_ms is not None  # `LatencyTable.row` gives no other
     return row.latency_ms / 1e3
-
-
-def _counted(layers: tuple[Layer, ...]) -> dict[Layer, int]:
-    counts: dict[Layer, int] = {}
-    for layer in layers:
-        counts[layer] = counts.get(layer, 0) + 1
-    return counts

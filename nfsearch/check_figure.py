@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+
+from nfsearch.pictures import png
 
 if TYPE_CHECKING:
     from nfsearch.latency_lut.verify import Verification
@@ -33,6 +34,4 @@ def check_png(found: Verification) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
     times.legend(frameon=False, fontsize=8)
     figure.suptitle(f"{found.device}, {found.dtype}: {len({c.digest for c in found.checks})} whole models", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pandas as pd
 
+from nfsearch.pictures import png
 from nfsearch.report import render
 from nfsearch.result import CandidateRecord, RunResult, write_atomically
 
@@ -77,9 +77,7 @@ def front_png(result: RunResult) -> bytes:
     axes.set(xlabel=label(x_name), ylabel=label(names[0]))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _columns(workloads: list[str]) -> list[str]:

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 from nfsearch.space import Architecture, Layer, SearchSpace
 
-_SIZES = (
-    "head_dim",
-    "state",
-)  # settings that are sizes within a head: they shrink with the width, so heads stay as many
+# Settings that are sizes within a head: they shrink with the width, so heads stay as many.
+_SIZES = ("head_dim", "state")
 
 
 def narrowed(architecture: Architecture, by: int, vocab: int) -> Architecture:

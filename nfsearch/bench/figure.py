@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nfsearch.bench.schema import BenchResult, Comparison, Entry
+from nfsearch.pictures import png
 
 _OURS, _BASELINE, _FLOOR = "#2a6fb0", "#c9c9c9", "#d1495b"
 _COLUMNS = 3
@@ -38,9 +38,7 @@ def draw(result: BenchResult) -> bytes:
     figure.suptitle(
         f"One decode step of a layer on {result.provenance['device_name']}, {result.settings['dtype']}", fontsize=11
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _panel(axis: Axes, comparisons: Sequence[Comparison]) -> None:

@@ -24,6 +24,7 @@ from nfsearch.ops.kernels.chunk_delta_forward import (
     decay,
     gate,
     locate,
+    own_chunk,
     precision,
     rows,
     store_rows,
@@ -36,9 +37,7 @@ def _pull(q, k, d_out, total, inverse, updates, starts, d_q, d_total, d_residual
           KEY: tl.constexpr, VALUE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, DECAY: tl.constexpr,
           PRECISION: tl.constexpr):  # fmt: skip
     """d_residuals = T^T P^T dO; reach = Y; d_total = the part of the gradient of g that comes through e^g q."""
-    chunk = tl.program_id(0)
-    first, live = locate(chunk, heads, time)
-    at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + chunk
+    first, live, at = own_chunk(heads, time)
     i = tl.arange(0, CHUNK)
     q += first * KEY
     k += first * KEY
@@ -146,9 +145,7 @@ def _gradients(q, k, beta, d_out, total, updates, d_residuals, starts, d_ends, d
                heads, time, KEY: tl.constexpr, VALUE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
                DECAY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """d_total, of `_pull`, is the part of the gradient of g that comes through e^g q."""
-    chunk = tl.program_id(0)
-    first, live = locate(chunk, heads, time)
-    at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + chunk
+    first, live, at = own_chunk(heads, time)
     i = tl.arange(0, CHUNK)
     dtype: tl.constexpr = k.dtype.element_ty
     q += first * KEY

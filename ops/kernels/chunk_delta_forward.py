@@ -37,6 +37,14 @@ def locate(chunk, heads, time):
 
 
 @triton.jit
+def own_chunk(heads, time):
+    """Of a program of (chunks, batch * heads): what `locate` says of its chunk, and the chunk's place among all."""
+    chunk = tl.program_id(0)
+    first, live = locate(chunk, heads, time)
+    return first, live, tl.program_id(1).to(tl.int64) * tl.num_programs(0) + chunk
+
+
+@triton.jit
 def rows(x, heads, live, start, DIM: tl.constexpr, SIZE: tl.constexpr):
     """[CHUNK, SIZE] of x [..., time, heads, DIM] from column `start`; x points at the chunk's first row."""
     at = tl.arange(0, CHUNK)[:, None] * (heads * DIM) + (start + tl.arange(0, SIZE))[None, :]
@@ -97,9 +105,7 @@ def _solve(k, v, beta, log_decay, total, blocks, inverse, erase, updates, heads,
            VALUE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, DECAY: tl.constexpr, KEEP: tl.constexpr,
            PRECISION: tl.constexpr):  # fmt: skip
     """total = g; inverse = T; erase = W; updates = T (beta v)."""
-    chunk = tl.program_id(0)
-    first, live = locate(chunk, heads, time)
-    at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + chunk
+    first, live, at = own_chunk(heads, time)
     i = tl.arange(0, CHUNK)
     below = i[:, None] > i[None, :]
     system = tl.zeros([CHUNK, CHUNK], tl.float32)
@@ -171,9 +177,7 @@ def _scan(k, total, erase, updates, starts, state, last, heads, time, chunks, KE
 @triton.jit(do_not_specialize=("heads", "time"))
 def _read(q, k, total, updates, starts, out, heads, time, KEY: tl.constexpr, VALUE: tl.constexpr, BK: tl.constexpr,
           BV: tl.constexpr, DECAY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    chunk = tl.program_id(0)
-    first, live = locate(chunk, heads, time)
-    at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + chunk
+    first, live, at = own_chunk(heads, time)
     begin = tl.program_id(2) * BV
     i = tl.arange(0, CHUNK)
     value = begin + tl.arange(0, BV)

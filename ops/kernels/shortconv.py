@@ -264,6 +264,8 @@ class _Shape(NamedTuple):
 
     sizes: tuple[int, int, int]  # channels of each part
     group: int  # channels of a program
+    lanes: int  # a power of two that holds them
+    groups: int  # of all parts
     rows: int
     steps: int
     warps: int
@@ -281,7 +283,8 @@ def _shape(x: torch.Tensor, sizes: tuple[int, int, int], group: int, values: int
     while steps > 8 and groups * batch * triton.cdiv(time, rows * steps) < 1024:  # too few to fill a large GPU
         steps //= 2
     unit = math.gcd(8, *x.stride()[:2], *sizes)
-    return _Shape(sizes, group, rows, steps, max(4, lanes // 256), unit, batch * triton.cdiv(time, rows * steps))
+    warps, programs = max(4, lanes // 256), batch * triton.cdiv(time, rows * steps)
+    return _Shape(sizes, group, lanes, groups, rows, steps, warps, unit, programs)
 
 
 class _ConvSilu(torch.autograd.Function):
@@ -336,10 +339,8 @@ def _launch(
     assert x is not None
     assert weight is not None
     given = [x if tensor is None else tensor for tensor in inputs]
-    group, unit = shape.group, shape.unit
-    lanes = triton.next_power_of_2(group)
-    groups = sum(triton.cdiv(size, group) for size in shape.sizes)
-    kernel[(groups * shape.programs,)](
+    group, lanes, unit = shape.group, shape.lanes, shape.unit
+    kernel[(shape.groups * shape.programs,)](
         *given, *outputs, x.shape[1], shape.steps, x.stride(0) // unit, x.stride(1) // unit,
         *(size // unit for size in shape.sizes), scale or 1.0, GROUP=group, LANES=lanes, ROWS=shape.rows,
         TAPS=weight.shape[1], UNIT=unit, UNROLL=4, RAGGED=lanes != group or any(n % group for n in shape.sizes),

@@ -35,6 +35,18 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfcheck, "_verdicts", {})
 
 
+def right_kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Stands in for DeltaNet's kernels. The batches that they are called with."""
+    batches = []
+
+    def kernel(x, norm, eps, op, state, position):  # type: ignore[no-untyped-def]
+        batches.append(len(x))
+        return x + op.step(torch.nn.functional.rms_norm(x, (WIDTH,), norm, eps), state, position)
+
+    monkeypatch.setitem(decode.BLOCKS, "DeltaNet", kernel)
+    return batches
+
+
 def test_a_cpu_takes_the_plain_step() -> None:
     with torch.no_grad():
         assert fused.block_refusal(block(), X) == "the tensors are on cpu, not CUDA"
@@ -42,13 +54,7 @@ def test_a_cpu_takes_the_plain_step() -> None:
 
 
 def test_kernels_that_agree_are_used(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def kernel(x, norm, eps, op, state, position):  # type: ignore[no-untyped-def]
-        calls.append(len(x))
-        return x + op.step(torch.nn.functional.rms_norm(x, (WIDTH,), norm, eps), state, position)
-
-    monkeypatch.setitem(decode.BLOCKS, "DeltaNet", kernel)
+    calls = right_kernels(monkeypatch)
     made = block()
     expected = stepped(made)
     assert len(calls) == 2  # the check, then the step
@@ -92,13 +98,7 @@ def test_the_head_is_checked_too(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_check_is_of_few_sequences(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = []
-
-    def kernel(x, norm, eps, op, state, position):  # type: ignore[no-untyped-def]
-        batches.append(len(x))
-        return x + op.step(torch.nn.functional.rms_norm(x, (WIDTH,), norm, eps), state, position)
-
-    monkeypatch.setitem(decode.BLOCKS, "DeltaNet", kernel)
+    batches = right_kernels(monkeypatch)
     made = block()
     with torch.no_grad():
         for batch in (100, 200):

@@ -18,6 +18,7 @@ from nfsearch.ops.kernels import chunk_gated, chunk_shared
 
 from .chunk_linear_cases import CASES, KERNELS, Case, errors, run
 from .cross_compile import launches
+from .interpreter import interprets
 
 MODULES = {
     chunk_shared: ("_totals", "_states", "_output", "_gradients", "_values"),
@@ -35,6 +36,7 @@ def interpreted() -> dict[str, dict[str, float]]:
     return found
 
 
+@interprets
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kind", KERNELS)

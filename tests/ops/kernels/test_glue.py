@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets here", allow_module_level=True)
 
-import triton
 
 from nfsearch.ops import norms, shortconv
 from nfsearch.ops.kernels import norms as norm_kernels
@@ -28,18 +26,12 @@ from nfsearch.ops.kernels import shortconv as conv_kernels
 from nfsearch.ops.shortconv import Parts
 
 from .cross_compile import launches
+from .interpreter import interprets
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def version(module: Any) -> tuple[int, ...]:
-    return tuple(map(int, module.__version__.split(".")[:2]))
-
-
-@pytest.mark.skipif(
-    version(triton) < (3, 7) and version(np) >= (2, 4),
-    reason="before 3.7, Triton's interpreter cannot loop to a bound given at run time with NumPy 2.4 or newer",
-)
+@interprets
 @pytest.mark.slow
 def test_agree_with_float64() -> None:
     """Results and gradients of the kernels, and of whole operators that run on them."""

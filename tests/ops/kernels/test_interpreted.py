@@ -12,6 +12,10 @@ import pytest
 
 pytest.importorskip("triton")
 
+from .interpreter import interprets
+
+pytestmark = interprets
+
 CASES = (
     "swiglu", "relu2", "many sequences", "delta", "delta, three heads", "delta, many sequences", "mamba2",
     "gated delta", "gla", "gla, heads of 24", "attention", "attention, window", "attention, shared cache", "head",
