@@ -51,6 +51,22 @@ def block_step(block: Block, x: Tensor, state: State, position: Tensor, **how: A
     return step(x, block.norm.weight, block.norm.eps, block.operator, state, position, **how)
 
 
+def embedding_refusal(model: HybridLM, tokens: Tensor) -> str:
+    """Why the embeddings of tokens [batch] are looked up by torch, or nothing."""
+    weight = model.embedding.weight
+    if reason := _unsuitable(weight):
+        return reason
+    key = ("embedding", tuple(weight.shape), weight.dtype)
+    return verdict(key, f"the embedding ({weight.dtype})", lambda: _embedding_error(model, tokens), 0.0)
+
+
+def embed(model: HybridLM, tokens: Tensor) -> Tensor:
+    """Embeddings [batch, width] of tokens [batch]."""
+    from nfsearch.ops.kernels.embedding import embed
+
+    return embed(tokens, model.embedding.weight)
+
+
 def head_refusal(model: HybridLM, x: Tensor) -> str:
     """Why the logits of x [batch, width] come from the plain norm and head, or nothing."""
     if reason := _unsuitable(x):
@@ -96,6 +112,12 @@ def _block_error(block: Block, x: Tensor, how: dict[str, Any]) -> float:
     expected = probe + block.operator.step(block.norm(probe), state, position)
     got = block_step(block, probe, fused, position, **how)
     return max(relative(got, expected), *(relative(fused[name], state[name]) for name in state), 0.0)
+
+
+@torch.no_grad()
+def _embedding_error(model: HybridLM, tokens: Tensor) -> float:
+    probe = torch.arange(4, device=tokens.device) * (model.architecture.vocab - 1) // 3  # the first and last among them
+    return relative(embed(model, probe), model.embedding(probe))
 
 
 @torch.no_grad()

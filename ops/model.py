@@ -107,7 +107,7 @@ class HybridLM(nn.Module):
     @torch.no_grad()
     def step(self, tokens: Tensor, state: list[State], position: Tensor) -> Tensor:
         """Logits [batch, vocab] after one more token each: tokens [batch], position int64 [] (meta tokens counted)."""
-        x = self.embedding(tokens)
+        x = self.embedding(tokens) if fused.embedding_refusal(self, tokens) else fused.embed(self, tokens)
         for block, held in zip(self.blocks, state, strict=True):
             assert isinstance(block, Block)
             x = block.step(x, held, position)

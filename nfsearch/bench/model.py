@@ -212,6 +212,7 @@ class _Subject:
                 type(block.operator).__name__: fused.block_refusal(block, x, held)
                 for block, held in zip(self.blocks, self.state, strict=True)
             }
+            refusals["embedding"] = fused.embedding_refusal(self.model, self.tokens)
             refusals["head"] = fused.head_refusal(self.model, x)
         refused = [f"plain {name}: {reason}" for name, reason in refusals.items() if reason]
         return "; ".join(refused) or "fused kernels"

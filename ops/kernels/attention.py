@@ -179,12 +179,12 @@ def tiling(slots: int, kv_heads: int, batch: int, row: int, processors: int = 13
     tile = max(16, min(64, 64 * 256 // row))  # three stages of keys and values fit into shared memory
     tiles, heads = triton.cdiv(slots, tile), kv_heads * batch
     load = heads * slots / 64 / processors
-    each, stages = (3, 2) if load < 6 else (1, 3) if load < 96 else (2, 3)
+    each, stages = (3, 2) if load < 7 else (1, 3) if load < 96 else (2, 3)
 
     def time(splits: int) -> float:
         return triton.cdiv(heads * splits, each * processors) * (tiles / splits + 2)
 
-    return Tiling(tile, min((s for s in _SPLITS if s <= tiles), key=time), 4, stages, load < 6)
+    return Tiling(tile, min((s for s in _SPLITS if s <= tiles), key=time), 4, stages, load < 7)
 
 
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)

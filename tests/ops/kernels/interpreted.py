@@ -16,7 +16,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 
 from nfsearch.ops.attention import rotate
-from nfsearch.ops.kernels import attention, decode, gemv, recurrence
+from nfsearch.ops.kernels import attention, decode, embedding, gemv, recurrence
 from nfsearch.ops.model import Block
 from nfsearch.space import Layer
 
@@ -86,6 +86,14 @@ def head_error(unit_rows: bool, batch: int = 2) -> float:
     return float((decode.head(x, norm, 1e-6, w, unit_rows) - expected).norm() / expected.norm())
 
 
+def embedding_error() -> float:
+    """Of a column of tokens, the first and last of the vocabulary among them; one outside it must give NaN."""
+    w, tokens = torch.randn(19, 40), torch.tensor([[0, 3], [18, 3], [7, 3], [19, 3]])[:, 0]
+    found = embedding.embed(tokens, w)
+    assert found[3].isnan().all()
+    return float((found[:3] - w[tokens[:3]]).norm())
+
+
 def narrow_state_error() -> float:
     """What keeping the state in bfloat16 costs."""
     rows = torch.randn(5, 1, 3 * 32 + 2)
@@ -108,5 +116,6 @@ if __name__ == "__main__":
     errors = {case: error(*setup) for case, setup in CASES.items()}
     errors |= {"attention, shared cache": shared_cache_error()}
     errors |= {"head": head_error(False), "head, unit rows": head_error(True)}
+    errors["embedding"] = embedding_error()
     errors["head, many sequences"] = head_error(True, gemv.MAX_BATCH + 1)
     print(json.dumps({"errors": errors, "narrow state": narrow_state_error()}))

@@ -16,6 +16,7 @@ import triton.language as tl
 from nfsearch.ops.attention import rotate
 from nfsearch.ops.kernels import decode
 from nfsearch.ops.kernels.attention import attention
+from nfsearch.ops.kernels.embedding import embed
 from nfsearch.ops.model import Block
 from nfsearch.ops.selfcheck import compile_together
 from nfsearch.space import Layer
@@ -89,6 +90,14 @@ def test_agrees_with_float64(
         position += 1
     got = torch.stack(outputs, 1).double()
     assert (got - expected).norm() / expected.norm() < bound
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embeddings_are_the_rows_of_the_weight(dtype: torch.dtype, batch: int) -> None:
+    weight = torch.randn(1000, 1536, device="cuda", dtype=dtype)
+    tokens = torch.randint(1000, (batch, 2), device="cuda")[:, 1]
+    assert torch.equal(embed(tokens, weight), weight[tokens])
 
 
 @pytest.mark.parametrize(("name", "settings", "width"), LAYERS)

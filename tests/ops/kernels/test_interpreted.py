@@ -20,7 +20,7 @@ CASES = (
     "swiglu", "relu2", "many sequences", "delta", "delta, three heads", "delta, many sequences", "mamba2",
     "gated delta", "gla", "gla, heads of 24", "attention", "attention, window", "attention, shared cache", "head",
     "head, unit rows", "gated delta, many sequences", "gla, many sequences", "mamba2, many sequences",
-    "relu2, many sequences", "head, many sequences",
+    "relu2, many sequences", "head, many sequences", "embedding",
 )  # fmt: skip
 
 
