@@ -184,7 +184,8 @@ def tiling(slots: int, kv_heads: int, batch: int, row: int, processors: int = 13
     def time(splits: int) -> float:
         return triton.cdiv(heads * splits, each * processors) * (tiles / splits + 2)
 
-    return Tiling(tile, min((s for s in _SPLITS if s <= tiles), key=time), 4, stages, load < 7)
+    splits = min((s for s in _SPLITS if s <= tiles), key=time)
+    return Tiling(tile, splits, 4, stages, early=splits > 1 and load < 24)
 
 
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)

@@ -103,21 +103,24 @@ def check(usage: Usage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slots", "kv_heads", "batch", "splits", "stages"),
+    ("slots", "kv_heads", "batch", "splits", "stages", "early"),
     [
-        (1025, 4, 1, 16, 2),
-        (8193, 4, 1, 64, 2),
-        (8449, 6, 1, 64, 2),
-        (32769, 2, 1, 64, 3),
-        (8193, 4, 8, 4, 3),
-        (1025, 4, 32, 1, 3),
-        (8193, 4, 32, 2, 3),
-        (32769, 2, 32, 4, 3),
-        (32769, 8, 32, 1, 3),
+        (1025, 4, 1, 16, 2, True),
+        (8193, 4, 1, 64, 2, True),
+        (8449, 6, 1, 64, 2, True),
+        (32769, 2, 1, 64, 3, True),
+        (32769, 4, 1, 32, 3, True),
+        (8193, 4, 8, 4, 3, False),
+        (1025, 4, 32, 1, 3, False),
+        (8193, 4, 32, 2, 3, False),
+        (32769, 2, 32, 4, 3, False),
+        (32769, 8, 32, 1, 3, False),
     ],
 )
-def test_attention_is_split_as_was_fastest(slots: int, kv_heads: int, batch: int, splits: int, stages: int) -> None:
-    assert attention.tiling(slots, kv_heads, batch, 256) == (64, splits, 4, stages, stages == 2)
+def test_attention_is_split_as_was_fastest(
+    slots: int, kv_heads: int, batch: int, splits: int, stages: int, early: bool
+) -> None:
+    assert attention.tiling(slots, kv_heads, batch, 256) == (64, splits, 4, stages, early)
 
 
 def test_attention_leaves_no_wave_of_programs_half_empty() -> None:

@@ -195,6 +195,7 @@ def _add(x, MORE: tl.constexpr):
 def test_kernels_are_compiled_together_and_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(1, device="cuda")
     monkeypatch.setattr(_add.fn, "__module__", "nfsearch.ops")  # those of others are left alone
+    monkeypatch.setattr(_add, "_fn_name", "nfsearch.ops._add")
     compile_together(lambda: [_add[(1,)](x, more) for more in (1, 2)], x.device)
     assert x.item() == 0
     compiled: list[object] = []
