@@ -8,7 +8,8 @@ import pytest
 from nfsearch.config import load_config
 from nfsearch.describe import check_member, read_space
 from nfsearch.export import load_architecture
-from nfsearch.latency_lut import keys_for
+from nfsearch.latency_lut import LatencyTable, kernel_digest, keys_for
+from nfsearch.latency_lut.bundled import bundled_table
 from nfsearch.space.notation import parse_layers
 from tests.latency_lut.helpers import made_up_row, made_up_table
 
@@ -63,6 +64,15 @@ def test_what_the_check_of_a_member_says(tmp_path: Path, capsys: pytest.CaptureF
     for notation, (status, text) in answers.items():
         assert check_member(space, notation) == status
         assert capsys.readouterr().out.startswith(text)
+
+
+@pytest.mark.parametrize("name", ["h200_table", "equal_latency", "laptop_for_h200"])
+def test_the_table_that_is_shipped_serves_its_experiments(name: str) -> None:
+    """A change of the operators' code makes it useless: measure it anew, as experiments/h200_table says."""
+    table = LatencyTable.load(bundled_table("nvidia-h200"), "nvidia-h200")
+    assert table.provenance.kernels == kernel_digest()
+    config, _ = load_config(EXPERIMENTS / name / "config.yaml")
+    table.require(keys_for(config.space.build(131072), config.latency.workloads, "bfloat16"))
 
 
 def test_equal_latency_finds_the_width_and_size_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
