@@ -32,6 +32,9 @@ OfDevice = Annotated[
     str | None, typer.Option(metavar="NAME", help="The device that is meant, where the file has tables of several.")
 ]
 TableFile = Annotated[Path, typer.Argument(metavar="TABLE", help="A latency table (Parquet).")]
+AnyTable = Annotated[
+    Path, typer.Argument(metavar="TABLE", help="A latency table (Parquet), or the device of one that nfsearch brings.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the config; repeatable.")
@@ -143,7 +146,7 @@ def lut_build(
 
 
 @lut.command("show")
-def lut_show(table: TableFile, device: OfDevice = None) -> None:
+def lut_show(table: AnyTable, device: OfDevice = None) -> None:
     """Print a table and where its figures come from."""
     from nfsearch.tables import show_table
 
@@ -166,10 +169,14 @@ def lut_verify(
 
 @lut.command("estimate")
 def lut_estimate(
-    table: TableFile,
+    table: AnyTable,
     notation: Annotated[str, typer.Argument(help="An architecture in the notation.")],
     width: Annotated[int, typer.Option(help="Hidden size.")],
     vocab: Annotated[int | None, typer.Option(help="Size of the vocabulary; by default the table's.")] = None,
+    head_norm: Annotated[
+        bool | None,
+        typer.Option("--head-norm/--no-head-norm", help="Logits over the head's row lengths? Default: the table's."),
+    ] = None,
     meta_tokens: Annotated[int, typer.Option(help="Learned vectors before every sequence.")] = 0,
     phase: Annotated[Literal["decode", "prefill", "generation"], typer.Option()] = "decode",
     batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
@@ -184,7 +191,7 @@ def lut_estimate(
     from nfsearch.tables import estimate_from_table
 
     asked = {"phase": phase, "batch": batch, "context": context, "prompt": prompt, "tokens": tokens}
-    estimate_from_table(table, device, notation, width, vocab, meta_tokens, **asked)
+    estimate_from_table(table, device, notation, width, vocab, head_norm, meta_tokens, **asked)
 
 
 @app.command()

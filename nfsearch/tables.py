@@ -14,7 +14,7 @@ from nfsearch.config import Config, load_config
 from nfsearch.display import duration, say, stdout, steps
 from nfsearch.latency_lut import LatencyTable, Workload, keys_for
 from nfsearch.latency_lut.agreement import Agreement
-from nfsearch.latency_lut.bundled import SUFFIX, bundled_table, known_verification, verification_path
+from nfsearch.latency_lut.bundled import SUFFIX, bundled_table, folder, known_verification, verification_path
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.rows import Row
 from nfsearch.latency_lut.transfer import compare, sample_keys
@@ -176,7 +176,7 @@ def _asked(config_path: Path, output: Path, assignments: Sequence[str]) -> tuple
 
 
 def show_table(path: Path, device: str | None) -> None:
-    stdout().print(LatencyTable.load(path, device).render())
+    stdout().print(_load(path, device).render())
 
 
 def verify_table(path: Path, config_path: Path, number: int, seed: int, assignments: Sequence[str]) -> None:
@@ -227,23 +227,46 @@ def _in_words(agreement: Agreement, what: str = "models") -> str:
 
 
 def estimate_from_table(
-    path: Path, device: str | None, notation: str, width: int, vocab: int | None, meta_tokens: int, **workload: Any
+    path: Path,
+    device: str | None,
+    notation: str,
+    width: int,
+    vocab: int | None,
+    head_norm: bool | None,
+    meta_tokens: int,
+    **workload: Any,
 ) -> None:
-    """Prints the estimate and its parts. What is None is the table's own: its only vocabulary, its longest context."""
-    table = LatencyTable.load(path, device)
-    if vocab is None:
-        vocabs = sorted({int(key.end_settings["vocab"]) for key in table.rows if key.end})
-        if len(vocabs) != 1:
-            raise ValueError(f"{path} has rows of vocabularies {', '.join(map(str, vocabs))}: say --vocab")
-        vocab = vocabs[0]
+    """Prints the estimate and its parts. What is None is the table's own: its only head, its longest context."""
+    table = _load(path, device)
+    vocab, head_norm = _head(table, vocab, head_norm)
     asked = {name: value for name, value in workload.items() if value is not None}
     if "context" not in asked and asked["phase"] != "generation":
         asked["context"] = max((k.context for k in table.rows if k.phase == asked["phase"]), default=0) - meta_tokens
-    architecture = Architecture.parse(notation, width=width, vocab=vocab, meta_tokens=meta_tokens)
+    architecture = Architecture.parse(notation, width=width, vocab=vocab, meta_tokens=meta_tokens, head_norm=head_norm)
     work = Workload(**asked)
     estimate = table.estimate(architecture, work)
     print(f"{estimate.seconds * 1e3:.4g} ms ± {estimate.error * 1e3:.2g} ms  {architecture}, {table.provenance.device}")
     words = ", ".join(f"{name} {value}" for name, value in asked.items() if name != "phase")
-    print(f"  {work.phase}, {words}, vocabulary {vocab}; {table.memory(architecture, work) / 1e9:.4g} GB at its peak")
+    head = f"vocabulary {vocab}{', normalised head' if head_norm else ''}"
+    print(f"  {work.phase}, {words}, {head}; {table.memory(architecture, work) / 1e9:.4g} GB at its peak")
     for part, seconds in table.breakdown(architecture, work).items():
         print(f"  {seconds * 1e3:10.4g} ms  {part}")
+
+
+def _load(path: Path, device: str | None) -> LatencyTable:
+    """Of a file, or of a device whose table comes with nfsearch."""
+    shipped = folder() / f"{path}{SUFFIX}"
+    return LatencyTable.load(path if path.exists() or not shipped.is_file() else shipped, device)
+
+
+def _head(table: LatencyTable, vocab: int | None, head_norm: bool | None) -> tuple[int, bool]:
+    """Vocabulary and head norm, the table's own where they are None. Raises ValueError where it has several."""
+    ends = [key.end_settings for key in table.rows if key.block.startswith("head[")]
+    known = {(int(end["vocab"]), "head_norm" in end) for end in ends}
+    fitting = {end for end in known if vocab in (None, end[0]) and head_norm in (None, end[1])}
+    if len(fitting) == 1:
+        return fitting.pop()
+    if vocab is not None and (head_norm is not None or not fitting):
+        return vocab, bool(head_norm)  # the estimate will say what is missing
+    words = (f"--vocab {size} {'--head-norm' if norm else '--no-head-norm'}" for size, norm in sorted(known))
+    raise ValueError(f"{table.path} has rows of {' and '.join(words)}: say which")

@@ -67,6 +67,16 @@ def test_built_shown_verified_and_asked(quick: None, tmp_path: Path, command: Co
     assert "no row for" in command(*asked, "--batch", "7", status=2)[1]
 
 
+def test_a_shipped_table_is_asked_by_its_device(command: Command) -> None:
+    asked = ("lut", "estimate", "nvidia-h200", "(D F M2 F A F M2 F){2} (D F M2 F){2}", "--width", "2048")
+    assert "say which" in command(*asked, status=2)[1]  # of two heads
+    for told in (["--vocab", "131072"], ["--head-norm"]):
+        out, _ = command(*asked, *told, "--context", "8192")
+        assert "vocabulary 131072, normalised head" in out
+    assert "head[vocab=131072]" in command(*asked, "--vocab", "131072", "--no-head-norm", status=2)[1]
+    assert "NVIDIA H200" in command("lut", "show", "nvidia-h200")[0]
+
+
 def test_calibrating_measures_a_few_rows_and_tells_the_error_of_a_scaled_table(
     quick: None, tmp_path: Path, command: Command
 ) -> None:
