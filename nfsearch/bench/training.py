@@ -11,9 +11,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -223,6 +223,17 @@ def _half(like: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in tensors]
 
 
+@cache
+def _ask_fla_for_gated_gradients() -> None:
+    """Raises RuntimeError where fla-core refuses them: of itself it says so only in the backward pass, after it has
+    tuned its forward kernels for minutes."""
+    from fla.ops.common.chunk_o import chunk_bwd_dqkwg
+
+    nothing: Any = None
+    with suppress(AttributeError, TypeError):  # where it does not refuse, it trips over what it is given
+        chunk_bwd_dqkwg(nothing, nothing, nothing, nothing, nothing, nothing, g=torch.empty(0))
+
+
 def _fla_delta(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -234,6 +245,7 @@ def _fla_delta(
     else:
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
+        _ask_fla_for_gated_gradients()
         out, last = chunk_gated_delta_rule(
             q=q, k=k, v=v, g=log_decay, beta=beta, scale=1.0, initial_state=state, output_final_state=True
         )
@@ -255,6 +267,7 @@ def _fla_shared_linear(
 ) -> tuple[Tensor, Tensor]:
     from fla.ops.simple_gla import chunk_simple_gla
 
+    _ask_fla_for_gated_gradients()
     q, k, v = _half(like, q, k, v)
     q, k = (z[:, :, None].expand(-1, -1, v.shape[2], -1).contiguous() for z in (q, k))
     out, last = chunk_simple_gla(q=q, k=k, v=v, g=log_decay, scale=1.0, initial_state=state, output_final_state=True)
