@@ -30,14 +30,12 @@ def duration(seconds: float | None) -> str:
 
 
 class Steps:
-    """`n of m` with the time left, for work made of equal steps."""
+    """`n of m` with the time left, for work made of equal steps; those `before` were done by an earlier run."""
 
     def __init__(self, what: str, show: Callable[[RenderableType, str, bool], None]) -> None:
         self.what, self.show, self.began, self.before = what, show, time.monotonic(), 0
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        if done == 0 or total == 0:
-            self.before = done
         ran, steps = time.monotonic() - self.began, done - self.before
         left = ran / steps * (total - done) if steps > 0 else None
         text = f"{self.what}: {done} of {total}" + (f", {duration(left)} left" if done < total else "") + note

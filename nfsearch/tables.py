@@ -83,20 +83,20 @@ def measure(config: Config, keys: Sequence[Key], path: Path) -> LatencyTable:
 
     kind = device.resolve(config.latency.device)
     spent: dict[str, float] = {}
-    began, before = time.monotonic(), 0
+    began = time.monotonic()
     with steps(f"latency table on {device.device_name(kind)}") as step:
 
         def progress(done: int, total: int, row: Row | None) -> None:
-            nonlocal before
-            before = done if row is None else before
+            if row is None:
+                step.before = done
             step(done, total)
 
         table = profiler.build(keys, path, device=config.latency.device, progress=progress, spent=spent)
     if spent:
         by_time = sorted(spent.items(), key=lambda item: -item[1])
         work = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in by_time)
-        looks = profiler.LOOKS * len(keys) - before
-        say(f"{looks} measurements ({before} known before) in {duration(time.monotonic() - began)}: {work}")
+        looks = profiler.LOOKS * len(keys) - step.before
+        say(f"{looks} measurements ({step.before} known before) in {duration(time.monotonic() - began)}: {work}")
     return table
 
 
