@@ -39,8 +39,8 @@ def verification_path(table: Path) -> Path:
 
 
 def known_verification(table: LatencyTable) -> Verification | None:
-    """The check that is kept beside a table, if it was made of this very table. Raises TableError if it cannot be
-    read."""
+    """The check that is kept beside a table, if it was made of this table, which may have been given more rows since.
+    Raises TableError if it cannot be read."""
     from nfsearch.latency_lut.verify import Verification
 
     if table.path is None or not (path := verification_path(table.path)).is_file():

@@ -9,13 +9,12 @@ import re
 import shlex
 import sys
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from nfsearch.latency_lut.nvml import Monitor
-from nfsearch.latency_lut.provenance import Provenance, kernel_digest
+from nfsearch.latency_lut.provenance import Provenance, installed, kernel_digest
 
 
 def resolve(setting: str) -> str:
@@ -73,10 +72,10 @@ def provenance(kind: str) -> Provenance:
         driver=seen.driver if seen else None,
         cuda=torch.version.cuda if kind == "cuda" else None,
         torch=torch.__version__,
-        triton=_version("triton"),
-        fla=_version("fla-core"),
+        triton=installed("triton"),
+        fla=installed("fla-core"),
         python=platform.python_version(),
-        nfsearch=_version("nfsearch") or "unknown",
+        nfsearch=installed("nfsearch") or "unknown",
         kernels=kernel_digest(),
         os=f"{platform.system()} {platform.release()}",
         cpu=cpu_name(),
@@ -92,13 +91,6 @@ def provenance(kind: str) -> Provenance:
 def monitor() -> Monitor:
     """The driver's view of the current GPU."""
     return Monitor(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def free_memory(kind: str) -> float:

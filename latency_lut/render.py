@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def render(table: LatencyTable) -> Table:
         lines.setdefault(line, {})[key.width] = table.rows[key]
     for line, cells in lines.items():
         # Square brackets are rich's markup.
-        shown.add_row(*(text.replace("[", r"\[") for text in line), *(_cell(cells.get(width)) for width in widths))
+        shown.add_row(*(escape(text) for text in line), *(_cell(cells.get(width)) for width in widths))
     return shown
 
 

@@ -15,6 +15,7 @@ import torch
 from nfsearch.latency_lut.agreement import Agreement, agreement_of
 from nfsearch.latency_lut.chains import fill
 from nfsearch.latency_lut.device import provenance, resolve
+from nfsearch.latency_lut.files import TableError
 from nfsearch.latency_lut.table import LatencyTable, OutOfMemory
 from nfsearch.latency_lut.timing import bounds, prepared, take, warm_up
 from nfsearch.latency_lut.workload import Span, Workload
@@ -130,11 +131,14 @@ def verify(
     whose width is fitted; `accept` is as in `LatencyTable.require_origin`. `progress(done, total, check)` is called
     after each measurement.
 
-    Raises TableError where the table lacks rows, or was made on another device or by other versions or kernels.
+    Raises TableError where the table lacks rows, or was made on another device or by other versions or kernels, and
+    where no architecture fits into memory.
     """
     kind = resolve(table.provenance.device)
     table.require_origin(table.provenance.device, provenance(kind), accept)
     chosen = _held_out(table, space, workloads, dtype, n, seed, fits)
+    if not chosen:
+        raise TableError(f"of {_TRIES * n} random members of the space none fits into the memory of {kind}")
     checks: list[Check] = []
     warm_up(kind)
     for architecture in chosen:

@@ -15,6 +15,8 @@ from nfsearch.search.settings import SearchSettings, WorkerSettings
 from nfsearch.space import SpaceSettings
 from nfsearch.yaml_file import YamlFile, read_yaml
 
+_NAMES = ("auto", "bytes", "python-stdlib")  # of tables, tokenizers and data; no files, whatever lies there
+
 
 class Config(BaseModel):
     """Everything has a default but the space."""
@@ -100,10 +102,11 @@ def load_config(path: Path, assignments: Sequence[str] = ()) -> tuple[Config, Ya
 
 
 def _anchored(config: Config) -> Config:
-    """With local paths made absolute, so that a run's folder works from anywhere."""
+    """With local paths made absolute, so that they mean the same to every worker."""
 
     def anchor(text: str) -> str:
-        return str(Path(text).resolve()) if Path(text).exists() else text
+        named = text in _NAMES or text.startswith(("bpe:", "hf:"))
+        return str(Path(text).resolve()) if not named and Path(text).exists() else text
 
     proxy, latency = config.proxy, config.latency
     if isinstance(proxy.data, str):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -66,7 +67,7 @@ def search_view(progress: Progress) -> RenderableType:
     lines = Table.grid(padding=(0, 2))
     for task in progress.running:
         loss = f"loss {task.loss:.3f}" if task.loss is not None else "starting"
-        lines.add_row(f"  #{task.index}", duration(task.seconds), loss, task.architecture.replace("[", r"\["))
+        lines.add_row(f"  #{task.index}", duration(task.seconds), loss, escape(task.architecture))
     return Group(top, lines)
 
 

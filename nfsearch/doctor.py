@@ -9,6 +9,7 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from rich.markup import escape
 from rich.table import Table
 
 from nfsearch.display import stdout
@@ -47,7 +48,7 @@ def diagnose() -> int:
 def _machine(runs: bool) -> Table:
     table = Table("what", "found", title="This machine", title_justify="left")
     for name, found in _host() + (_compute() if runs else []):
-        table.add_row(name, found.replace("[", r"\["))
+        table.add_row(name, escape(found))
     return table
 
 
@@ -99,9 +100,9 @@ def _paths() -> Table:
         try:
             found = paths(Layer.of(name), WIDTH, device)
         except Exception as error:  # an operator of another package must not hide the others
-            table.add_row(operator, "fails", f"{type(error).__name__}: {error}".replace("[", r"\["), "", "")
+            table.add_row(operator, "fails", escape(f"{type(error).__name__}: {error}"), "", "")
         else:
-            cells = (cell for path in found for cell in (path.name, path.reason.replace("[", r"\[")))
+            cells = (cell for path in found for cell in (path.name, escape(path.reason)))
             table.add_row(operator, *cells)
     return table
 
@@ -136,6 +137,7 @@ def _requirements() -> dict[str, list[str]]:
 
 
 def _version(package: str) -> str | None:
+    # As `provenance.installed`, whose package may lack what is asked for.
     try:
         return version(package)
     except PackageNotFoundError:

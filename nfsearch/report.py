@@ -101,7 +101,7 @@ def plot_data(result: RunResult) -> dict[str, Any]:
                 "notation": record.notation,
                 "width": record.width,
                 "parameters": short(record.parameters),
-                "origin": record.origin.split(":")[0].split("+")[0],
+                "origin": record.origin.split(":")[0],
                 "made": record.origin,
                 "generation": record.generation,
                 "mixers": " + ".join(record.mixers) or "none",
@@ -236,7 +236,7 @@ def mutation_table(result: RunResult) -> list[dict[str, Any]]:
 def short(value: float) -> str:
     """12345678 -> 12.3M."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
+        if value >= 0.9995 * limit:  # which is rounded to it
             return f"{value / limit:.3g}{unit}"
     return f"{value:g}"
 
@@ -248,6 +248,8 @@ def digits(value: float | None, places: int = 3) -> str:
 def milliseconds(seconds: float, places: int = 3) -> str:
     """So many digits that count, all of those before the point, and no exponent."""
     value = seconds * 1e3
+    if 0 < value < 1e-4:  # where `g` turns to exponents
+        return f"{value:.{places - 1 - math.floor(math.log10(value))}f}"
     return f"{value:,.0f}" if value >= 10 ** (places - 1) else f"{value:.{places}g}"
 
 

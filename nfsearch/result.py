@@ -8,13 +8,13 @@ import platform
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nfsearch.latency_lut.provenance import installed
 from nfsearch.latency_lut.workload import MEMORY
 from nfsearch.search.candidate import Candidate
 from nfsearch.search.pareto import front, hypervolume
@@ -36,7 +36,7 @@ class Run(_Part):
         description="failed-to-finish: the search stopped on an error; running: written while it goes on"
     )
     started: datetime = Field(description="with its time zone")
-    seconds: float = Field(ge=0, description="wall time, all sessions of a resumed search together")
+    seconds: float = Field(ge=0, description="wall time, all sessions of a search together but those that were killed")
     device: str = Field(description="what candidates were trained and timed on, in words")
     command: str = Field(description="the command line that was typed")
     versions: dict[str, str] = Field(description="of Python and of each library that decides results")
@@ -175,7 +175,7 @@ class RunResult(_Part):
     front: list[int] = Field(description="numbers of the non-dominated candidates, by the first objective")
     hypervolume: Hypervolume | None = Field(description="null until a candidate has finished")
     refusals: dict[str, int] = Field(description="reason -> proposals refused before any training")
-    table: TableRecord | None = Field(description="null if no latency was asked for")
+    table: TableRecord | None = Field(description="null until it has been measured")
     storage: str = Field(description="the Optuna storage that holds the study")
 
     def candidate(self, number: int) -> CandidateRecord:
@@ -246,13 +246,8 @@ def build_result(
 
 def versions() -> dict[str, str]:
     """Python's version and that of each installed library that decides results, without importing them."""
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: installed(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), **{name: known for name, known in found.items() if known}}
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:

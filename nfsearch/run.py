@@ -9,38 +9,36 @@ The study is the truth. Whatever the report needs besides candidates is kept as 
 from __future__ import annotations
 
 import logging
-import math
 import shlex
-import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nfsearch.config import Config, load_config
-from nfsearch.display import progress_display, say, search_line, search_view
+from nfsearch.display import progress_display, say, search_line, search_view, stdout
 from nfsearch.errors import WorkFailed
-from nfsearch.latency_lut import LatencyTable, OutOfMemory, device, keys_for
-from nfsearch.latency_lut.workload import MEMORY
+from nfsearch.latency_lut import LatencyTable, device, keys_for
 from nfsearch.outputs import write_outputs
 from nfsearch.proxies.data import Corpus, prepare
 from nfsearch.proxies.twin import check_narrowing
 from nfsearch.records import CONFIG, JOURNAL, fingerprint, result_of, run_meta, study_place, table_meta
-from nfsearch.result import RunResult
+from nfsearch.result import RunResult, write_atomically
 from nfsearch.search import STRATEGIES, Budgets, Strategy
 from nfsearch.search.engine import Engine
 from nfsearch.search.evaluation import make_evaluator
 from nfsearch.search.study import Store, open_store
-from nfsearch.space import Architecture, SearchSpace
-from nfsearch.tables import check_layers, checked, given_table, is_here, measure, training_kind
+from nfsearch.space import SearchSpace
+from nfsearch.tables import budgets_of, check_layers, checked, given_table, is_here, measure, training_kind
 from nfsearch.yaml_file import YamlFile
 
 TABLE, LOG = "latency.parquet", "log.txt"
@@ -68,8 +66,9 @@ def search(config_path: Path, out: Path | None, *, resume: bool, assignments: Se
     Raises ValueError or OSError for wrong input, before anything is written, and WorkFailed for what fails later.
     """
     job = _read(config_path, out, resume, assignments)
-    job.folder.mkdir(parents=True, exist_ok=True)
     storage, name = study_place(job.config, job.folder)
+    if not job.config.storage:
+        job.folder.mkdir(parents=True, exist_ok=True)
     with open_store(
         storage,
         name=name,
@@ -78,11 +77,13 @@ def search(config_path: Path, out: Path | None, *, resume: bool, assignments: Se
             **fingerprint(job.config),
             "data": job.corpus.digest,
             "device": device.device_slug(job.device),
+            "table": job.table and _identity(job.table.provenance.to_dict()),
         },
         meta=run_meta(job.config, job.file, job.space, device.device_name(job.device)),
         choices=lambda answers: {question.name: question.options for question in job.space.build(answers).questions},
         resume=resume,
     ) as store:
+        job.folder.mkdir(parents=True, exist_ok=True)
         if "started" not in store.meta:
             store.set_meta("started", datetime.now(timezone.utc).isoformat(timespec="seconds"))
         _write_config(job.folder, job.file, config_path, assignments)
@@ -108,8 +109,17 @@ def _read(config_path: Path, out: Path | None, resume: bool, assignments: Sequen
     job.strategy(Budgets(lambda architecture: {}))  # refuses known designs outside the space
     if table is not None:
         table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(table.provenance.kind)))
-        job.strategy(_budgets(config, table)).propose(0, [])  # raises if no member keeps the limits
+        job.strategy(budgets_of(config, table)).propose(0, [])  # raises if no member keeps the limits
+    elif job.device == "cpu":
+        _need_memory(config)
     return job
+
+
+def _need_memory(config: Config) -> None:
+    """Raises ValueError for a throughput at as many sequences as fit into a memory that no table of a CPU knows."""
+    for name, workload in config.latency.workloads.items():
+        if workload.phase == "throughput" and workload.memory_gb is None:
+            raise ValueError(f"latency.workloads.{name}: on a CPU a throughput needs memory_gb, how much may be taken")
 
 
 def _carry_out(job: _Job, store: Store) -> None:
@@ -121,12 +131,14 @@ def _carry_out(job: _Job, store: Store) -> None:
     if table is None:
         keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(job.device))
         table = measure(config, keys, job.folder / TABLE)
+        _same_table(store, table)
     store.set_meta("table", table_meta(table, job.folder))
-    budgets = _budgets(config, table)
-    if "verification" not in store.meta:
+    budgets = budgets_of(config, table)
+    if store.meta.get("verify") != config.latency.verify:
         found = checked(config, space, table, budgets.fit if space.fit_width else None)
         if found is not None:
             store.set_meta("verification", found.to_dict())
+        store.set_meta("verify", config.latency.verify)
     factory = partial(make_evaluator, job.corpus, config.proxy, job.device)
     engine = Engine(job.strategy(budgets), store, factory, config.workers, cuda=job.device == "cuda")
     with progress_display() as show:
@@ -134,6 +146,23 @@ def _carry_out(job: _Job, store: Store) -> None:
         show(search_view(last), search_line(last), True)
     if last.ended:
         say(f"The search ended early: {last.ended}")
+
+
+def _identity(provenance: Mapping[str, Any]) -> str:
+    return " ".join(str(provenance[name]) for name in ("device", "kernels", "date"))
+
+
+def _same_table(store: Store, table: LatencyTable) -> None:
+    """Raises ValueError where a table measured anew comes after candidates: their times cannot be compared."""
+    before = store.meta.get("table")
+    if before is None or not store.candidates():
+        return
+    old, new = _identity(before["provenance"]), _identity(table.provenance.to_dict())
+    if old != new:
+        raise ValueError(
+            f"the run's candidates were timed by another latency table than {table.path} ({old}, now {new}): "
+            "put that one back, or search anew (--out)"
+        )
 
 
 def print_front(result: RunResult, folder: Path) -> None:
@@ -149,11 +178,11 @@ def print_front(result: RunResult, folder: Path) -> None:
         figures = [f"{record.latency[name].seconds * 1e3:.4g}" for name in workloads]
         if memory and record.memory_bytes is not None:
             figures.append(f"{record.memory_bytes / 1e9:.4g}")
-        notation = record.notation.replace("[", r"\[")
+        notation = escape(record.notation)
         table.add_row(
             str(number), f"{record.loss:.4f}", *figures, f"{record.parameters / 1e6:.2f}M", str(record.width), notation
         )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    stdout().print(table)
     print(f"Report: {(folder / 'report.html').resolve()}")
 
 
@@ -183,7 +212,7 @@ def _write_config(folder: Path, file: YamlFile, source: Path, assignments: Seque
     if assignments:
         text = f"# {source} {' '.join(f'--set {shlex.quote(assignment)}' for assignment in assignments)}\n"
         text += yaml.safe_dump(file.values, sort_keys=False, allow_unicode=True)
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    write_atomically(folder / CONFIG, text)
 
 
 @contextmanager
@@ -221,26 +250,3 @@ def _work(folder: Path, store: Store) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
-
-
-def _budgets(config: Config, table: LatencyTable) -> Budgets:
-    dtype = config.latency.dtype_on(table.provenance.kind)
-    workloads = config.latency.workloads
-    # A throughput takes whatever memory there is, so it has no say in how much is needed.
-    needy = [each for each in workloads.values() if each.phase != "throughput"] or list(workloads.values())
-
-    def estimate(architecture: Architecture) -> dict[str, tuple[float, float]]:
-        found = {}
-        for name, workload in workloads.items():
-            try:
-                each = table.estimate(architecture, workload, dtype)
-                found[name] = (each.seconds, each.error)
-            except OutOfMemory:
-                found[name] = (math.inf, 0.0)
-        try:
-            found[MEMORY] = (max(table.memory(architecture, workload, dtype) for workload in needy), 0.0)
-        except OutOfMemory:
-            found[MEMORY] = (math.inf, 0.0)
-        return found
-
-    return Budgets(estimate, config.budgets)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+from rich.markup import escape
 from rich.table import Table
 
 from nfsearch.config import Config, load_config
 from nfsearch.display import duration, say, stdout, steps
-from nfsearch.latency_lut import LatencyTable, Workload, keys_for
+from nfsearch.latency_lut import LatencyTable, OutOfMemory, Workload, keys_for
 from nfsearch.latency_lut.agreement import Agreement
 from nfsearch.latency_lut.bundled import SUFFIX, bundled_table, folder, known_verification, verification_path
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.rows import Row
 from nfsearch.latency_lut.transfer import compare, sample_keys
+from nfsearch.latency_lut.workload import MEMORY
 from nfsearch.proxies.data import prepare
 from nfsearch.result import write_atomically
+from nfsearch.search import Budgets
 from nfsearch.space import Architecture, SearchSpace
 from nfsearch.space.search_space import Fits
 
@@ -138,6 +143,30 @@ def checked(config: Config, space: SearchSpace, table: LatencyTable, fits: Fits 
     return found
 
 
+def budgets_of(config: Config, table: LatencyTable) -> Budgets:
+    """What a config lets an architecture cost, as the table estimates it."""
+    dtype = config.latency.dtype_on(table.provenance.kind)
+    workloads = config.latency.workloads
+    # A throughput takes whatever memory there is, so it has no say in how much is needed.
+    needy = [each for each in workloads.values() if each.phase != "throughput"] or list(workloads.values())
+
+    def estimate(architecture: Architecture) -> dict[str, tuple[float, float]]:
+        found = {}
+        for name, workload in workloads.items():
+            try:
+                each = table.estimate(architecture, workload, dtype)
+                found[name] = (each.seconds, each.error)
+            except OutOfMemory:
+                found[name] = (math.inf, 0.0)
+        try:
+            found[MEMORY] = (max(table.memory(architecture, workload, dtype) for workload in needy), 0.0)
+        except OutOfMemory:
+            found[MEMORY] = (math.inf, 0.0)
+        return found
+
+    return Budgets(estimate, config.budgets)
+
+
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +218,7 @@ def verify_table(path: Path, config_path: Path, number: int, seed: int, assignme
     table = LatencyTable.load(path, device.device_slug(kind))
     space = config.space.build(vocabulary(config))
     table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(kind)))
-    found = check(config, space, table, number, seed)
+    found = check(config, space, table, number, seed, budgets_of(config, table).fit if space.fit_width else None)
     kept = verification_path(path)
     write_atomically(kept, json.dumps(found.to_dict(), indent=1) + "\n")
     write_atomically(kept.with_suffix(".png"), check_png(found))
@@ -209,7 +238,7 @@ def _checks(found: Verification, path: Path) -> Table:
         shown.add_column(name, justify="left" if name in ("workload", "architecture") else "right", overflow="fold")
     for each in found.checks:
         estimated = f"{each.estimated_ms:.4g} ± {each.error_ms:.2g}"
-        architecture = each.architecture.replace("[", r"\[")
+        architecture = escape(each.architecture)
         shown.add_row(each.workload, architecture, estimated, f"{each.measured_ms:.4g}", f"{each.relative:+.1%}")
     return shown
 
@@ -241,9 +270,13 @@ def estimate_from_table(
     vocab, head_norm = _head(table, vocab, head_norm)
     asked = {name: value for name, value in workload.items() if value is not None}
     if "context" not in asked and asked["phase"] != "generation":
-        asked["context"] = max((k.context for k in table.rows if k.phase == asked["phase"]), default=0) - meta_tokens
+        longest = max((k.context for k in table.rows if k.phase == asked["phase"]), default=0)
+        asked["context"] = max(0, longest - meta_tokens)
     architecture = Architecture.parse(notation, width=width, vocab=vocab, meta_tokens=meta_tokens, head_norm=head_norm)
-    work = Workload(**asked)
+    try:
+        work = Workload(**asked)
+    except ValidationError as error:
+        raise ValueError("; ".join(problem["msg"] for problem in error.errors())) from None
     estimate = table.estimate(architecture, work)
     print(f"{estimate.seconds * 1e3:.4g} ms ± {estimate.error * 1e3:.2g} ms  {architecture}, {table.provenance.device}")
     words = ", ".join(f"{name} {value}" for name, value in asked.items() if name != "phase")

@@ -70,7 +70,7 @@ class JsonTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         end = [] if self._end is None else [self._end]
-        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        encoded = self._tokenizer.encode_batch([utf8(text).decode() for text in texts], add_special_tokens=False)
         return [np.array(one.ids + end, dtype=np.uint32) for one in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:

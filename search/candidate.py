@@ -11,7 +11,6 @@ from nfsearch.search.budgets import Costs
 from nfsearch.space import Architecture
 
 Answers = Mapping[str, Any]  # question name -> answer, in the order asked
-SCORES = ("loss", "bits_per_byte", "perplexity")  # the objectives that training gives; any other one is a cost
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,11 @@ class Candidate:
 
 
 def objective_value(objective: str, proposal: Proposal, score: Score) -> float:
-    """The value of `loss`, `bits_per_byte`, `perplexity`, or of an estimated cost: a workload's seconds, or memory.
+    """The value of `loss`, or of an estimated cost: a workload's seconds, or memory.
 
     Raises ValueError for any other name."""
-    if objective in SCORES:
-        return float(getattr(score, objective))
+    if objective == "loss":
+        return score.loss
     if objective not in proposal.costs:
-        raise ValueError(f"unknown objective {objective!r}; expected one of {', '.join((*SCORES, *proposal.costs))}")
+        raise ValueError(f"unknown objective {objective!r}; expected one of {', '.join(('loss', *proposal.costs))}")
     return proposal.costs[objective][0]

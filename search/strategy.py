@@ -13,10 +13,11 @@ from typing import Any
 from nfsearch.search.budgets import Budgets, Costs
 from nfsearch.search.candidate import Candidate, Proposal
 from nfsearch.search.settings import KnownDesign, SearchSettings
-from nfsearch.space import Architecture, SearchSpace
+from nfsearch.space import Architecture, SearchSpace, Unreachable
 from nfsearch.space.notation import parse_layers
 
 RANDOM_TRIES = 2000  # random members looked at before the space counts as exhausted, or a budget as unreachable
+SAMPLE_MISSES = 10  # samples in a row that found no member within the limits before there counts as being none
 SEEN, BROKEN = "evaluated before", "outside the space's limits"
 
 logger = logging.getLogger(__name__)
@@ -83,10 +84,19 @@ class Strategy(ABC):
             yield self.known[index]
         yield from self.drafts(rng, index, history)
 
-    def random_drafts(self, rng: random.Random) -> Iterator[Draft]:
+    def random_drafts(self, rng: random.Random) -> Iterator[Draft | None]:
+        misses = 0
         for _ in range(RANDOM_TRIES):
-            member = self.space.sample(rng, fits=self.fits)
-            yield Draft(member.architecture, member.answers, "random")
+            try:
+                member = self.space.sample(rng, fits=self.fits)
+            except Unreachable:
+                misses += 1
+                if misses == SAMPLE_MISSES:
+                    raise
+                yield None
+            else:
+                misses = 0
+                yield Draft(member.architecture, member.answers, "random")
 
     def _proposal(self, index: int, draft: Draft, costs: Costs, refused: Mapping[str, int]) -> Proposal:
         # A generation is a label: as many children as the population has members.

@@ -236,10 +236,7 @@ class _Subject:
         raise Absent(f"no library serves {type(block.operator).__name__}")
 
     def _library_path(self) -> str:
-        try:
-            return "; ".join(dict.fromkeys(self._parts(block).path for block in self.blocks))
-        except Absent:  # said already, as the reason why it was not timed
-            return ""
+        return "; ".join(dict.fromkeys(self._parts(block).path for block in self.blocks))
 
     def _library(self, wrap: Wrap) -> Bound:
         model, blocks, tokens = self.model, self.blocks, self.tokens

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nfsearch.bench.baselines import Parts, Step, library_parts, weights
 from nfsearch.bench.kernels import attention_alone, projection
-from nfsearch.bench.race import TOLERANCE, Absent, Contender, Group, Role, Setup, links, race, relative, release
+from nfsearch.bench.race import TOLERANCE, Contender, Group, Role, Setup, links, race, relative, release
 from nfsearch.bench.schema import Bandwidth, Comparison
 from nfsearch.latency_lut.timing import Run
 from nfsearch.ops import Block, State, fused
@@ -246,10 +246,7 @@ def _clone(state: State) -> State:
 
 
 def _path(make: Callable[[], Parts]) -> str:
-    try:
-        return make().path
-    except Absent:  # said already, as the reason why it was not timed
-        return ""
+    return make().path
 
 
 def _own_layout(make: Callable[[], Parts]) -> frozenset[str]:

@@ -65,7 +65,7 @@ class Contender:
     role: Role
     check: Callable[[], float]
     work: Callable[[], Run]
-    path: Callable[[], str] = str  # asked after the check
+    path: Callable[[], str] = str  # asked after a check that came to a result
     first_call: Callable[[], float | None] = lambda: None  # seconds, asked after the check
 
 
@@ -163,7 +163,7 @@ def _comparison(group: Group, outcomes: Sequence[_Outcome], bandwidth: Bandwidth
                 name=contender.name,
                 role=contender.role,
                 status=outcome.status,
-                path=contender.path(),
+                path="" if outcome.error is None else contender.path(),
                 reason=outcome.reason,
                 error=outcome.error if outcome.error is not None and math.isfinite(outcome.error) else None,
                 median_us=1e6 * seconds if seconds else None,

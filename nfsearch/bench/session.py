@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from nfsearch.bench.show import show_comparison, show_summary
 from nfsearch.bench.training import bench_training, mixer
 from nfsearch.display import stdout
 from nfsearch.latency_lut.device import provenance, resolve
+from nfsearch.latency_lut.provenance import installed
 from nfsearch.latency_lut.timing import warm_up
 from nfsearch.result import write_atomically
 from nfsearch.space import Layer
@@ -51,7 +51,7 @@ class Session:
         self.result = BenchResult(
             suite=suite,
             provenance=provenance(kind).to_dict(),
-            packages={name: _version(name) for name in _PACKAGES},
+            packages={name: installed(name) for name in _PACKAGES},
             settings={**settings, "dtype": chosen, "compile": compile},
             bandwidth=copy_bandwidth(kind),
             seconds=0.0,
@@ -145,10 +145,3 @@ def _one(text: str) -> Layer:
     if len(layers) != 1:
         raise ValueError(f"{text!r} is {len(layers)} layers: expected one operator, such as A[kv_heads=8]")
     return layers[0]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

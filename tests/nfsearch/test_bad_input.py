@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from nfsearch.cli import main
+from nfsearch.config import Config, load_config
+from nfsearch.latency_lut import LatencyTable
 from nfsearch.ops import fla_layers
 from tests.nfsearch.runs import SPACE, nfsearch, tiny_config
 
@@ -238,6 +240,51 @@ def test_resuming_with_another_config(fails: Run, finished_run: Path, tmp_path: 
     config["search"]["seed"] = 5
     (tmp_path / "changed.yaml").write_text(yaml.safe_dump(config))
     assert "search.seed was 0 and is now 5" in fails("run", "changed.yaml", "--out", "run", "--resume")
+
+
+def test_resuming_with_another_table(
+    fails: Run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nfsearch import run
+
+    shutil.copytree(finished_run, tmp_path / "run")
+    given = run.given_table
+
+    def another(config: Config) -> LatencyTable | None:
+        table = given(config)
+        assert table is not None
+        table.provenance = dataclasses.replace(table.provenance, date="2001-01-01")
+        return table
+
+    monkeypatch.setattr(run, "given_table", another)
+    more = ("--out", "run", "--resume", "--set", "search.evaluations=9")
+    assert "(table was " in (err := fails("run", "run/config.yaml", *more))
+    assert "2001-01-01" in err
+
+
+def test_a_throughput_on_a_cpu_says_how_much_memory(fails: Run, tmp_path: Path) -> None:
+    workloads = {"serving": {"phase": "throughput", "context": 64, "batches": [1, 2]}}
+    err = fails("run", tiny_config(tmp_path, latency={"table": "auto", "workloads": workloads}))
+    assert "latency.workloads.serving: on a CPU a throughput needs memory_gb" in err
+
+
+def test_a_storage_that_cannot_be_opened(fails: Run, tmp_path: Path) -> None:
+    fails("run", tiny_config(tmp_path, storage="nosuchdb://x/y"), "--out", "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_names_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("auto", "bytes", "python-stdlib", "bpe:300"):
+        (tmp_path / name).mkdir()
+    config, _ = load_config(tiny_config(tmp_path, latency={"table": "auto"}, proxy={"tokenizer": "bpe:300"}))
+    assert (config.latency.table, config.proxy.tokenizer, config.proxy.data) == ("auto", "bpe:300", "python-stdlib")
+
+
+def test_what_an_estimate_does_not_take(fails: Run) -> None:
+    asked = ("lut", "estimate", "nvidia-h200", "D F", "--width", "2048", "--head-norm")
+    assert "prompt" in (err := fails(*asked, "--prompt", "5"))
+    assert len(err.splitlines()) == 1
 
 
 def test_exporting_a_candidate_that_is_not_there(fails: Run, finished_run: Path, tmp_path: Path) -> None:

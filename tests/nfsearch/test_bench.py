@@ -219,9 +219,11 @@ def test_a_baseline_that_breaks_is_reported(bench: Run, monkeypatch: pytest.Monk
     def broken(setup: object) -> Callable[..., Tensor]:
         raise RuntimeError("no kernel image\nand more")
 
-    monkeypatch.setattr(kernels, "flex", broken)
-    found = bench(*ATTENTION).comparisons[1]
-    assert entries(found)["flex-decoding"].reason == "RuntimeError: no kernel image"
+    for module in (kernels, baselines):
+        monkeypatch.setattr(module, "flex", broken)
+    block, alone = bench(*ATTENTION[:-1], "default").comparisons[:2]
+    for found, name in ((block, "flex-decoding"), (alone, "flex-decoding")):
+        assert entries(found)[name].reason == "RuntimeError: no kernel image"
 
 
 # --- what is counted -------------------------------------------------------------------------------------------------

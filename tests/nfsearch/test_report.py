@@ -107,7 +107,7 @@ def test_one_objective_and_three_objectives_render(tmp_path: Path) -> None:
 
 
 def test_without_a_table_the_page_says_so(result: RunResult) -> None:
-    assert "No latency table was used" in Page(render(result.model_copy(update={"table": None}))).text
+    assert "The latency table was not finished" in Page(render(result.model_copy(update={"table": None}))).text
     unchecked = Page(render(make_result(verified=False), "runs/my search")).text
     assert "The latency table was never checked" in unchecked
     assert "nfsearch lut verify 'runs/my search/latency.parquet' --config 'runs/my search/config.yaml'" in unchecked
@@ -184,4 +184,6 @@ def test_numbers_read_well() -> None:
         "2.75B",
     ]
     assert [milliseconds(v) for v in (1.234e-6, 1.234e-3, 0.1234, 12.345)] == ["0.00123", "1.23", "123", "12,345"]
+    assert [milliseconds(v) for v in (0, 3.21e-8)] == ["0", "0.0000321"]
+    assert [short(v) for v in (999, 999_400, 999_600, 999_700_000)] == ["999", "999k", "1M", "1B"]
     assert [size(v) for v in (None, 1234, 10**40)] == ["not counted", "1,234", "1.00 × 10^40"]

@@ -1,15 +1,21 @@
 """A whole search through the command line: its files, its report made again, its exports."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import yaml
 
+from nfsearch.config import load_config
 from nfsearch.export import load_architecture
+from nfsearch.latency_lut import LatencyTable
 from nfsearch.result import RunResult
+from nfsearch.run import _same_table
+from nfsearch.search.study import load_store
 from nfsearch.space import SpaceSettings
 from tests.nfsearch.runs import FILES, SPACE
 
@@ -67,3 +73,13 @@ def test_exports_load_again(finished_run: Path, tmp_path: Path, command: Command
     assert limit < slow * 1e3
     command("export", finished_run, "--to", "yaml", "-o", "fast.yaml", "--max-latency-ms", limit)
     assert load_architecture(tmp_path / "fast.yaml").digest == fast.digest
+
+
+def test_a_table_measured_anew_does_not_go_on_with_candidates_of_another(finished_run: Path) -> None:
+    config, _ = load_config(finished_run / "config.yaml")
+    table = LatencyTable.load(config.latency.table)
+    with load_store(finished_run / "study.journal") as store:
+        _same_table(store, table)
+        table.provenance = dataclasses.replace(table.provenance, date="2001-01-01")
+        with pytest.raises(ValueError, match=r"timed by another latency table .* 2001-01-01\): put that one back"):
+            _same_table(store, table)

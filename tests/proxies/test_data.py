@@ -172,6 +172,7 @@ def test_bpe_round_trip_and_size(text: Path, tmp_path: Path) -> None:
         assert tokenizer.decode(ids[:-1]) == sample
         assert tokenizer.decode(ids) == sample
         assert tokenizer.decode([ids[-1]]) == ""
+    assert tokenizer.decode(tokenizer.encode(["a lone \ud800 surrogate"])[0]) == "a lone ? surrogate"
     direct = data.prepare(proxy(text, tokenizer=corpus.tokenizer), tmp_path / "cache")
     assert (direct.digest, direct.vocab) == (corpus.digest, corpus.vocab)
 

@@ -103,7 +103,7 @@ def test_interrupted_twice_and_resumed_is_the_same_search(tmp_path: Path) -> Non
 def test_two_workers(tmp_path: Path) -> None:
     seen: list[Progress] = []
     log = tmp_path / "log"
-    final = engine(tmp_path / "run", evaluator(log, seconds=0.1), count=2).run(seen.append)
+    final = engine(tmp_path / "run", evaluator(log, seconds=0.3), count=2).run(seen.append)
     assert sorted(c.proposal.index for c in final.candidates) == list(range(12))
     assert [c.number for c in final.candidates] == list(range(12))
     assert len(set(log.read_text().splitlines())) == 12

@@ -7,7 +7,8 @@ import pytest
 
 from nfsearch.search import Aging, Budgets, Exhausted, SearchSettings
 from nfsearch.search.budgets import Costs
-from nfsearch.space import Architecture
+from nfsearch.space import Architecture, Member, SearchSpace, Unreachable
+from nfsearch.space.search_space import Fits
 from tests.search.fakes import candidate, latency, search, small_space, strategy
 
 
@@ -114,6 +115,24 @@ def test_after_a_success_a_budget_that_nothing_new_keeps_ends_the_search() -> No
 def test_unreachable_budget_names_the_closest() -> None:
     with pytest.raises(ValueError, match=r"no member .* 2000 tried .*tpot.*the closest is .* @ 128 \(tpot: 0.128 ms"):
         strategy(budget=100e-6).propose(0, [])
+
+
+@pytest.mark.parametrize("name", ["aging", "random"])
+def test_samples_that_find_no_member_are_drawn_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = strategy(name)
+    sample, drawn, every = SearchSpace.sample, [], 4
+
+    def seldom(space: SearchSpace, rng: random.Random, fits: Fits | None = None) -> Member:
+        drawn.append(rng)
+        if len(drawn) % every:
+            raise Unreachable("none found")
+        return sample(space, rng, fits)
+
+    monkeypatch.setattr(SearchSpace, "sample", seldom)
+    assert chosen.propose(0, []).refused == {"outside the space's limits": 3}
+    every = 10**6
+    with pytest.raises(Unreachable, match="none found"):
+        chosen.propose(0, [])
 
 
 @pytest.mark.parametrize("name", ["aging", "random"])
