@@ -42,8 +42,9 @@ def read_tables(path: Path) -> dict[str, LatencyTable]:
     except (pyarrow.ArrowException, OSError) as error:
         with path.open("rb") as file:
             cut = file.read(4) == b"PAR1"
-        state = "is damaged or cut short" if cut else "is not a Parquet file"
-        raise TableError(f"{path} {state}: {str(error).splitlines()[0]}; {anew}") from None
+        if not cut:
+            raise TableError(f"{path} is not a Parquet file, and so no latency table") from None
+        raise TableError(f"{path} is damaged or cut short ({error}); {anew}") from None
     metadata = content.schema.metadata or {}
     version = metadata.get(_META_SCHEMA, b"").decode(errors="replace")
     if not version:

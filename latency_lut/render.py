@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
     from nfsearch.latency_lut.table import LatencyTable
 
 
-def render(table: LatencyTable) -> Table:
-    """A line for each block and workload, a column for each width; cells are milliseconds ± half the spread."""
+def render(table: LatencyTable, widths: Sequence[int] | None = None) -> Table:
+    """A line for each block and workload, a column for each width (all, if none are given); cells are milliseconds
+    ± half the spread."""
     came = table.provenance
     where = f"{came.device_name}, {came.threads} threads" if came.kind == "cpu" else came.device_name
     shown = Table(
@@ -22,14 +24,14 @@ def render(table: LatencyTable) -> Table:
         "± half the interquartile range; * no slope, whole chain",
     )
     keys = list(table.rows)
-    widths = sorted({key.width for key in keys})
+    widths = widths or table.widths
     several = [name for name in ("phase", "dtype", "batch") if len({getattr(key, name) for key in keys}) > 1]
     for name in ("block", *several, "context"):
-        shown.add_column(name, justify="left" if name in ("block", "phase", "dtype") else "right", overflow="fold")
+        shown.add_column(name, justify="left" if name in ("block", "phase", "dtype") else "right", no_wrap=True)
     for width in widths:
         shown.add_column(str(width), justify="right", no_wrap=True)
     lines: dict[tuple[str, ...], dict[int, Row]] = {}
-    for key in sorted(keys):
+    for key in sorted(key for key in keys if key.width in widths):
         line = (key.block, *(str(getattr(key, name)) for name in several), str(key.context))
         lines.setdefault(line, {})[key.width] = table.rows[key]
     for line, cells in lines.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nfsearch.latency_lut.bundled import folder
 from nfsearch.latency_lut.estimator import Estimate, Prices, priced
 from nfsearch.latency_lut.files import TableError, read_tables, write_tables
 from nfsearch.latency_lut.keys import Key, Part, end_parts, layer_parts
@@ -78,11 +79,19 @@ class LatencyTable:
 
     @property
     def name(self) -> str:
+        """For messages."""
+        if self._shipped:
+            return f"nfsearch's table of {self.provenance.device}"
         return str(self.path) if self.path else f"the table of {self.provenance.device}"
 
     @property
+    def _shipped(self) -> bool:
+        return self.path is not None and self.path.parent == folder()
+
+    @property
     def _build(self) -> str:
-        return f"`nfsearch lut build CONFIG -o {self.path or 'TABLE'}`"
+        command = f"`nfsearch lut build CONFIG -o {'TABLE.parquet' if self._shipped else self.path or 'TABLE'}`"
+        return f"{command} on {self.provenance.device}" if self._shipped else command
 
     def missing(self, keys: Iterable[Key]) -> list[Key]:
         """Those of `keys` that were not measured yet."""
@@ -122,7 +131,9 @@ class LatencyTable:
         """The row of `key`, which has a time. Raises TableError if it is missing, OutOfMemory if it did not fit."""
         row = self.rows.get(key)
         if row is None:
-            raise TableError(f"{self.name} has no row for {key}; {self._build} measures what is missing")
+            held = {name: sorted({getattr(each, name) for each in self.rows}) for name in ("width", "batch")}
+            words = " and ".join(f"{name} {', '.join(map(str, values))}" for name, values in held.items())
+            raise TableError(f"{self.name}, of {words}, has no row for {key}; {self._build} measures what is missing")
         if row.latency_ms is None:
             raise OutOfMemory(f"{key} did not fit into the memory of {self.provenance.device_name}, says {self.name}")
         return row
@@ -229,8 +240,14 @@ class LatencyTable:
             prices = self._prices[place] = Prices(self, a, workload, dtype or self.only_dtype())
         return prices
 
-    def render(self) -> rich.table.Table:
-        """For the terminal: a line for each block and workload, a column for each width, milliseconds and spread."""
+    @property
+    def widths(self) -> list[int]:
+        """Those that it has rows of, narrow to wide."""
+        return sorted({key.width for key in self.rows})
+
+    def render(self, widths: Sequence[int] | None = None) -> rich.table.Table:
+        """For the terminal: a line for each block and workload, a column for each of the widths (all, if none are
+        given), milliseconds and spread."""
         from nfsearch.latency_lut.render import render
 
-        return render(self)
+        return render(self, widths)

@@ -171,13 +171,13 @@ def lut_verify(
 def lut_estimate(
     table: AnyTable,
     notation: Annotated[str, typer.Argument(help="An architecture in the notation.")],
-    width: Annotated[int, typer.Option(help="Hidden size.")],
-    vocab: Annotated[int | None, typer.Option(help="Size of the vocabulary; by default the table's.")] = None,
+    width: Annotated[int, typer.Option(min=1, help="Hidden size.")],
+    vocab: Annotated[int | None, typer.Option(min=1, help="Size of the vocabulary; by default the table's.")] = None,
     head_norm: Annotated[
         bool | None,
         typer.Option("--head-norm/--no-head-norm", help="Logits over the head's row lengths? Default: the table's."),
     ] = None,
-    meta_tokens: Annotated[int, typer.Option(help="Learned vectors before every sequence.")] = 0,
+    meta_tokens: Annotated[int, typer.Option(min=0, help="Learned vectors before every sequence.")] = 0,
     phase: Annotated[Literal["decode", "prefill", "generation"], typer.Option()] = "decode",
     batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
     context: Annotated[

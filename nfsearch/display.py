@@ -53,7 +53,7 @@ def search_line(progress: Progress) -> str:
         parts.append(f"{progress.failed} failed")
     if progress.best and progress.best.score:
         parts.append(f"best loss {progress.best.score.loss:.4f}")
-    parts += [f"front {len(progress.front)}", f"hypervolume {progress.hypervolume:.4g}"]
+    parts.append(f"front {len(progress.front)}")
     if refused := sum(progress.refused.values()):
         parts.append(f"{refused} refused")
     return ", ".join(parts) + f", {duration(progress.eta_seconds)} left"

@@ -108,7 +108,9 @@ def _paths() -> Table:
 
 
 def _extras() -> Table:
-    table = Table("extra", "gives", "packages", "to install", title="Extras", title_justify="left")
+    table = Table(title="Extras", title_justify="left")
+    for name in ("extra", "gives", "packages", "to install"):
+        table.add_column(name, overflow="fold")
     for extra, packages in _requirements().items():
         if extra:
             versions = {package: _version(package) for package in packages}

@@ -51,7 +51,7 @@ def choose(result: RunResult, *, pick: int | None = None, max_latency_ms: float 
         done = [record for record in done if record.latency[name].seconds * 1e3 <= max_latency_ms]
         if not done:
             raise ValueError(
-                f"no candidate has a {name} of at most {max_latency_ms:g} ms: the fastest takes {fastest:.3g} ms"
+                f"no candidate has a {name} of at most {max_latency_ms:g} ms: the fastest takes {fastest:.5g} ms"
             )
     return min(done, key=lambda record: record.values[result.objectives[0].name])
 

@@ -1,7 +1,8 @@
 """`nfsearch run`: one search from its config to its files.
 
-    DIR/ config.yaml   study.journal   latency.parquet   log.txt
+    DIR/ config.yaml   study.journal   latency.parquet
          result.json   candidates.csv   front.csv   report.html   front.png
+         log.txt, where there was something to warn of
 
 The study is the truth. Whatever the report needs besides candidates is kept as the study's meta when the run starts.
 """
@@ -219,7 +220,7 @@ def _write_config(folder: Path, file: YamlFile, source: Path, assignments: Seque
 def _work(folder: Path, store: Store) -> Iterator[None]:
     """What happens here is the run's work: how it ended is written down, a failure goes to the log and becomes
     WorkFailed, and after Ctrl-C the report is written of what there is."""
-    handler = logging.FileHandler(folder / LOG)
+    handler = logging.FileHandler(folder / LOG, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("nfsearch")
     logger.addHandler(handler)

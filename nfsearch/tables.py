@@ -205,7 +205,15 @@ def _asked(config_path: Path, output: Path, assignments: Sequence[str]) -> tuple
 
 
 def show_table(path: Path, device: str | None) -> None:
-    stdout().print(_load(path, device).render())
+    """Prints the table, the widths in as many parts as are needed for them to fit side by side."""
+    table, console = _load(path, device), stdout()
+    unbounded = console.options.update(max_width=10_000)
+    for size in range(len(table.widths), 0, -1):
+        parts = [table.render(table.widths[i : i + size]) for i in range(0, len(table.widths), size)]
+        if all(console.measure(part, options=unbounded).maximum <= console.width for part in parts):
+            break
+    for part in parts:
+        console.print(part)
 
 
 def verify_table(path: Path, config_path: Path, number: int, seed: int, assignments: Sequence[str]) -> None:

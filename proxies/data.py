@@ -15,7 +15,7 @@ import numpy as np
 from nfsearch.proxies.cache import cache_dir as default_cache
 from nfsearch.proxies.cache import digest, publish
 from nfsearch.proxies.settings import ProxySettings
-from nfsearch.proxies.sources import SPLIT_VERSION, Source, open_source
+from nfsearch.proxies.sources import SPLIT_VERSION, VALIDATION_SHARE, Source, open_source
 from nfsearch.proxies.tokenizers import Tokenizer, load_tokenizer, resolve_tokenizer, utf8
 
 Part = Literal["train", "validation"]
@@ -133,13 +133,14 @@ def _tokenise(source: Source, tokenizer: Tokenizer, train: int, validation: int,
     dtype = _dtype(tokenizer.vocab)
     with (folder / "train.bin").open("wb") as first, (folder / "validation.bin").open("wb") as second:
         shards = {False: _Shard(first, train, dtype), True: _Shard(second, validation, dtype)}
+        documents = 0
         for texts, parts in _grouped(source, shards):
+            documents += len(texts)
             for text, part, ids in zip(texts, parts, tokenizer.encode(texts), strict=True):
                 shards[part].add(ids, len(utf8(text)))
     for part, what in ((False, "training"), (True, "validation")):
         if not shards[part].tokens:
-            other = "" if not shards[not part].tokens else "; give more, or `data: {train: ..., validation: ...}`"
-            raise ValueError(f"{source.name}: no text for {what}{other}")
+            raise ValueError(f"{source.name}: no text for {what}{_split(documents)}")
     about = {
         "digest": digest([tokenizer.digest, shards[False].hexdigest(), shards[True].hexdigest()]),
         "vocab": tokenizer.vocab,
@@ -147,6 +148,17 @@ def _tokenise(source: Source, tokenizer: Tokenizer, train: int, validation: int,
         "tokens": {"train": shards[False].tokens, "validation": shards[True].tokens},
     }
     (folder / "corpus.json").write_text(json.dumps(about, indent=1))
+
+
+def _split(documents: int) -> str:
+    """What a source was split into, and what to do where one part of it is empty."""
+    if not documents:
+        return ""
+    return (
+        f"; one document in {VALIDATION_SHARE} validates, chosen by a hash, and the documents here (text is cut into some "
+        f"of 2 to 4 thousand characters) are {documents}: give more, or say "
+        "`proxy.data: {train: FILE, validation: FILE}`"
+    )
 
 
 def _grouped(source: Source, shards: dict[bool, _Shard]) -> Iterator[tuple[list[str], list[bool]]]:

@@ -18,9 +18,9 @@ from typing import IO, Any
 
 from nfsearch.proxies.settings import SplitData
 
-SPLIT_VERSION = 1  # raise it when the same data would be split or cut differently
-_VALIDATION_SHARE = 20  # one document in so many
-_PIECE = 8192  # characters
+SPLIT_VERSION = 2  # raise it when the same data would be split or cut differently
+VALIDATION_SHARE = 20  # one document in so many
+_PIECE = 2048  # characters
 _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _TEXT = {".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".csv", ".py", ".c", ".h", ".cc", ".cpp", ".cu"}
 _TEXT |= {".java", ".js", ".ts", ".go", ".rs", ".sh", ".json", ".yaml", ".yml", ".toml"}
@@ -73,7 +73,7 @@ def _hash(text: str) -> int:
 
 def _for_validation(key: str) -> bool:
     """Depends on nothing but the key, so that a document stays on its side whatever is added beside it."""
-    return _hash(key) % _VALIDATION_SHARE == 0
+    return _hash(key) % VALIDATION_SHARE == 0
 
 
 def _stdlib() -> Source:
@@ -104,7 +104,7 @@ def _local(data: str) -> Source:
     """A file, or every file of a known kind in a folder; split by a hash of each document, so copies stay together.
 
     A line of JSONL and a row of Parquet (field `text`) is a document. Text is cut at line ends into documents of
-    8 to 16 thousand characters, so that a single long file can be split too.
+    2 to 4 thousand characters, so that a single long file can be split too.
     """
     root = Path(data).expanduser()
     if root.is_dir():

@@ -273,8 +273,7 @@ class Engine:
     # --- telling ---------------------------------------------------------------------------------------------------
 
     def _stand(self) -> Standing:
-        settings, budgets = self.strategy.settings, self.strategy.budgets
-        return Standing.of(self.history, self.store.objectives, budgets.most, settings.population)
+        return Standing.of(self.history, self.store.objectives)
 
     def _progress(self, began: float, count: int) -> Progress:
         now, standing = time.monotonic(), self._standing
@@ -298,7 +297,6 @@ class Engine:
             refused=standing.refused,
             best=standing.best,
             front=standing.front,
-            hypervolume=standing.hypervolume,
             seconds=now - began,
             eta_seconds=eta_seconds(self.history, running, left, max(count, 1)),
             ended=self._ended,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nfsearch.search.candidate import Candidate
-from nfsearch.search.pareto import front, hypervolume, reference_point
+from nfsearch.search.pareto import front
 
 RECENT = 50  # finished candidates that the estimate of the time left is made from
 
@@ -37,7 +37,6 @@ class Progress:
     refused: Mapping[str, int] = field(default_factory=dict)  # reason -> drafts refused before training
     best: Candidate | None = None  # the one with the lowest loss
     front: tuple[int, ...] = ()  # candidate numbers
-    hypervolume: float = 0.0
     seconds: float = 0.0  # since this process started its search
     eta_seconds: float | None = None  # None until something has finished
     ended: str | None = None  # why the search ended before all evaluations
@@ -54,23 +53,19 @@ class Standing:
     refused: Mapping[str, int]
     best: Candidate | None
     front: tuple[int, ...]
-    hypervolume: float
 
     @classmethod
-    def of(
-        cls, candidates: Sequence[Candidate], objectives: Sequence[str], budgets: Mapping[str, float], population: int
-    ) -> Standing:
+    def of(cls, candidates: Sequence[Candidate], objectives: Sequence[str]) -> Standing:
         refused: Counter[str] = Counter()
         for candidate in candidates:
             refused.update(candidate.proposal.refused)
         done = [candidate for candidate in candidates if candidate.state == "done"]
         if not done:
-            return cls(refused, None, (), 0.0)
+            return cls(refused, None, ())
         points = np.array([[candidate.values[objective] for objective in objectives] for candidate in done])
-        reference = reference_point(points, [budgets.get(objective) for objective in objectives], population)
         best = min(done, key=lambda candidate: (candidate.score.loss, candidate.number))  # type: ignore[union-attr]
         members = tuple(candidate.number for candidate, on in zip(done, front(points), strict=True) if on)
-        return cls(refused, best, members, hypervolume(points, reference))
+        return cls(refused, best, members)
 
 
 def eta_seconds(candidates: Sequence[Candidate], running: Sequence[Running], left: int, workers: int) -> float | None:

@@ -46,7 +46,8 @@ class SpaceSettings(BaseModel):
     @field_validator("layers")
     @classmethod
     def _expression(cls, layers: str, info: ValidationInfo) -> str:
-        parse(layers, info.data.get("where", {}))
+        if "where" in info.data:  # else what is wrong there has been said
+            parse(layers, info.data["where"])
         return layers
 
     @field_validator("width", "meta_tokens")

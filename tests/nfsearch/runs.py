@@ -30,7 +30,6 @@ FILES = (
     "front.csv",
     "front.png",
     "report.html",
-    "log.txt",
 )  # of a run's folder
 
 

@@ -154,7 +154,9 @@ def test_too_little_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.txt: no text for training$"):
         data.prepare(proxy(path), tmp_path / "cache")
     path.write_text("One short document.\n")
-    with pytest.raises(ValueError, match=r"a\.txt: no text for (validation|training); give more, or"):
+    with pytest.raises(
+        ValueError, match=r"a\.txt: no text for (validation|training); one document in 20 .* are 1: give more, or"
+    ):
         data.prepare(proxy(path), tmp_path / "cache")
     both = ProxySettings(data=SplitData(train=str(path), validation=str(path)), sequence=32)
     with pytest.raises(ValueError, match=r"the train part has 21 tokens, a sequence of 32 needs at least 33"):
