@@ -155,8 +155,8 @@ def _split(documents: int) -> str:
     if not documents:
         return ""
     return (
-        f"; one document in {VALIDATION_SHARE} validates, chosen by a hash, and the documents here (text is cut into some "
-        f"of 2 to 4 thousand characters) are {documents}: give more, or say "
+        f"; one document in {VALIDATION_SHARE} validates, chosen by a hash, and the documents here (text is cut into "
+        f"some of 2 to 4 thousand characters) are {documents}: give more, or say "
         "`proxy.data: {train: FILE, validation: FILE}`"
     )
 

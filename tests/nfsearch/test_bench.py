@@ -221,7 +221,7 @@ def test_a_baseline_that_breaks_is_reported(bench: Run, monkeypatch: pytest.Monk
 
     for module in (kernels, baselines):
         monkeypatch.setattr(module, "flex", broken)
-    block, alone = bench(*ATTENTION[:-1], "default").comparisons[:2]
+    block, alone = bench(*ATTENTION).comparisons[:2]
     for found, name in ((block, "flex-decoding"), (alone, "flex-decoding")):
         assert entries(found)[name].reason == "RuntimeError: no kernel image"
 
