@@ -17,7 +17,7 @@ from nfsearch.config import Config, load_config
 from nfsearch.display import duration, say, stdout, steps
 from nfsearch.latency_lut import LatencyTable, OutOfMemory, Workload, keys_for
 from nfsearch.latency_lut.agreement import Agreement
-from nfsearch.latency_lut.bundled import SUFFIX, bundled_table, folder, known_verification, verification_path
+from nfsearch.latency_lut.bundled import SUFFIX, bundled_table, known_verification, verification_path
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.rows import Row
 from nfsearch.latency_lut.transfer import compare, sample_keys
@@ -287,7 +287,8 @@ def estimate_from_table(
         raise ValueError("; ".join(problem["msg"] for problem in error.errors())) from None
     estimate = table.estimate(architecture, work)
     print(f"{estimate.seconds * 1e3:.4g} ms ± {estimate.error * 1e3:.2g} ms  {architecture}, {table.provenance.device}")
-    words = ", ".join(f"{name} {value}" for name, value in asked.items() if name != "phase")
+    names = ("batch", "prompt", "tokens") if work.phase == "generation" else ("batch", "context")
+    words = ", ".join(f"{name} {getattr(work, name)}" for name in names)
     head = f"vocabulary {vocab}{', normalised head' if head_norm else ''}"
     print(f"  {work.phase}, {words}, {head}; {table.memory(architecture, work) / 1e9:.4g} GB at its peak")
     for part, seconds in table.breakdown(architecture, work).items():
@@ -296,8 +297,7 @@ def estimate_from_table(
 
 def _load(path: Path, device: str | None) -> LatencyTable:
     """Of a file, or of a device whose table comes with nfsearch."""
-    shipped = folder() / f"{path}{SUFFIX}"
-    return LatencyTable.load(path if path.exists() or not shipped.is_file() else shipped, device)
+    return LatencyTable.load(path if path.suffix or path.exists() else bundled_table(str(path)), device)
 
 
 def _head(table: LatencyTable, vocab: int | None, head_norm: bool | None) -> tuple[int, bool]:

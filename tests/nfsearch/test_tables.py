@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
+from nfsearch import tables
 from nfsearch.config import load_config
 from nfsearch.latency_lut import LatencyTable, kernel_digest, profiler, timing, verify
 from nfsearch.latency_lut.bundled import verification_path
@@ -74,7 +76,17 @@ def test_a_shipped_table_is_asked_by_its_device(command: Command) -> None:
         out, _ = command(*asked, *told, "--context", "8192")
         assert "vocabulary 131072, normalised head" in out
     assert "head[vocab=131072]" in command(*asked, "--vocab", "131072", "--no-head-norm", status=2)[1]
-    assert "NVIDIA H200" in command("lut", "show", "nvidia-h200")[0]
+    assert "only of nvidia-h200" in command("lut", "show", "nvidia-b9000", status=2)[1]
+
+
+def test_a_table_is_shown_in_as_many_parts_as_fit(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = command("lut", "show", "nvidia-h200")[0]
+    assert wide.count("milliseconds per block") == 1
+    monkeypatch.setattr(tables, "stdout", lambda: Console(width=100))
+    narrow = command("lut", "show", "nvidia-h200")[0]
+    assert narrow.count("milliseconds per block") > 1
+    assert "…" not in narrow
+    assert narrow.count("±") == wide.count("±")
 
 
 def test_calibrating_measures_a_few_rows_and_tells_the_error_of_a_scaled_table(
