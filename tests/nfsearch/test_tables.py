@@ -81,10 +81,9 @@ def test_a_shipped_table_is_asked_by_its_device(command: Command) -> None:
 
 def test_a_table_is_shown_in_as_many_parts_as_fit(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = command("lut", "show", "nvidia-h200")[0]
-    assert wide.count("milliseconds per block") == 1
     monkeypatch.setattr(tables, "stdout", lambda: Console(width=100))
     narrow = command("lut", "show", "nvidia-h200")[0]
-    assert narrow.count("milliseconds per block") > 1
+    assert narrow.count("milliseconds per block") > wide.count("milliseconds per block")
     assert "…" not in narrow
     assert narrow.count("%") == wide.count("%")
 
