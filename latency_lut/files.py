@@ -44,7 +44,8 @@ def read_tables(path: Path) -> dict[str, LatencyTable]:
             cut = file.read(4) == b"PAR1"
         if not cut:
             raise TableError(f"{path} is not a Parquet file, and so no latency table") from None
-        raise TableError(f"{path} is damaged or cut short ({error}); {anew}") from None
+        reason = str(error).partition("\n")[0]
+        raise TableError(f"{path} is damaged or cut short ({reason}); {anew}") from None
     metadata = content.schema.metadata or {}
     version = metadata.get(_META_SCHEMA, b"").decode(errors="replace")
     if not version:

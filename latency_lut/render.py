@@ -35,7 +35,6 @@ def render(table: LatencyTable, widths: Sequence[int] | None = None) -> Table:
         line = (key.block, *(str(getattr(key, name)) for name in several), str(key.context))
         lines.setdefault(line, {})[key.width] = table.rows[key]
     for line, cells in lines.items():
-        # Square brackets are rich's markup.
         shown.add_row(*(escape(text) for text in line), *(_cell(cells.get(width)) for width in widths))
     return shown
 

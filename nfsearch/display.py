@@ -36,10 +36,10 @@ class Steps:
     def __init__(self, what: str, show: Callable[[RenderableType, str, bool], None]) -> None:
         self.what, self.show, self.began, self.before = what, show, time.monotonic(), 0
 
-    def __call__(self, done: int, total: int, note: str = "") -> None:
+    def __call__(self, done: int, total: int) -> None:
         ran, steps = time.monotonic() - self.began, done - self.before
         left = ran / steps * (total - done) if steps > 0 else None
-        text = f"{self.what}: {done} of {total}" + (f", {duration(left)} left" if done < total else "") + note
+        text = f"{self.what}: {done} of {total}" + (f", {duration(left)} left" if done < total else "")
         row = Table.grid(padding=(0, 1))
         row.add_row(ProgressBar(total=max(total, 1), completed=done, width=30), text)
         self.show(row, text, done == total)

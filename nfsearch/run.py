@@ -136,7 +136,7 @@ def _carry_out(job: _Job, store: Store) -> None:
     store.set_meta("table", table_meta(table, job.folder))
     budgets = budgets_of(config, table)
     if store.meta.get("verify") != config.latency.verify:
-        found = checked(config, space, table, budgets.fit if space.fit_width else None)
+        found = checked(config, space, table)
         if found is not None:
             store.set_meta("verification", found.to_dict())
         store.set_meta("verify", config.latency.verify)

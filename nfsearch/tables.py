@@ -26,7 +26,6 @@ from nfsearch.proxies.data import prepare
 from nfsearch.result import write_atomically
 from nfsearch.search import Budgets
 from nfsearch.space import Architecture, SearchSpace
-from nfsearch.space.search_space import Fits
 
 if TYPE_CHECKING:
     from nfsearch.latency_lut.verify import Verification
@@ -105,9 +104,7 @@ def measure(config: Config, keys: Sequence[Key], path: Path) -> LatencyTable:
     return table
 
 
-def check(
-    config: Config, space: SearchSpace, table: LatencyTable, number: int, seed: int, fits: Fits | None = None
-) -> Verification:
+def check(config: Config, space: SearchSpace, table: LatencyTable, number: int, seed: int) -> Verification:
     """Whole random models measured against the table's estimates."""
     from nfsearch.latency_lut import verify
 
@@ -123,17 +120,17 @@ def check(
             dtype=config.latency.dtype_on(table.provenance.kind),
             n=number,
             seed=seed,
-            fits=fits,
+            fits=budgets_of(config, table).fit,
             accept=config.latency.accept,
             progress=progress,
         )
 
 
-def checked(config: Config, space: SearchSpace, table: LatencyTable, fits: Fits | None) -> Verification | None:
+def checked(config: Config, space: SearchSpace, table: LatencyTable) -> Verification | None:
     """The check of a run's table: made now where the device is here and the config asks for it, else the one that is
     kept beside the table. Says loudly where there is none."""
     if config.latency.verify and is_here(config):
-        return check(config, space, table, config.latency.verify, config.search.seed + 1, fits)
+        return check(config, space, table, config.latency.verify, config.search.seed + 1)
     found = known_verification(table)
     if found is None:
         say(
@@ -226,7 +223,7 @@ def verify_table(path: Path, config_path: Path, number: int, seed: int, assignme
     table = LatencyTable.load(path, device.device_slug(kind))
     space = config.space.build(vocabulary(config))
     table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(kind)))
-    found = check(config, space, table, number, seed, budgets_of(config, table).fit if space.fit_width else None)
+    found = check(config, space, table, number, seed)
     kept = verification_path(path)
     write_atomically(kept, json.dumps(found.to_dict(), indent=1) + "\n")
     write_atomically(kept.with_suffix(".png"), check_png(found))
@@ -246,8 +243,9 @@ def _checks(found: Verification, path: Path) -> Table:
         shown.add_column(name, justify="left" if name in ("workload", "architecture") else "right", overflow="fold")
     for each in found.checks:
         estimated = f"{each.estimated_ms:.4g} ± {each.error_ms:.2g}"
-        architecture = escape(each.architecture)
-        shown.add_row(each.workload, architecture, estimated, f"{each.measured_ms:.4g}", f"{each.relative:+.1%}")
+        shown.add_row(
+            each.workload, escape(each.architecture), estimated, f"{each.measured_ms:.4g}", f"{each.relative:+.1%}"
+        )
     return shown
 
 

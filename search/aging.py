@@ -49,9 +49,9 @@ class Aging(Strategy):
         answers = [parent.proposal.answers for parent in parents]
         try:
             if crossed:
-                member, origin = self.space.cross(answers[0], answers[1], rng, fits=self.fits), "crossover"
+                member, origin = self.space.cross(answers[0], answers[1], rng, fits=self.budgets.fit), "crossover"
             else:
-                member, kind = self.space.mutate(answers[0], rng, fits=self.fits)
+                member, kind = self.space.mutate(answers[0], rng, fits=self.budgets.fit)
                 origin = f"mutation:{kind}"
         except Unreachable:
             return None

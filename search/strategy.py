@@ -44,7 +44,6 @@ class Strategy(ABC):
 
     def __init__(self, space: SearchSpace, settings: SearchSettings, budgets: Budgets) -> None:
         self.space, self.settings, self.budgets = space, settings, budgets
-        self.fits = budgets.fit if space.fit_width else None
         self.known: list[Draft] = []
         for design in settings.seeds_known:
             self._add_known(design)
@@ -88,7 +87,7 @@ class Strategy(ABC):
         misses = 0
         for _ in range(RANDOM_TRIES):
             try:
-                member = self.space.sample(rng, fits=self.fits)
+                member = self.space.sample(rng, fits=self.budgets.fit)
             except Unreachable:
                 misses += 1
                 if misses == SAMPLE_MISSES:

@@ -183,7 +183,7 @@ class SearchSpace:
             layers += self._layers(stage, path, record, inner=False)
         for width in sorted(widths, reverse=True):
             architecture = Architecture(width, tuple(layers), self.vocab, meta_tokens, self.head_norm)
-            if fits is None or fits(architecture):
+            if not self.fit_width or fits is None or fits(architecture):
                 break
         return Member(architecture, answers, tuple(questions), tuple(starts))
 

@@ -175,12 +175,12 @@ def test_the_check_kept_beside_a_table_of_another_device_is_the_runs(
     table = given_table(settings)
     assert table is not None
     space = settings.space.build(257)
-    assert checked(settings, space, table, None) is None
+    assert checked(settings, space, table) is None
     assert "BEWARE" in capsys.readouterr().err
     check = Check("tpot", "D @ 64", "0" * 16, 1, 1.0, 0.1, 1.02, 0.1, 1.0, 1.0)
     kept = Verification((check,), "nvidia-h200", "bfloat16", 0, table.provenance.date)
     verification_path(path).write_text(json.dumps(kept.to_dict()))
-    assert checked(settings, space, table, None) == kept
+    assert checked(settings, space, table) == kept
     assert "BEWARE" not in capsys.readouterr().err
 
 
