@@ -95,9 +95,11 @@ def _head_link(key: Key, model: nn.Module) -> Link:
 
 def _embedding_link(key: Key, model: nn.Module) -> Link:
     assert isinstance(model, HybridLM)
-    shape = (key.batch,) if key.phase == "decode" else (key.batch, key.context)
+    decode = key.phase == "decode"
+    shape = (key.batch,) if decode else (key.batch, key.context)
     tokens = torch.randint(model.architecture.vocab, shape, device=model.embedding.weight.device)
-    return lambda x: model.embedding(tokens)
+    embed = model.embed_next if decode else model.embedding
+    return lambda x: embed(tokens)
 
 
 def fill(state: dict[str, Tensor]) -> None:

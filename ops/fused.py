@@ -62,9 +62,9 @@ def embedding_refusal(model: HybridLM, tokens: Tensor) -> str:
 
 def embed(model: HybridLM, tokens: Tensor) -> Tensor:
     """Embeddings [batch, width] of tokens [batch]."""
-    from nfsearch.ops.kernels.embedding import embed
+    from nfsearch.ops.kernels import embedding
 
-    return embed(tokens, model.embedding.weight)
+    return embedding.embed(tokens, model.embedding.weight)
 
 
 def head_refusal(model: HybridLM, x: Tensor) -> str:

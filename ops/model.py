@@ -107,11 +107,15 @@ class HybridLM(nn.Module):
     @torch.no_grad()
     def step(self, tokens: Tensor, state: list[State], position: Tensor) -> Tensor:
         """Logits [batch, vocab] after one more token each: tokens [batch], position int64 [] (meta tokens counted)."""
-        x = self.embedding(tokens) if fused.embedding_refusal(self, tokens) else fused.embed(self, tokens)
+        x = self.embed_next(tokens)
         for block, held in zip(self.blocks, state, strict=True):
             assert isinstance(block, Block)
             x = block.step(x, held, position)
         return self.next_logits(x)
+
+    def embed_next(self, tokens: Tensor) -> Tensor:
+        """Embeddings [batch, width] of tokens [batch], one more of each sequence."""
+        return self.embedding(tokens) if fused.embedding_refusal(self, tokens) else fused.embed(self, tokens)
 
     def next_logits(self, x: Tensor) -> Tensor:
         """Logits [batch, vocab] of one token each: final norm and head of the last block's x [batch, width]."""

@@ -82,6 +82,7 @@ class _Case:
         randomise(self.operator)
         self.x = torch.randn(batch, sequence, width, device=setup.kind, requires_grad=True)
         self.gradient = torch.randn(batch, sequence, width, device=setup.kind)
+        self.gradient[:, 0] = 0  # the first output is (q . k) v, and its norm magnifies rounding where q . k is near 0
         self.expected: list[Tensor] = []
         self.ways = self._ways()
 

@@ -300,8 +300,8 @@ class _SharedLinear(torch.autograd.Function):
         groups, group = _groups(batch * count * blocks * 2, heads, 256)
         rows = torch.empty(blocks, batch, heads, count * chunk, device=v.device, dtype=torch.float32)
         kept = torch.empty(blocks, batch, heads, count, device=v.device, dtype=torch.float32)
-        kind = q.dtype if groups == 1 else torch.float32
-        dq, dk = (torch.empty(groups, batch, time, key, device=v.device, dtype=kind) for _ in range(2))
+        # Of one dtype however many groups there are, so that the kernel that is checked serves for all.
+        dq, dk = (torch.empty(groups, batch, time, key, device=v.device, dtype=torch.float32) for _ in range(2))
         shape = dict(KEY=key, VALUE=value, CHUNK=chunk)
         _gradients[(groups * blocks * 2, count, batch)](
             q, k, v, d_out, total, states, d_states, dq, dk, rows, kept, time, count, heads, group, KEYS=keys, **shape,
@@ -314,7 +314,7 @@ class _SharedLinear(torch.autograd.Function):
             q, k, v, d_out, total, d_states, rows, kept, dv, d_decay, time, count, heads, group, BLOCKS=blocks, **shape,
             num_warps=4 if half else 8, num_stages=3 if half and value <= 64 else 1,
         )  # fmt: skip
-        dq, dk = (x[0] if len(x) == 1 else x.sum(0).to(q.dtype) for x in (dq, dk))
+        dq, dk = ((x[0] if len(x) == 1 else x.sum(0)).to(q.dtype) for x in (dq, dk))
         return dq, dk, dv, d_decay, d_initial if ctx.initial else None
 
 

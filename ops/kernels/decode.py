@@ -114,8 +114,8 @@ def head(x: Tensor, norm: Tensor, eps: float, w: Tensor, unit_rows: bool) -> Ten
     """Logits [batch, vocab] in float32 of the last block's x; `unit_rows` divides each by the length of its row."""
     if len(x) <= MAX_BATCH:
         return gemv(x, w, norm=norm, mode="rms", eps=eps, unit_rows=unit_rows, dtype=torch.float32)
-    logits = F.linear(prologue(x, norm=norm, eps=eps), w).float()
-    return logits.div_(torch.linalg.vector_norm(w, dim=1, dtype=torch.float32)) if unit_rows else logits
+    logits = F.linear(prologue(x, norm=norm, eps=eps), w)
+    return logits / torch.linalg.vector_norm(w, dim=1, dtype=torch.float32) if unit_rows else logits.float()
 
 
 BLOCKS = {

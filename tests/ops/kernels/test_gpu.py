@@ -100,6 +100,20 @@ def test_embeddings_are_the_rows_of_the_weight(dtype: torch.dtype, batch: int) -
     assert torch.equal(embed(tokens, weight), weight[tokens])
 
 
+@pytest.mark.parametrize("unit_rows", [False, True])
+@pytest.mark.parametrize("batch", [1, 8, 9, 64, 200])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@torch.no_grad()
+def test_the_head_agrees_with_float64(dtype: torch.dtype, bound: float, batch: int, unit_rows: bool) -> None:
+    x, norm, weight = (torch.randn(*shape, device="cuda").to(dtype) for shape in ((batch, 840), (840,), (3001, 840)))
+    exact = torch.nn.functional.rms_norm(x.double(), (840,), norm.double(), 1e-6) @ weight.double().T
+    if unit_rows:
+        exact /= weight.double().norm(dim=1)
+    got = decode.head(x, norm, 1e-6, weight, unit_rows)
+    assert got.dtype == torch.float32
+    assert (got - exact).norm() / exact.norm() < bound
+
+
 @pytest.mark.parametrize(("name", "settings", "width"), LAYERS)
 @torch.no_grad()
 def test_a_captured_step_is_the_eager_one(name: str, settings: dict[str, Any], width: int) -> None:
