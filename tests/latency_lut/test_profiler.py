@@ -11,6 +11,7 @@ from nfsearch.latency_lut import Key, LatencyTable, Row, TableError, Workload, c
 from nfsearch.latency_lut.files import Journal, read_tables, write_tables
 from nfsearch.latency_lut.profiler import Profiler
 from nfsearch.latency_lut.timing import CPU, CUDA, Bounds, Samples
+from nfsearch.ops.model import HybridLM
 
 from .helpers import made_up_row, made_up_table, small_space
 
@@ -281,3 +282,13 @@ def test_weights_are_shared_by_the_rows_of_a_block_and_width(monkeypatch: pytest
     for width in (32, 64):
         assert made.count(f"A[head_dim=16] {width}") == made.count(f"head[vocab=64] {width}") == 4
         assert made.count(f"embedding[vocab=64] {width}") == 1
+
+
+def test_the_embedding_of_a_row_is_that_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[tuple[int, ...]] = []
+    embed_next = HybridLM.embed_next
+    monkeypatch.setattr(HybridLM, "embed_next", lambda self, x: looked_up.append(tuple(x.shape)) or embed_next(self, x))
+    for workload in (Workload(batch=3, context=5), Workload(phase="prefill", context=5)):
+        (key,) = (key for key in keys_for(small_space((32,)), {"w": workload}, "float32") if key.end == "embedding")
+        chains.Chain.of(key, 2, chains.Weights(key, "cpu")).run(2)
+    assert looked_up == [(3,), (3,)]
