@@ -127,7 +127,7 @@ def pieces(columns: int) -> tuple[int, int]:
 
 # (rows, columns): (ROWS, warps) where the rule of `tiling` is not the fastest: batch 1, bf16, H200, within the step of
 # a block (what is faster alone need not be) or, at widths 2048 and 3072, within the decode steps of the Nemotron-Flash
-# shapes. Rows count a gate and its value once.
+# shapes; heads of width 1024 alone. Rows count a gate and its value once.
 _MEASURED = {
     (1024, 1536): (2, 1),
     (1024, 2048): (8, 4),
@@ -170,7 +170,7 @@ def tiling(rows: int, columns: int, swiglu: bool) -> tuple[int, int]:
     if first + second <= 4096 and second:
         values, warps = 8192, 2 if rows <= 16384 else 1
     elif first <= 2048:
-        values, warps = 15000 if swiglu else 8192, 4
+        values, warps = 15000 if swiglu else 8192, 4  # four rows of gates at 1024 and 1792, two at 2048
     elif first + second <= 4096:
         values, warps = 16384, 8
     elif first + second <= 6144:

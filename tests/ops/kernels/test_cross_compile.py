@@ -71,7 +71,7 @@ CALLS = {
     "wide gate and up": matrix(2 * 9216, 3072, norm=meta(3072), mode="rms", act="swiglu"),
     "wide down": matrix(3072, 9216, residual=meta(1, 3072)),
     "gate and up of two pieces": matrix(2 * 4608, 1536, norm=meta(1536), mode="rms", act="swiglu"),
-    "gated output of a short row": matrix(
+    "gated output of one padded piece": matrix(
         1792, 3584, norm=meta(512), mode="gated_heads", gate=meta(1, 3584), residual=meta(1, 1792)
     ),
     "head of two pieces": matrix(131072, 2304, norm=meta(2304), mode="rms", unit_rows=True, dtype=torch.float32),
