@@ -20,7 +20,7 @@ check: setup types
 # The folders at the root are parts of one package; mypy reads them through a tree of links that looks like it.
 types: setup
 	@mkdir -p build/types/nfsearch
-	@ln -sfn $(CURDIR)/nfsearch/* $(foreach folder,$(FOLDERS),$(CURDIR)/$(folder)) build/types/nfsearch/
+	@ln -sfn $(CURDIR)/src/nfsearch/* $(foreach folder,$(FOLDERS),$(CURDIR)/$(folder)) build/types/nfsearch/
 	@cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p nfsearch
 
 setup: $(VENV)/.ready

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from nfsearch.latency_lut.nvml import Monitor
-from nfsearch.latency_lut.provenance import Provenance, installed, kernel_digest
+from nfsearch.latency_lut.provenance import Provenance, kernel_digest
+from nfsearch.support.versions import installed
 
 
 def resolve(setting: str) -> str:

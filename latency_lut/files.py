@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from nfsearch.latency_lut.provenance import Provenance
 from nfsearch.latency_lut.rows import COLUMNS, Row
+from nfsearch.support.errors import first_line
+from nfsearch.support.files import whole
 
 if TYPE_CHECKING:
     from nfsearch.latency_lut.table import LatencyTable
@@ -44,7 +45,7 @@ def read_tables(path: Path) -> dict[str, LatencyTable]:
             cut = file.read(4) == b"PAR1"
         if not cut:
             raise TableError(f"{path} is not a Parquet file, and so no latency table") from None
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise TableError(f"{path} is damaged or cut short ({reason}); {anew}") from None
     metadata = content.schema.metadata or {}
     version = metadata.get(_META_SCHEMA, b"").decode(errors="replace")
@@ -85,13 +86,9 @@ def write_tables(path: str | Path, tables: Iterable[LatencyTable]) -> None:
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     records = [record for table in tables for record in table.records()]
-    try:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, schema), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as scratch:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, schema), scratch)
 
 
 class Journal:

@@ -9,7 +9,6 @@ import tokenize
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -62,14 +61,6 @@ class Provenance:
             names = ("device", "kernels")
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
         return {name: f"{name} {old}, now {new}" for name, old, new in pairs if old != new}
-
-
-def installed(package: str) -> str | None:
-    """The version of an installed package, which is not imported; None if there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def kernel_digest() -> str:

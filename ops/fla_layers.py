@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from nfsearch.ops.dispatch import Path
 from nfsearch.ops.operator import Operator, State
 from nfsearch.space import Cost
-from nfsearch.space.operators import Value, nearest
+from nfsearch.space.operators import Value
+from nfsearch.support.names import nearest
 
 Settings = tuple[tuple[str, Value], ...]  # as a layer holds them: sorted by name
 

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from nfsearch.support.errors import typed_line
+
 Inputs = list[Tensor | None]
 Form = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -48,8 +50,7 @@ def verdict(key: Hashable, what: str, error: Callable[[], float], tolerance: flo
             found = error()
             _verdicts[key] = "" if found <= tolerance else f"they are {found:.1e} off"
         except Exception as problem:
-            text = str(problem).strip().splitlines()
-            _verdicts[key] = f"{type(problem).__name__}: {text[0] if text else ''}"
+            _verdicts[key] = typed_line(problem)
         if _verdicts[key]:
             logger.warning("the kernels of %s are not used: %s", what, _verdicts[key])
     return _verdicts[key]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nfsearch.proxies.settings import SplitData
+from nfsearch.support.errors import first_line
 
 SPLIT_VERSION = 2  # raise it when the same data would be split or cut differently
 VALIDATION_SHARE = 20  # one document in so many
@@ -124,10 +125,6 @@ def _local(data: str) -> Source:
     return Source(data, ["local", str(root.resolve()), _listing(root, files)], ((stream, None),))
 
 
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _hidden(root: Path, path: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
@@ -166,7 +163,7 @@ def _read(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start} of a block)") from None
     except (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError, ArrowException) as error:
-        raise ValueError(f"{path}: damaged or not what its name says ({_reason(error)})") from None
+        raise ValueError(f"{path}: damaged or not what its name says ({first_line(error)})") from None
 
 
 def _read_text(path: Path, stream: IO[bytes]) -> Iterator[str]:
@@ -225,6 +222,6 @@ def _hub(data: str) -> Source:
                     raise ValueError(f"expected a string field `text`, found {', '.join(map(str, row)) or 'none'}")
                 yield row["text"], row["text"]
         except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{data}: {_reason(error)}") from None
+            raise ValueError(f"{data}: {first_line(error)}") from None
 
     return Source(data, ["hub", name, config], ((stream, None),))

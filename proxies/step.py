@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nfsearch.ops.model import HybridLM
 from nfsearch.proxies.settings import ProxySettings
 from nfsearch.proxies.weight_norm import WeightNorm
+from nfsearch.support.errors import typed_line
 
 _BETAS = (0.9, 0.95)
 _BEFORE_CAPTURE = 3  # steps in which kernels are compiled and checked, and libraries and AdamW make what they keep
@@ -86,9 +87,9 @@ class Step:
                     with _waiting_raises():
                         loss = self._update()
                 except Exception as error:
-                    refusal = _first_line(error)
+                    refusal = typed_line(error)
         except Exception as error:
-            called_off = _first_line(error)
+            called_off = typed_line(error)
         if not refusal and not called_off:
             self._captured = graph, loss
             return
@@ -194,7 +195,3 @@ def _end_capture(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
 def _say(refusal: str) -> None:
     """Once for each reason."""
     logger.warning("a model's training step is launched operation by operation, not as a CUDA graph: %s", refusal)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

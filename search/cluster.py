@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nfsearch.search.settings import WorkerSettings
+from nfsearch.support.errors import typed_line
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
@@ -67,9 +68,7 @@ def _connect(settings: WorkerSettings, folder: str) -> None:
     except ConnectionError as error:
         raise ValueError(f"workers.address: no Ray cluster answers at {settings.address!r}") from error
     except Exception as error:
-        raise RuntimeError(
-            f"Ray did not start: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise RuntimeError(f"Ray did not start: {typed_line(error)}") from error
 
 
 def worker_count(settings: WorkerSettings, cuda: bool, resources: dict[str, float]) -> int:

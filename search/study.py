@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nfsearch.proxies import Score
 from nfsearch.search.candidate import Answers, Candidate, Proposal
 from nfsearch.space import Architecture
+from nfsearch.support.errors import typed_line
 
 NAME = "nfsearch"  # of the study, where the caller gives no other
 Choices = Callable[[Answers], Mapping[str, Sequence[Any]]]  # answers -> the options of each question answered
@@ -174,7 +175,7 @@ def _backend(storage: str | Path) -> BaseStorage:
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"cannot open the study {storage}: {_first_line(error)}") from error
+        raise ValueError(f"cannot open the study {storage}: {typed_line(error)}") from error
 
 
 def _find(backend: BaseStorage, storage: str | Path, name: str) -> optuna.Study | None:
@@ -246,10 +247,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else text[:200] + " ..."
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
 # --- candidates as trials ----------------------------------------------------------------------------------------
 
 
@@ -310,4 +307,4 @@ def _from_trial(trial: FrozenTrial, objectives: Sequence[str]) -> Candidate:
             attempts=kept["attempts"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"trial {trial.number} of the study is not a candidate: {_first_line(error)}") from error
+        raise ValueError(f"trial {trial.number} of the study is not a candidate: {typed_line(error)}") from error

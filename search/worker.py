@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nfsearch.support.errors import typed_line
+
 Report = Callable[[int, float], None]  # (tokens seen, training loss)
 # (Architecture.to_dict(), seed, report) -> Score.to_dict()
 Evaluator = Callable[[Mapping[str, Any], int, Report], Mapping[str, Any]]
@@ -74,5 +76,4 @@ def resident_bytes() -> int:
 
 def _describe(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''} ({Path(frame.filename).name}:{frame.lineno})"
+    return f"{typed_line(error)} ({Path(frame.filename).name}:{frame.lineno})"

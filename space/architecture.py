@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nfsearch.space.operators import Cost, OperatorSpec, Shape, Value, find_operator, nearest, operator_names
+from nfsearch.space.operators import Cost, OperatorSpec, Shape, Value, find_operator, operator_names
+from nfsearch.support.names import nearest
 
 
 @dataclass(frozen=True, order=True)

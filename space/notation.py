@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from nfsearch.space.architecture import Layer
-from nfsearch.space.operators import OperatorSpec, Setting, Value, find_operator, nearest, operator_names
+from nfsearch.space.operators import OperatorSpec, Setting, Value, find_operator, operator_names
+from nfsearch.support.names import nearest
 
 MAX_DEPTH = 100  # brackets in brackets
 MAX_LAYERS = 2000  # of the longest member

@@ -8,7 +8,6 @@ Other packages add operators through the entry-point group `nfsearch.operators`;
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 import re
@@ -394,10 +393,3 @@ def operator_names() -> list[str]:
     """All names of all operators, short ones first."""
     specs = operators().values()
     return [spec.name for spec in specs] + [spec.long_name for spec in specs]
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """A hint `, did you mean X?` for a misspelt name, or nothing."""
-    folded = {word.lower(): word for word in known}
-    close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.5)
-    return f", did you mean {folded[close[0]]}?" if close else ""

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from nfsearch.config import load_config
-from nfsearch.describe import check_member, read_space
-from nfsearch.export import load_architecture
+from nfsearch.cli.describe import check_member, read_space
+from nfsearch.export.export import load_architecture
 from nfsearch.latency_lut import LatencyTable, kernel_digest, keys_for
 from nfsearch.latency_lut.bundled import bundled_table
+from nfsearch.run.config import load_config
 from nfsearch.space.notation import parse_layers
 from tests.latency_lut.helpers import made_up_row, made_up_table
 

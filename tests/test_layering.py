@@ -1,4 +1,4 @@
-"""Imports point one way: nfsearch -> search -> proxies, latency_lut -> ops -> space."""
+"""Imports point one way: nfsearch -> search -> proxies, latency_lut -> ops -> space -> nfsearch.support."""
 
 import ast
 import subprocess
@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SUPPORT = "src/nfsearch/support"
+FOLDERS = ("space", "ops", "latency_lut", "proxies", "search")
 MAY_IMPORT = {
-    "space": set(),
-    "ops": {"space"},
-    "latency_lut": {"space", "ops"},
-    "proxies": {"space", "ops"},
-    "search": {"space", "ops", "latency_lut", "proxies"},
-    "nfsearch": {"space", "ops", "latency_lut", "proxies", "search"},
+    SUPPORT: set(),
+    "space": {SUPPORT},
+    "ops": {SUPPORT, "space"},
+    "latency_lut": {SUPPORT, "space", "ops"},
+    "proxies": {SUPPORT, "space", "ops"},
+    "search": {SUPPORT, "space", "ops", "latency_lut", "proxies"},
+    "src/nfsearch": {SUPPORT, *FOLDERS},
 }
 
 
@@ -33,12 +36,10 @@ def test_imports_point_one_way(folder: str) -> None:
     allowed = {folder, *MAY_IMPORT[folder]}
     for path in (ROOT / folder).rglob("*.py"):
         for name in imports(path):
-            assert name.split(".")[0] not in MAY_IMPORT.keys() - {"nfsearch"}, (
-                f"{path} imports {name} without its package"
-            )
+            assert name.split(".")[0] not in FOLDERS, f"{path} imports {name} without its package"
             if name.startswith("nfsearch."):
                 part = name.split(".")[1]
-                part = part if part in MAY_IMPORT else "nfsearch"
+                part = part if part in FOLDERS else SUPPORT if part == "support" else "src/nfsearch"
                 assert part in allowed, f"{path} imports {name}"
 
 
@@ -51,14 +52,14 @@ def test_space_knows_no_torch() -> None:
     ("code", "absent"),
     [
         ("import nfsearch", {"torch", "ray", "optuna", "pandas", "pydantic"}),
-        ("import nfsearch.cli", {"torch", "ray", "optuna", "pandas", "pydantic", "numpy"}),
+        ("import nfsearch.cli.main", {"torch", "ray", "optuna", "pandas", "pydantic", "numpy"}),
         ("import nfsearch.space", {"torch", "ray", "optuna", "pandas", "numpy"}),
         (
             "from nfsearch.space import SearchSpace, parse\n"
             "assert SearchSpace(parse('(fla:HGRN2Attention[expand_ratio=32|64] F){1..3}'), (64, 96)).count() == 12",
             {"torch", "fla"},
         ),
-        ("import nfsearch.config, nfsearch.latency_lut, nfsearch.proxies, nfsearch.search", {"torch", "ray"}),
+        ("import nfsearch.run.config, nfsearch.latency_lut, nfsearch.proxies, nfsearch.search", {"torch", "ray"}),
     ],
 )
 def test_light_imports_stay_light(code: str, absent: set[str], tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_light_imports_stay_light(code: str, absent: set[str], tmp_path: Path) -
 
 def test_help_loads_no_torch_and_no_ray(tmp_path: Path) -> None:
     check = (
-        "import sys\nsys.argv = ['nfsearch', '--help']\nfrom nfsearch.cli import main\n"
+        "import sys\nsys.argv = ['nfsearch', '--help']\nfrom nfsearch.cli.main import main\n"
         "try: main()\nexcept SystemExit as end: assert end.code == 0\n"
         "assert not {'torch', 'ray', 'optuna', 'pandas'} & set(sys.modules)"
     )

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from nfsearch.config import Config, load_config
 from nfsearch.latency_lut import LatencyTable
 from nfsearch.latency_lut.bundled import bundled_table
+from nfsearch.run.config import Config, load_config
 from nfsearch.space import Architecture
 
 WORKLOAD = "decode_8k"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nfsearch.cli import main
-from nfsearch.result import RunResult
+from nfsearch.cli.main import main
+from nfsearch.report.result import RunResult
 from tests.nfsearch.fake_run import make_result
 from tests.nfsearch.runs import nfsearch, tiny_config
 

@@ -7,7 +7,7 @@ import random
 from datetime import datetime, timezone
 
 from nfsearch.proxies import Score
-from nfsearch.result import (
+from nfsearch.report.result import (
     ConfigRecord,
     Run,
     RunResult,
@@ -15,10 +15,10 @@ from nfsearch.result import (
     TableRecord,
     VerificationRecord,
     build_result,
-    versions,
 )
 from nfsearch.search.candidate import Candidate, Proposal
 from nfsearch.space import Architecture
+from nfsearch.support.versions import versions
 
 MIXERS = ["A", "A[window=512]", "D", "GDN", "GLA", "M2"]
 # seconds of one token at width 1, and what a layer takes off the loss: attention is dear and good

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nfsearch.cli import main
-from nfsearch.config import Config, load_config
+from nfsearch.cli.main import main
 from nfsearch.latency_lut import LatencyTable
 from nfsearch.ops import fla_layers
+from nfsearch.run.config import Config, load_config
 from tests.nfsearch.runs import SPACE, nfsearch, tiny_config
 
 Run = Callable[..., str]
@@ -245,7 +245,7 @@ def test_resuming_with_another_config(fails: Run, finished_run: Path, tmp_path: 
 def test_resuming_with_another_table(
     fails: Run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nfsearch import run
+    from nfsearch.run import search as run
 
     shutil.copytree(finished_run, tmp_path / "run")
     given = run.given_table

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nfsearch import cli
 from nfsearch.bench import baselines, kernels, model
 from nfsearch.bench.model import qwen3
 from nfsearch.bench.ops import bytes_moved
 from nfsearch.bench.schema import BenchResult, Comparison, Entry
+from nfsearch.cli import main as cli
 from nfsearch.ops import Block, HybridLM, deltanet
 from nfsearch.ops.attention import Attention
 from nfsearch.space import Architecture

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nfsearch import display
+from nfsearch.support import terminal as display
 
 
 def test_the_time_left_is_told_by_the_steps_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from nfsearch import doctor
-from nfsearch.cli import main
+from nfsearch.cli import doctor
+from nfsearch.cli.main import main
 from nfsearch.space import operators
 
 LIGHT = """
 import sys
 sys.argv = ["nfsearch", "doctor"]
-from nfsearch.cli import main
+from nfsearch.cli.main import main
 try: main()
 except SystemExit as end: status = end.code
 print("loaded", *sorted({"ray", "optuna", "plotly", "transformers", "fla"} & set(sys.modules)))
@@ -64,7 +64,7 @@ def test_missing_extras_say_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {"fla-core": None, "optuna-dashboard": "0.18"}
-    monkeypatch.setattr(doctor, "_version", lambda package: found.get(package, "1.0"))
+    monkeypatch.setattr(doctor, "installed", lambda package: found.get(package, "1.0"))
     monkeypatch.setattr(doctor, "WIDTH", 128)
     text = printed(monkeypatch, capsys)
     assert "fla-core missing" in line(text, "fla")
@@ -75,7 +75,7 @@ def test_missing_extras_say_how_to_get_them(
 
 
 def test_a_missing_requirement_is_fatal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: None if package in ("ray", "triton") else "1.0")
+    monkeypatch.setattr(doctor, "installed", lambda package: None if package in ("ray", "triton") else "1.0")
     text = printed(monkeypatch, capsys, status=1)
     assert "Nothing will run: needed, but not installed: ray (pip install nfsearch)" in text
     assert "not installed: no fused decode kernels" in line(text, "triton")

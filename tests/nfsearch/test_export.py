@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nfsearch.export import choose, export_yaml, load_architecture, require_free
-from nfsearch.result import RunResult
+from nfsearch.export.export import choose, export_yaml, load_architecture, require_free
+from nfsearch.report.result import RunResult
 from nfsearch.space import Architecture
 from tests.nfsearch.fake_run import make_result
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nfsearch.finished import export_candidate
-from nfsearch.result import RunResult
+from nfsearch.report.result import RunResult
+from nfsearch.run.finished import export_candidate
 from tests.fla_stand_in import FOLDER, stand_in
 from tests.nfsearch.runs import invented_table, tiny_config
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nfsearch.export import export_hf
+from nfsearch.export.export import export_hf
 from nfsearch.ops.model import HybridLM
 from nfsearch.proxies.tokenizers import load_tokenizer
-from nfsearch.result import RunResult
+from nfsearch.report.result import RunResult
 from nfsearch.space import Architecture
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def test_the_folder_is_whole_or_absent(
     (tmp_path / "empty").mkdir()
     assert {path.name for path in export_hf(model, tmp_path / "empty").iterdir()} == names
     assert json.loads((tmp_path / "empty" / "config.json").read_text())["eos_token_id"] is None
-    monkeypatch.setattr("nfsearch.export._card", lambda *_: 1 / 0)
+    monkeypatch.setattr("nfsearch.export.export._card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_hf(model, tmp_path / "failed")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nfsearch.result import RunResult
+from nfsearch.report.result import RunResult
 from tests.nfsearch.runs import journal_trials, nfsearch, start, tiny_config
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nfsearch.result import RunResult
+from nfsearch.report.result import RunResult
 from nfsearch.search.study import load_store
 from tests.nfsearch.runs import FILES, journal_trials, kill_group, nfsearch, start
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nfsearch.config import Config
+from nfsearch.run.config import Config
 
 WORKLOADS = {
     "tpot": {"context": 64},

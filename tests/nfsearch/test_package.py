@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-FOLDERS = ("nfsearch", "space", "ops", "latency_lut", "proxies", "search")
+FOLDERS = ("src/nfsearch", "space", "ops", "latency_lut", "proxies", "search")
 TINY = [
     "latency.verify=2",
     "proxy.tokens=4096",

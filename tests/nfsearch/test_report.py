@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nfsearch.outputs import candidates_frame, front_frame, write_outputs
-from nfsearch.report import ancestry, milliseconds, mutation_table, render, short, size
-from nfsearch.result import RunResult
+from nfsearch.report.outputs import candidates_frame, front_frame, write_outputs
+from nfsearch.report.page import ancestry, milliseconds, mutation_table, render, short, size
+from nfsearch.report.result import RunResult
 from tests.nfsearch.fake_run import fake_candidates, make_result
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -85,7 +85,7 @@ def test_nothing_is_written_if_a_part_fails(result: RunResult, tmp_path: Path, m
     def fail(*_: object) -> str:
         raise RuntimeError
 
-    monkeypatch.setattr("nfsearch.outputs.render", fail)
+    monkeypatch.setattr("nfsearch.report.outputs.render", fail)
     with pytest.raises(RuntimeError):
         write_outputs(result, tmp_path / "run")
     assert not (tmp_path / "run").exists()

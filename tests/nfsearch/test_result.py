@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nfsearch.result import RunResult, VerificationRecord, write_atomically
+from nfsearch.report.result import RunResult, VerificationRecord
+from nfsearch.support.files import write_atomically
 from tests.nfsearch.fake_run import fake_candidates, make_result
 
 

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from nfsearch.config import load_config
-from nfsearch.export import load_architecture
+from nfsearch.export.export import load_architecture
 from nfsearch.latency_lut import LatencyTable
-from nfsearch.result import RunResult
-from nfsearch.run import _same_table
+from nfsearch.report.result import RunResult
+from nfsearch.run.config import load_config
+from nfsearch.run.search import _same_table
 from nfsearch.search.study import load_store
 from nfsearch.space import SpaceSettings
 from tests.nfsearch.runs import FILES, SPACE

@@ -13,14 +13,14 @@ import pytest
 import yaml
 from rich.console import Console
 
-from nfsearch import tables
-from nfsearch.config import load_config
+from nfsearch.cli import tables
 from nfsearch.latency_lut import LatencyTable, kernel_digest, profiler, timing, verify
 from nfsearch.latency_lut.bundled import verification_path
 from nfsearch.latency_lut.files import Journal
 from nfsearch.latency_lut.verify import Check, Verification
-from nfsearch.result import RunResult
-from nfsearch.tables import checked, given_table
+from nfsearch.report.result import RunResult
+from nfsearch.run.config import load_config
+from nfsearch.run.tables import checked, given_table
 from tests.nfsearch.runs import invented_table, kill_group, nfsearch, start, tiny_config
 
 LATENCY = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nfsearch.ops.deltanet import DeltaNet
 from nfsearch.space import Layer
-from nfsearch.testing import OperatorSuite
+from nfsearch.testing.operators import OperatorSuite
 
 LAYER = Layer.of("D", head_dim=16)
 Method = Callable[..., Any]

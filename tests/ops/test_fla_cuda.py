@@ -19,7 +19,7 @@ from nfsearch.proxies.data import prepare
 from nfsearch.proxies.settings import ProxySettings
 from nfsearch.proxies.training import train
 from nfsearch.space import Architecture, Layer
-from nfsearch.testing import HALF, OperatorSuite, agree
+from nfsearch.testing.operators import HALF, OperatorSuite, agree
 
 
 def _installed() -> bool:

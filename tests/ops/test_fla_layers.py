@@ -14,7 +14,7 @@ from nfsearch.ops.model import HybridLM
 from nfsearch.ops.operator import build_operator
 from nfsearch.ops.paths import check, paths
 from nfsearch.space import Architecture, Layer
-from nfsearch.testing import EXACT, OperatorSuite, agree, empty, steps
+from nfsearch.testing.operators import EXACT, OperatorSuite, agree, empty, steps
 from tests.fla_stand_in import forget, stand_in
 
 MEMORY = Layer.of("fla:GatedMemory", num_heads=2)

@@ -7,7 +7,7 @@ import torch
 
 from nfsearch.ops.operator import build_operator
 from nfsearch.space import Layer, operators
-from nfsearch.testing import OperatorSuite
+from nfsearch.testing.operators import OperatorSuite
 
 
 class Suite(OperatorSuite):

@@ -1,5 +1,0 @@
-"""`python -m nfsearch`."""
-
-from nfsearch.cli import main
-
-main()

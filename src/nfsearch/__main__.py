@@ -1,0 +1,5 @@
+"""`python -m nfsearch`."""
+
+from nfsearch.cli.main import main
+
+main()

@@ -1,0 +1,74 @@
+"""`nfsearch space`: what a space holds, without torch."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+from nfsearch.proxies.tokenizers import load_tokenizer
+from nfsearch.run.config import load_config
+from nfsearch.space import Architecture, SearchSpace
+from nfsearch.space.notation import parse, parse_definitions, parse_layers, print_layers
+
+EXPRESSION_WIDTH = 1024  # an expression alone leaves the width open; any that fits every operator will do
+
+
+def read_space(source: str) -> SearchSpace:
+    """The space of a config file, or of an expression; `name = expression` after a `;` or on lines of their own define
+    names. Raises ValueError."""
+    if Path(source).suffix in (".yaml", ".yml") or Path(source).is_file():
+        config, _ = load_config(Path(source))
+        return config.space.build(_vocabulary(config.proxy.tokenizer))
+    where = {}
+    expressions = []
+    for part in re.split(r"[;\n]", source):
+        if match := re.match(r"\s*(\w+)\s*=(.*)", part):
+            where[match[1]] = match[2]
+        elif part.strip():
+            expressions.append(part)
+    if len(expressions) != 1:
+        raise ValueError(f"expected one expression and `name = expression` after a ';', found {len(expressions)}")
+    layers, names = expressions[0], parse_definitions(where)
+    return SearchSpace(parse(layers, names), (EXPRESSION_WIDTH,), names)
+
+
+def _vocabulary(tokenizer: str) -> int:
+    """The tokenizer's size; what it was asked for where it is yet to be trained."""
+    name, _, size = tokenizer.partition(":")
+    return int(size) if name == "bpe" else load_tokenizer(tokenizer).vocab
+
+
+def describe_space(space: SearchSpace) -> None:
+    total = space.count()
+    print(space.notation)
+    print(f"widths       {', '.join(map(str, space.widths))}" + (" (the widest that fits)" if space.fit_width else ""))
+    print(f"operators    {', '.join(map(str, space.alphabet()))}")
+    print(f"answer sets  {total:,} (a member that several of them lead to counts several times)")
+    if space.limits.layers:
+        print(f"             {space.count_within_depth():,} of them within {space.limits.layers} layers")
+
+
+def sample_members(space: SearchSpace, number: int, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(number):
+        print(space.sample(rng).architecture)
+
+
+def check_member(space: SearchSpace, notation: str) -> int:
+    """Prints whether the layers are a member, and the answers that lead to them; the exit status is 0 if they are."""
+    layers = parse_layers(notation)
+    answers = space.locate_layers(layers)
+    if answers is None:
+        print(f"not a member: no answers lead to {print_layers(layers)}")
+        return 1
+    sizes = [Architecture(width, layers, space.vocab, meta) for width in space.widths for meta in space.meta_tokens]
+    broken = {size.width: space.limits.broken_by([], size) for size in sizes}
+    fitting = [width for width, limit in broken.items() if limit is None]
+    if not fitting:
+        print(f"not a member: {print_layers(layers)} breaks limits.{next(iter(broken.values()))}")
+        return 1
+    print(f"a member: {print_layers(layers)} @ {' | '.join(map(str, fitting))}")
+    for name, answer in answers.items():
+        print(f"  {name} = {answer}")
+    return 0

@@ -1,0 +1,170 @@
+"""`nfsearch lut`: build latency tables, show, check and ask them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from rich.markup import escape
+from rich.table import Table
+
+from nfsearch.latency_lut import LatencyTable, Workload, keys_for
+from nfsearch.latency_lut.agreement import Agreement
+from nfsearch.latency_lut.bundled import SUFFIX, bundled_table, verification_path
+from nfsearch.latency_lut.keys import Key
+from nfsearch.latency_lut.transfer import compare, sample_keys
+from nfsearch.run.config import Config, load_config
+from nfsearch.run.tables import check, check_layers, measure, vocabulary
+from nfsearch.space import Architecture
+from nfsearch.support.files import write_atomically
+from nfsearch.support.terminal import say, stdout
+
+if TYPE_CHECKING:
+    from nfsearch.latency_lut.verify import Verification
+
+
+def build_table(config_path: Path, output: Path, assignments: Sequence[str], calibrate: Path | None, rows: int) -> None:
+    """Measures all that a config asks for; or, to calibrate another device's table, a few rows that it has too."""
+    config, keys = _asked(config_path, output, assignments)
+    if calibrate is None:
+        table = measure(config, keys, output)
+        say(f"{output}: {len(table.rows)} rows")
+        return
+    other = LatencyTable.load(calibrate)
+    chosen = sample_keys(keys, other, rows)
+    table = measure(config, chosen, output)
+    found = compare(chosen, table, other)
+    print(
+        f"{table.provenance.device} takes {found.factor:.4g} times as long as {other.provenance.device} "
+        f"(median of {found.fitted} rows). So scaled, the other rows of {calibrate} are wrong here by:"
+    )
+    for name, agreement in {"all": found.overall, **found.by_operator}.items():
+        print(f"  {name}: {_in_words(agreement, 'rows')}")
+    print("This holds for these two devices and these rows; estimates still come from a table of the device itself.")
+
+
+def _asked(config_path: Path, output: Path, assignments: Sequence[str]) -> tuple[Config, list[Key]]:
+    from nfsearch.latency_lut import device
+
+    config, _ = load_config(config_path, assignments)
+    if output.suffix != SUFFIX:
+        raise ValueError(f"{output}: a latency table's name ends in {SUFFIX}")
+    if not output.parent.is_dir():
+        raise ValueError(f"{output.parent} is not a folder")
+    space = config.space.build(vocabulary(config))
+    check_layers(config, space)
+    dtype = config.latency.dtype_on(device.resolve(config.latency.device))
+    return config, keys_for(space, config.latency.workloads, dtype)
+
+
+def show_table(path: Path, device: str | None) -> None:
+    """Prints the table, the widths in as many parts as are needed for them to fit side by side."""
+    table, console = _load(path, device), stdout()
+    unbounded = console.options.update(max_width=10_000)
+    for size in range(len(table.widths), 0, -1):
+        parts = [table.render(table.widths[i : i + size]) for i in range(0, len(table.widths), size)]
+        if all(console.measure(part, options=unbounded).maximum <= console.width for part in parts):
+            break
+    for part in parts:
+        console.print(part)
+
+
+def verify_table(path: Path, config_path: Path, number: int, seed: int, assignments: Sequence[str]) -> None:
+    """Checks a table on its device, prints the result and keeps it, with a plot, beside the table."""
+    from nfsearch.latency_lut import device
+    from nfsearch.report.check_figure import check_png
+
+    config, _ = load_config(config_path, assignments)
+    kind = device.resolve(config.latency.device)
+    table = LatencyTable.load(path, device.device_slug(kind))
+    space = config.space.build(vocabulary(config))
+    table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(kind)))
+    found = check(config, space, table, number, seed)
+    kept = verification_path(path)
+    write_atomically(kept, json.dumps(found.to_dict(), indent=1) + "\n")
+    write_atomically(kept.with_suffix(".png"), check_png(found))
+    stdout().print(_checks(found, path))
+    for name, agreement in found.agreement.items():
+        print(f"{name}: {_in_words(agreement)}")
+        for label, part in found.by_depth[name].items():
+            print(f"  {label}: {_in_words(part)}")
+        if memory := found.memory.get(name):
+            print(f"  peak memory: {_in_words(memory)}")
+    say(f"Kept in {kept}, with a plot in {kept.with_suffix('.png').name}")
+
+
+def _checks(found: Verification, path: Path) -> Table:
+    shown = Table(title=f"{path} against {found.device}, {found.dtype}")
+    for name in ("workload", "architecture", "estimated ms", "measured ms", "error"):
+        shown.add_column(name, justify="left" if name in ("workload", "architecture") else "right", overflow="fold")
+    for each in found.checks:
+        estimated = f"{each.estimated_ms:.4g} ± {each.error_ms:.2g}"
+        shown.add_row(
+            each.workload, escape(each.architecture), estimated, f"{each.measured_ms:.4g}", f"{each.relative:+.1%}"
+        )
+    return shown
+
+
+def _in_words(agreement: Agreement, what: str = "models") -> str:
+    ranks = (("Spearman", agreement.spearman), ("Kendall", agreement.kendall))
+    parts = [
+        f"{agreement.models} {what}",
+        f"MAPE {agreement.mape:.1%}",
+        f"bias {agreement.bias:+.1%}",
+        f"worst {agreement.worst:+.1%}",
+        *(f"{label} {value:.3f}" for label, value in ranks if value is not None),
+    ]
+    return ", ".join(parts)
+
+
+def estimate_from_table(
+    path: Path,
+    device: str | None,
+    notation: str,
+    width: int,
+    vocab: int | None,
+    head_norm: bool | None,
+    meta_tokens: int,
+    **workload: Any,
+) -> None:
+    """Prints the estimate and its parts. What is None is the table's own: its only head, its longest context."""
+    table = _load(path, device)
+    vocab, head_norm = _head(table, vocab, head_norm)
+    asked = {name: value for name, value in workload.items() if value is not None}
+    if "context" not in asked and asked["phase"] != "generation":
+        longest = max((k.context for k in table.rows if k.phase == asked["phase"]), default=0)
+        asked["context"] = max(0, longest - meta_tokens)
+    architecture = Architecture.parse(notation, width=width, vocab=vocab, meta_tokens=meta_tokens, head_norm=head_norm)
+    try:
+        work = Workload(**asked)
+    except ValidationError as error:
+        raise ValueError("; ".join(problem["msg"] for problem in error.errors())) from None
+    estimate = table.estimate(architecture, work)
+    print(f"{estimate.seconds * 1e3:.4g} ms ± {estimate.error * 1e3:.2g} ms  {architecture}, {table.provenance.device}")
+    names = ("batch", "prompt", "tokens") if work.phase == "generation" else ("batch", "context")
+    words = ", ".join(f"{name} {getattr(work, name)}" for name in names)
+    head = f"vocabulary {vocab}{', normalised head' if head_norm else ''}"
+    print(f"  {work.phase}, {words}, {head}; {table.memory(architecture, work) / 1e9:.4g} GB at its peak")
+    for part, seconds in table.breakdown(architecture, work).items():
+        print(f"  {seconds * 1e3:10.4g} ms  {part}")
+
+
+def _load(path: Path, device: str | None) -> LatencyTable:
+    """Of a file, or of a device whose table comes with nfsearch."""
+    return LatencyTable.load(path if path.suffix or path.exists() else bundled_table(str(path)), device)
+
+
+def _head(table: LatencyTable, vocab: int | None, head_norm: bool | None) -> tuple[int, bool]:
+    """Vocabulary and head norm, the table's own where they are None. Raises ValueError where it has several."""
+    ends = [key.end_settings for key in table.rows if key.block.startswith("head[")]
+    known = {(int(end["vocab"]), "head_norm" in end) for end in ends}
+    fitting = {end for end in known if vocab in (None, end[0]) and head_norm in (None, end[1])}
+    if len(fitting) == 1:
+        return fitting.pop()
+    if vocab is not None and (head_norm is not None or not fitting):
+        return vocab, bool(head_norm)  # the estimate will say what is missing
+    words = (f"--vocab {size} {'--head-norm' if norm else '--no-head-norm'}" for size, norm in sorted(known))
+    raise ValueError(f"{table.path} has rows of {' and '.join(words)}: say which")

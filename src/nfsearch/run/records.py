@@ -1,0 +1,101 @@
+"""What the study keeps of a run besides candidates, and the result that is read back from it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nfsearch.latency_lut import LatencyTable
+from nfsearch.report.result import ConfigRecord, Run, RunResult, SpaceRecord, TableRecord, build_result
+from nfsearch.run.config import Config
+from nfsearch.run.yaml_file import YamlFile
+from nfsearch.search.pareto import reference_point
+from nfsearch.search.study import NAME, Store
+from nfsearch.space import SearchSpace
+from nfsearch.support.versions import versions
+
+CONFIG, JOURNAL = "config.yaml", "study.journal"  # in a run's folder
+
+
+def study_place(config: Config, folder: Path) -> tuple[str | Path, str]:
+    """The storage of a run's study and its name there: in a database of many runs, that of the run's folder."""
+    return (config.storage, folder.resolve().name) if config.storage else (folder / JOURNAL, NAME)
+
+
+def run_meta(config: Config, file: YamlFile, space: SearchSpace, device: str) -> dict[str, Any]:
+    record = SpaceRecord(
+        notation=config.space.layers,
+        where=config.space.where,
+        count=space.count(),
+        widths=list(space.widths),
+        fit_width=space.fit_width,
+        limits=config.space.limits.model_dump(mode="json", exclude_none=True),
+    )
+    return {
+        "status": "running",
+        "device": device,
+        "command": shlex.join(["nfsearch", *sys.argv[1:]]),
+        "versions": versions(),
+        "config": {"text": file.text, "resolved": config.model_dump(mode="json")},
+        "space": record.model_dump(mode="json"),
+    }
+
+
+def fingerprint(config: Config) -> dict[str, Any]:
+    """What a resumed run must share with its first part; more evaluations, other workers or a new check are fine."""
+    values = config.model_dump(mode="json", exclude={"workers", "storage", "objectives"})
+    del values["search"]["evaluations"], values["latency"]["verify"]
+    return values
+
+
+def table_meta(table: LatencyTable, folder: Path) -> dict[str, Any]:
+    path, folder = (table.path or folder).resolve(), folder.resolve()
+    return TableRecord(
+        path=str(path.relative_to(folder) if path.is_relative_to(folder) else path),
+        rows=len(table.rows),
+        provenance=table.provenance.to_dict(),
+    ).model_dump(mode="json")
+
+
+def result_of(store: Store) -> RunResult:
+    meta = store.meta
+    candidates = store.candidates()
+    table = meta.get("table")
+    resolved: Mapping[str, Any] = meta["config"]["resolved"]
+    refusals: dict[str, int] = {}
+    for candidate in candidates:
+        for reason, count in candidate.proposal.refused.items():
+            refusals[reason] = refusals.get(reason, 0) + count
+    return build_result(
+        candidates,
+        run=Run(
+            status=meta["status"],
+            started=meta["started"],
+            seconds=meta.get("seconds", 0.0),
+            device=meta["device"],
+            command=meta["command"],
+            versions=meta["versions"],
+        ),
+        config=ConfigRecord(text=meta["config"]["text"], resolved=dict(resolved)),
+        space=SpaceRecord(**meta["space"]),
+        objectives=store.objectives,
+        reference=_reference(candidates, store.objectives, resolved),
+        refusals=refusals,
+        table=TableRecord(**{**table, "verification": meta.get("verification")}) if table else None,
+        storage=resolved["storage"] or JOURNAL,
+    )
+
+
+def _reference(
+    candidates: Sequence[Any], objectives: Sequence[str], resolved: Mapping[str, Any]
+) -> dict[str, float] | None:
+    """The corner that hypervolume is measured to: the same as during the search."""
+    points = [[c.values[name] for name in objectives] for c in candidates if c.state == "done"]
+    if not points:
+        return None
+    budgets = Config.model_validate(resolved).budgets
+    corner = reference_point(points, [budgets.get(name) for name in objectives], resolved["search"]["population"])
+    return dict(zip(objectives, corner.tolist(), strict=True))

@@ -1,0 +1,156 @@
+"""What a config asks of the machine, its latency table and the budget of candidates: worked out before a search."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nfsearch.latency_lut import LatencyTable, OutOfMemory
+from nfsearch.latency_lut.bundled import bundled_table, known_verification
+from nfsearch.latency_lut.keys import Key
+from nfsearch.latency_lut.rows import Row
+from nfsearch.latency_lut.workload import MEMORY
+from nfsearch.proxies.data import prepare
+from nfsearch.run.config import Config
+from nfsearch.search import Budgets
+from nfsearch.space import Architecture, SearchSpace
+from nfsearch.support.terminal import duration, say, steps
+
+if TYPE_CHECKING:
+    from nfsearch.latency_lut.verify import Verification
+
+
+def vocabulary(config: Config) -> int:
+    """The space's vocabulary where it says one; else the tokenizer's, which may have to be trained."""
+    return config.space.vocab if isinstance(config.space.vocab, int) else prepare(config.proxy).vocab
+
+
+def check_layers(config: Config, space: SearchSpace) -> None:
+    """Raises ValueError unless everything in the space can be built here and run: trained, and, where latencies are of
+    this machine's device, decoded."""
+    from nfsearch.ops.paths import check as check_paths
+
+    decode = is_here(config) and any(workload.phase != "prefill" for workload in config.latency.workloads.values())
+    check_paths(space.alphabet(), space.widths, training_kind(config), decode=decode)
+
+
+def is_here(config: Config) -> bool:
+    """Whether the device that latencies are asked for is this machine's."""
+    from nfsearch.latency_lut import device
+
+    return device.is_here(config.latency.device)
+
+
+def training_kind(config: Config) -> str:
+    """What candidates are trained on, "cpu" or "cuda": the device of the config, or, where that is another machine's,
+    what there is."""
+    from nfsearch.latency_lut import device
+
+    return device.resolve(config.latency.device if is_here(config) else "auto")
+
+
+def given_table(config: Config) -> LatencyTable | None:
+    """The table that a config names, or for another machine's device the one that nfsearch has; None where it is to be
+    measured. Raises TableError unless it serves for the device and for the code that is here."""
+    from nfsearch.latency_lut import device
+
+    settings, here = config.latency, is_here(config)
+    wanted = device.device_slug(device.resolve(settings.device)) if here else settings.device
+    if settings.table != "auto":
+        table = LatencyTable.load(settings.table, None if "device" in settings.accept else wanted)
+    elif here:
+        return None
+    else:
+        table = LatencyTable.load(bundled_table(wanted), wanted)
+    machine = device.provenance(device.resolve(settings.device if here else "auto"))
+    table.require_origin(wanted, machine, settings.accept)
+    found = table.provenance.differences(machine)
+    if accepted := [found[name] for name in settings.accept if name in found]:
+        say(f"Beware: accepted of {table.name}: {'; '.join(accepted)}")
+    return table
+
+
+def measure(config: Config, keys: Sequence[Key], path: Path) -> LatencyTable:
+    """Builds, or completes, a table on this machine's device."""
+    from nfsearch.latency_lut import device, profiler
+
+    kind = device.resolve(config.latency.device)
+    spent: dict[str, float] = {}
+    began = time.monotonic()
+    with steps(f"latency table on {device.device_name(kind)}") as step:
+
+        def progress(done: int, total: int, row: Row | None) -> None:
+            if row is None:
+                step.before = done
+            step(done, total)
+
+        table = profiler.build(keys, path, device=config.latency.device, progress=progress, spent=spent)
+    if spent:
+        by_time = sorted(spent.items(), key=lambda item: -item[1])
+        work = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in by_time)
+        looks = profiler.LOOKS * len(keys) - step.before
+        say(f"{looks} measurements ({step.before} known before) in {duration(time.monotonic() - began)}: {work}")
+    return table
+
+
+def check(config: Config, space: SearchSpace, table: LatencyTable, number: int, seed: int) -> Verification:
+    """Whole random models measured against the table's estimates."""
+    from nfsearch.latency_lut import verify
+
+    with steps("checking the table on whole models") as step:
+
+        def progress(done: int, total: int, made: verify.Check) -> None:
+            step(done, total)
+
+        return verify.verify(
+            table,
+            space,
+            config.latency.workloads,
+            dtype=config.latency.dtype_on(table.provenance.kind),
+            n=number,
+            seed=seed,
+            fits=budgets_of(config, table).fit,
+            accept=config.latency.accept,
+            progress=progress,
+        )
+
+
+def checked(config: Config, space: SearchSpace, table: LatencyTable) -> Verification | None:
+    """The check of a run's table: made now where the device is here and the config asks for it, else the one that is
+    kept beside the table. Says loudly where there is none."""
+    if config.latency.verify and is_here(config):
+        return check(config, space, table, config.latency.verify, config.search.seed + 1)
+    found = known_verification(table)
+    if found is None:
+        say(
+            f"BEWARE: {table.name} was never compared with whole models. "
+            f"`nfsearch lut verify {table.path} --config CONFIG` on {table.provenance.device} does it."
+        )
+    return found
+
+
+def budgets_of(config: Config, table: LatencyTable) -> Budgets:
+    """What a config lets an architecture cost, as the table estimates it."""
+    dtype = config.latency.dtype_on(table.provenance.kind)
+    workloads = config.latency.workloads
+    # A throughput takes whatever memory there is, so it has no say in how much is needed.
+    needy = [each for each in workloads.values() if each.phase != "throughput"] or list(workloads.values())
+
+    def estimate(architecture: Architecture) -> dict[str, tuple[float, float]]:
+        found = {}
+        for name, workload in workloads.items():
+            try:
+                each = table.estimate(architecture, workload, dtype)
+                found[name] = (each.seconds, each.error)
+            except OutOfMemory:
+                found[name] = (math.inf, 0.0)
+        try:
+            found[MEMORY] = (max(table.memory(architecture, workload, dtype) for workload in needy), 0.0)
+        except OutOfMemory:
+            found[MEMORY] = (math.inf, 0.0)
+        return found
+
+    return Budgets(estimate, config.budgets)

@@ -1,0 +1,18 @@
+"""Errors that the command line tells apart, and errors in one line. A ValueError or OSError means wrong input and exit
+status 2."""
+
+from __future__ import annotations
+
+
+class WorkFailed(RuntimeError):
+    """The input was right and the work failed; what finished is kept. Exit status 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def typed_line(error: BaseException) -> str:
+    """The type of an error and the first line of its message: `RuntimeError: out of memory`."""
+    return f"{type(error).__name__}: {first_line(error) if str(error).strip() else ''}".rstrip()

@@ -1,0 +1,58 @@
+"""Extensions by name: what nfsearch brings and what other packages add, found through entry points.
+
+Each kind of extension has a group, such as `nfsearch.strategies`. An entry is loaded when it is asked for, so that a
+package that is broken disturbs nobody who does not name it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar, cast
+
+from nfsearch.support.errors import typed_line
+from nfsearch.support.names import nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Registry(Generic[T]):
+    """The extensions of one group. `kind` is what one is called in messages: "strategy"."""
+
+    group: str
+    kind: str
+
+    @cached_property
+    def _entries(self) -> Mapping[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for entry in sorted(entry_points(group=self.group)):
+            if entry.name in found and found[entry.name].value != entry.value:
+                raise ValueError(
+                    f"{self.kind} {entry.name} is defined twice, by {found[entry.name].value} and {entry.value}: "
+                    "uninstall one of the two packages"
+                )
+            found[entry.name] = entry
+        return found
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, sorted."""
+        return list(self._entries)
+
+    def find(self, name: str) -> T:
+        """The extension of that name. Raises ValueError, with the nearest known name, if there is none, and for one
+        that cannot be imported."""
+        entry = self._entries.get(name)
+        if entry is None:
+            hint = nearest(name, self.names) or f"; known: {', '.join(self.names)}"
+            raise ValueError(f"unknown {self.kind} {name!r}{hint}")
+        try:
+            return cast(T, self._load(entry))
+        except Exception as error:  # whatever the package of another raises
+            raise ValueError(f"{self.kind} {name} ({entry.value}) cannot be imported: {typed_line(error)}") from error
+
+    def _load(self, entry: EntryPoint) -> Any:
+        return entry.load()
