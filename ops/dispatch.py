@@ -23,10 +23,10 @@ from nfsearch.ops.selfcheck import Inputs, disagreement, missing, verdict
 Kind = Literal["delta_rule", "gated_delta_rule", "shared_linear", "gated_linear"]
 
 _KERNELS: dict[Kind, str] = {  # modules with a `refusal`, the SMALLEST size and the function of the recurrence's name
-    "delta_rule": "nfsearch.ops.kernels.chunk_delta",
-    "gated_delta_rule": "nfsearch.ops.kernels.chunk_delta",
-    "shared_linear": "nfsearch.ops.kernels.chunk_shared",
-    "gated_linear": "nfsearch.ops.kernels.chunk_gated",
+    "delta_rule": "nfsearch.ops.kernels.training.chunk_delta",
+    "gated_delta_rule": "nfsearch.ops.kernels.training.chunk_delta",
+    "shared_linear": "nfsearch.ops.kernels.training.chunk_shared",
+    "gated_linear": "nfsearch.ops.kernels.training.chunk_gated",
 }
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative, of results and gradients
 

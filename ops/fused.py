@@ -26,7 +26,7 @@ def block_refusal(block: Block, x: Tensor, state: State | None = None) -> str:
     """Why this block decodes x [batch, width] on this state (or a small one) by the plain step, or nothing."""
     if reason := _unsuitable(x):
         return reason
-    from nfsearch.ops.kernels import decode
+    from nfsearch.ops.kernels.decode import blocks as decode
 
     operator = block.operator
     if not type(operator).__module__.startswith("nfsearch.ops."):
@@ -45,7 +45,7 @@ def block_refusal(block: Block, x: Tensor, state: State | None = None) -> str:
 
 def block_step(block: Block, x: Tensor, state: State, position: Tensor, **how: Any) -> Tensor:
     """x + operator(norm(x)) for one token of each sequence, [batch, width]; writes the state in place."""
-    from nfsearch.ops.kernels import decode
+    from nfsearch.ops.kernels.decode import blocks as decode
 
     step = decode.BLOCKS[type(block.operator).__name__]
     return step(x, block.norm.weight, block.norm.eps, block.operator, state, position, **how)
@@ -62,7 +62,7 @@ def embedding_refusal(model: HybridLM, tokens: Tensor) -> str:
 
 def embed(model: HybridLM, tokens: Tensor) -> Tensor:
     """Embeddings [batch, width] of tokens [batch]."""
-    from nfsearch.ops.kernels import embedding
+    from nfsearch.ops.kernels.decode import embedding
 
     return embedding.embed(tokens, model.embedding.weight)
 
@@ -79,7 +79,7 @@ def head_refusal(model: HybridLM, x: Tensor) -> str:
 
 def head(model: HybridLM, x: Tensor) -> Tensor:
     """Logits [batch, vocab] in float32 of the last block's x [batch, width]."""
-    from nfsearch.ops.kernels import decode
+    from nfsearch.ops.kernels.decode import blocks as decode
 
     return decode.head(x, model.norm.weight, model.norm.eps, model.embedding.weight, model.architecture.head_norm)
 

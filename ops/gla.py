@@ -98,7 +98,7 @@ def _fused_log_decay(x: Tensor) -> Tensor:
     """`_log_decay` by a kernel where it serves."""
 
     def kernel(x: Tensor) -> Tensor:
-        from nfsearch.ops.kernels.log_sigmoid import log_sigmoid
+        from nfsearch.ops.kernels.training.log_sigmoid import log_sigmoid
 
         return log_sigmoid(x, _DECAY_ROOT)
 

@@ -41,7 +41,7 @@ def fused_norm_heads(y: Tensor, weight: Tensor, eps: float, gate: Tensor | None,
         return [draw(2, 35, heads, dim).to(y.dtype), draw(dim), _rows_like(gate, draw)]
 
     def kernel(y: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:
-        from nfsearch.ops.kernels.norms import gated_norm
+        from nfsearch.ops.kernels.training.norms import gated_norm
 
         return gated_norm(y.flatten(-2), weight, gate, eps=eps, order="none" if gate is None else "after", dtype=dtype)
 
@@ -67,7 +67,7 @@ def fused_norm_gated(
         ]  # fmt: skip
 
     def kernel(y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
-        from nfsearch.ops.kernels.norms import gated_norm
+        from nfsearch.ops.kernels.training.norms import gated_norm
 
         whole = skip[:, None].expand(-1, dim).flatten()
         return gated_norm(y.flatten(-2), weight, gate, u.flatten(-2), whole, eps=eps, order="before", dtype=dtype)

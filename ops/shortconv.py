@@ -100,7 +100,7 @@ def causal_conv_silu(
     """`activate` of `causal_conv`. On CUDA by one kernel, whose results have x's dtype."""
     if not _kernel_serves(x, weight, bias, parts, gain):
         return activate(causal_conv(x, weight, bias, ring, position), parts, gain)
-    from nfsearch.ops.kernels.shortconv import conv_silu
+    from nfsearch.ops.kernels.training.shortconv import conv_silu
 
     past = None if ring is None else _continue(ring, x, position)
     return conv_silu(x, weight, bias, past, gain, **parts._asdict())
@@ -117,7 +117,7 @@ def _kernel_serves(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts,
         return [given, draw(channels, taps), None if bias is None else draw(channels), gains]
 
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> tuple[Tensor, ...]:
-        from nfsearch.ops.kernels.shortconv import conv_silu
+        from nfsearch.ops.kernels.training.shortconv import conv_silu
 
         return conv_silu(x, weight, bias, None, gain, **parts._asdict())
 

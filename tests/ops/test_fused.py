@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nfsearch.ops import HybridLM, fused, selfcheck
-from nfsearch.ops.kernels import decode
+from nfsearch.ops.kernels.decode import blocks as decode
 from nfsearch.ops.model import Block
 from nfsearch.space import Architecture, Layer
 

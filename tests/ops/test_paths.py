@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nfsearch.ops import deltanet, dispatch, fused, gated_deltanet, gla, mamba2, selfcheck
-from nfsearch.ops.kernels import decode
+from nfsearch.ops.kernels.decode import blocks as decode
 from nfsearch.ops.operator import build_operator
 from nfsearch.ops.paths import paths
 from nfsearch.space import Layer, operators

@@ -52,7 +52,7 @@ def projection(rows: int, columns: int, batch: int, setup: Setup) -> Group:
 
     def ours() -> Kernel:
         _need_triton(setup)
-        from nfsearch.ops.kernels.gemv import MAX_BATCH, gemv
+        from nfsearch.ops.kernels.decode.gemv import MAX_BATCH, gemv
 
         if batch > MAX_BATCH:
             raise Absent(f"our kernel takes up to {MAX_BATCH} sequences; more go to cuBLAS")
@@ -93,7 +93,7 @@ def attention_alone(layer: Layer, width: int, context: int, batch: int, setup: S
 
     def ours() -> Kernel:
         _need_triton(setup)
-        from nfsearch.ops.kernels.attention import attention
+        from nfsearch.ops.kernels.decode.attention import attention
 
         flat = rows.flatten(1)
         return lambda k, v: attention(flat, k, v, position, heads=heads, rope_base=op.rope_base)

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from nfsearch.ops import recurrence
-from nfsearch.ops.kernels.chunk_delta import delta_rule
+from nfsearch.ops.kernels.training.chunk_delta import delta_rule
 
 
 def errors(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from nfsearch.ops import recurrence
-from nfsearch.ops.kernels.chunk_gated import gated_linear
-from nfsearch.ops.kernels.chunk_shared import shared_linear
+from nfsearch.ops.kernels.training.chunk_gated import gated_linear
+from nfsearch.ops.kernels.training.chunk_shared import shared_linear
 
 KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "shared": (shared_linear, recurrence.shared_linear),

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from nfsearch.ops import fusing, norms, selfcheck, shortconv
-from nfsearch.ops.kernels import norms as norm_kernels
-from nfsearch.ops.kernels import shortconv as conv_kernels
+from nfsearch.ops.kernels.training import norms as norm_kernels
+from nfsearch.ops.kernels.training import shortconv as conv_kernels
 from nfsearch.ops.operator import build_operator
 from nfsearch.ops.shortconv import Parts
 from nfsearch.space import Layer

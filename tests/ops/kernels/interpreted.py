@@ -16,7 +16,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 
 from nfsearch.ops.attention import rotate
-from nfsearch.ops.kernels import attention, decode, embedding, gemv, recurrence
+from nfsearch.ops.kernels.decode import attention, embedding, gemv, recurrence
+from nfsearch.ops.kernels.decode import blocks as decode
 from nfsearch.ops.model import Block
 from nfsearch.space import Layer
 

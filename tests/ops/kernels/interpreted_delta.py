@@ -13,7 +13,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from nfsearch.ops.kernels import chunk_delta
+from nfsearch.ops.kernels.training import chunk_delta
 from tests.ops.kernels.chunk_delta_cases import errors
 
 chunk_delta.refusal = lambda *what: ""  # sizes that a compiler gets wrong are interpreted in less time

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets here", allow_module_level=True)
 
-from nfsearch.ops.kernels import chunk_delta, chunk_delta_backward, chunk_delta_forward
+from nfsearch.ops.kernels.training import chunk_delta, chunk_delta_backward, chunk_delta_forward
 from tests.ops.kernels.chunk_delta_cases import errors
 
 from .cross_compile import launches

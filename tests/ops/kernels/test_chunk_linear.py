@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from nfsearch.ops.kernels import chunk_gated, chunk_shared
+from nfsearch.ops.kernels.training import chunk_gated, chunk_shared
 
 from .chunk_linear_cases import CASES, KERNELS, Case, errors, run
 from .cross_compile import launches

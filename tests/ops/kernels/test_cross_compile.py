@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets here", allow_module_level=True)
 
-from nfsearch.ops.kernels import attention, embedding, gemv, prologue, recurrence
+from nfsearch.ops.kernels.decode import attention, embedding, gemv, prologue, recurrence
 
 from .cross_compile import Usage, launches
 

@@ -21,8 +21,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 from nfsearch.ops import norms, shortconv
-from nfsearch.ops.kernels import norms as norm_kernels
-from nfsearch.ops.kernels import shortconv as conv_kernels
+from nfsearch.ops.kernels.training import norms as norm_kernels
+from nfsearch.ops.kernels.training import shortconv as conv_kernels
 from nfsearch.ops.shortconv import Parts
 
 from .cross_compile import launches

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 
 from nfsearch.ops.attention import rotate
-from nfsearch.ops.kernels import decode
-from nfsearch.ops.kernels.attention import attention
-from nfsearch.ops.kernels.embedding import embed
+from nfsearch.ops.kernels.decode import blocks as decode
+from nfsearch.ops.kernels.decode.attention import attention
+from nfsearch.ops.kernels.decode.embedding import embed
 from nfsearch.ops.model import Block
 from nfsearch.ops.selfcheck import compile_together
 from nfsearch.space import Layer

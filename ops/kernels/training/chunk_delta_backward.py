@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nfsearch.ops.kernels.chunk_delta_forward import (
+from nfsearch.ops.kernels.training.chunk_delta_forward import (
     CHUNK,
     Kept,
     decay,

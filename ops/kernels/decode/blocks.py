@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nfsearch.ops.kernels.attention import Tiling, attention, tiling_of
-from nfsearch.ops.kernels.gemv import MAX_BATCH, gemv
-from nfsearch.ops.kernels.prologue import prologue
-from nfsearch.ops.kernels.recurrence import Gates, recurrence
+from nfsearch.ops.kernels.decode.attention import Tiling, attention, tiling_of
+from nfsearch.ops.kernels.decode.gemv import MAX_BATCH, gemv
+from nfsearch.ops.kernels.decode.prologue import prologue
+from nfsearch.ops.kernels.decode.recurrence import Gates, recurrence
 
 State = dict[str, Tensor]
 

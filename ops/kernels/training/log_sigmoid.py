@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from nfsearch.ops.kernels.recurrence import _softplus
+from nfsearch.ops.kernels.decode.recurrence import _softplus
 
 _VALUES = 2048  # of a program
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nfsearch.ops.kernels import chunk_delta_backward, chunk_delta_forward
-from nfsearch.ops.kernels.chunk_delta_forward import Kept
+from nfsearch.ops.kernels.training import chunk_delta_backward, chunk_delta_forward
+from nfsearch.ops.kernels.training.chunk_delta_forward import Kept
 
 SMALLEST = 64  # size of a head's keys and of its values
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nfsearch.ops.kernels.gemv import _load_vector, pieces
+from nfsearch.ops.kernels.decode.gemv import _load_vector, pieces
 from nfsearch.ops.kernels.launch import begin, dependent, follow
 
 
