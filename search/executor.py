@@ -86,7 +86,7 @@ class Executor(Protocol):
         """Takes a job, which will end."""
 
     def cancel(self, job: Job) -> None:
-        """Ends a job soon; there are no more events of it."""
+        """Ends a job soon. What it tells until then is of no interest."""
 
     def events(self, handle: Handle, timeout: float) -> None:
         """Works on what was submitted, and hands over each event as it comes; returns after some, or after about

@@ -100,6 +100,8 @@ class Loop:
     def _take(self, event: Reported | Ended, tell: Tell) -> None:
         """Takes in what the executor tells."""
         job = event.job
+        if job not in self._running:
+            return  # cancelled
         if isinstance(event, Ended):
             state: State = "failed" if event.evaluation is None else "done"
             self._record(job, state, event.evaluation, event.seconds, event.error, event.attempts)

@@ -190,8 +190,7 @@ class RayExecutor:
             self._end(task, Outcome(None, error), handle)
 
     def _end(self, task: Task, outcome: Outcome, handle: Handle) -> None:
-        if not task.cancelled:
-            handle(Ended(task.job, outcome.evaluation, outcome.error, task.spent, task.attempt))
+        handle(Ended(task.job, outcome.evaluation, outcome.error, task.spent, task.attempt))
 
     def _listen(self, slot: Slot, handle: Handle) -> None:
         """Asks a busy worker for its latest reports, without waiting for the answer."""
