@@ -1,39 +1,27 @@
-"""A small space, latencies that can be computed by hand, and proxies that train nothing."""
+"""Searches for tests: strategies, a proxy that keeps a log, an executor that is moved by hand, a loop over them."""
 
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from nfsearch.proxies import Evaluation, Fidelity, Job, Proxy, ProxySettings, Report
-from nfsearch.search import STRATEGIES, Budgets, Candidate, Executor, Limits, Problem, Proposal, Strategy
+from nfsearch.proxies import Evaluation, Job, Proxy, Report
+from nfsearch.search import STRATEGIES, Budgets, Candidate, Executor, Limits, Problem, Strategy
 from nfsearch.search.executor import Ended, Handle, Reported, Running, WorkerSettings
 from nfsearch.search.executors.local import LocalExecutor, LocalSettings
 from nfsearch.search.known import fitting, locate
 from nfsearch.search.loop import Loop
 from nfsearch.search.study import open_store
-from nfsearch.space import Architecture, SearchSpace, SpaceSettings
-from nfsearch.support.metrics import BYTES, NATS, SECONDS, Measurement, Measurements, Metric
+from nfsearch.space import Architecture, SearchSpace
+from nfsearch.support.metrics import BYTES, Measurements, Metric
+from nfsearch.testing.samples import FIDELITY, LOSS, TIME, SampleProxy, candidate, latency, small_space
 
 OBJECTIVES = ("loss", "tpot")
-METRICS = {metric.name: metric for metric in (Metric("loss", NATS), Metric("tpot", SECONDS), Metric("memory", BYTES))}
-FIDELITY = Fidelity(100, 10, 1, "none", "fake")
-
-
-def small_space(**changes: Any) -> SearchSpace:
-    fields = {"width": (128, 256), "layers": "(mixer F{0..2}){1..3} mixer{1..2}", "where": {"mixer": "D | M2 | A"}}
-    return SpaceSettings.model_validate({**fields, **changes}).build(vocab=256)
-
-
-def latency(architecture: Architecture) -> dict[str, Measurement]:
-    """Half a microsecond for each layer and unit of width."""
-    return {"tpot": Measurement(len(architecture.layers) * architecture.width * 5e-7, 1e-6)}
+METRICS = {metric.name: metric for metric in (LOSS, TIME, Metric("memory", BYTES))}
 
 
 def strategy(
@@ -55,17 +43,6 @@ def strategy(
     return kind(Problem(space, budgets, objectives, FIDELITY, chosen.seed, known), chosen)
 
 
-def evaluation(loss: float) -> Evaluation:
-    return Evaluation({"loss": Measurement(loss)}, 100, 0.1, ((50, loss + 1), (100, loss)))
-
-
-def candidate(number: int, proposal: Proposal, loss: float | None) -> Candidate:
-    """A finished one; failed if it has no loss."""
-    if loss is None:
-        return Candidate(number, proposal, "failed", None, 1.5, "the loss is nan", 2)
-    return Candidate(number, proposal, "done", evaluation(loss), 0.5)
-
-
 def loss_of(found: Candidate) -> float | None:
     return found.value("loss") if found.state == "done" else None
 
@@ -80,39 +57,18 @@ def search(strategy: Strategy, count: int, losses: Callable[[int], float | None]
     return history
 
 
-class FakeProxy:
-    """Losses that depend on the design alone, reported twice. `log` gets a line for each evaluation that began; `deed`
-    is done in it, given the job and what it would return."""
-
-    Settings: ClassVar[type[ProxySettings]] = ProxySettings
-    metrics: ClassVar[Sequence[Metric]] = (METRICS["loss"],)
-    vocab = 256
-    fidelity = FIDELITY
+class FakeProxy(SampleProxy):
+    """Writes a line to `log` for each evaluation that begins."""
 
     def __init__(self, log: Path | None = None, deed: Callable[[Job, Evaluation], Evaluation] | None = None) -> None:
-        self.log, self.deed = log, deed
-
-    def check(self, space: SearchSpace) -> None:
-        pass
-
-    def start(self) -> None:
-        pass
+        super().__init__(deed)
+        self.log = log
 
     def evaluate(self, job: Job, report: Report) -> Evaluation:
-        name = str(job.architecture)
         if self.log is not None:
             with self.log.open("a") as file:
-                file.write(name + "\n")
-        found = evaluation(1 + zlib.crc32(f"{name} {job.seed}".encode()) / 2**32)
-        for tokens, loss in found.curve:
-            report(tokens, loss)
-        return self.deed(job, found) if self.deed else found
-
-
-@dataclass
-class Asked:
-    job: Job
-    began: int
+                file.write(f"{job.architecture}\n")
+        return super().evaluate(job, report)
 
 
 class HandExecutor:

@@ -17,7 +17,8 @@ from nfsearch.search.progress import Progress
 from nfsearch.search.study import load_store
 from nfsearch.support.metrics import Measurement
 from nfsearch.support.notes import note
-from tests.search.fakes import FakeProxy, HandExecutor, loop, loss_of, small_space, strategy
+from nfsearch.testing.samples import small_space
+from tests.search.fakes import FakeProxy, HandExecutor, loop, loss_of, strategy
 
 
 def designs(candidates: Sequence[Candidate]) -> list[tuple[str, float | None]]:

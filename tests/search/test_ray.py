@@ -25,7 +25,9 @@ from nfsearch.search.study import load_store
 from nfsearch.support.interrupt import interruptible
 from nfsearch.support.metrics import Measurement
 from nfsearch.support.notes import note
-from tests.search.fakes import FIDELITY, FakeProxy, evaluation, loop, strategy
+from nfsearch.testing import ExecutorSuite
+from nfsearch.testing.samples import FIDELITY, evaluation
+from tests.search.fakes import FakeProxy, loop, strategy
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
@@ -248,3 +250,8 @@ def test_threads_are_limited() -> None:
     assert outcome.evaluation is not None
     assert outcome.evaluation.metrics["loss"].value == 1.0
     assert resident > 1e7
+
+
+class TestSuite(ExecutorSuite):
+    name = "ray"
+    settings = {"count": 1}  # noqa: RUF012

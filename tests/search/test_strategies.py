@@ -11,7 +11,8 @@ from nfsearch.search.strategies.aging import Aging
 from nfsearch.space import Architecture, Member, SearchSpace, Unreachable
 from nfsearch.space.search_space import Fits
 from nfsearch.support.metrics import Measurement, Measurements
-from tests.search.fakes import candidate, latency, search, small_space, strategy
+from nfsearch.testing.samples import candidate, latency, small_space
+from tests.search.fakes import search, strategy
 
 
 @pytest.mark.parametrize("name", ["aging", "random"])
