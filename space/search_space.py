@@ -221,17 +221,22 @@ class SearchSpace:
                 return [layer for copy in copies for layer in copy]
 
     def _choice(self, options: tuple[Node, ...], path: str) -> Question:
-        single = all(isinstance(option, Op) for option in options)
-        return Question(path, "operator" if single else "pattern", tuple(map(print_node, options)))
+        if path not in self._known:
+            single = all(isinstance(option, Op) for option in options)
+            self._known[path] = Question(path, "operator" if single else "pattern", tuple(map(print_node, options)))
+        return self._known[path]
 
     def _count(self, node: Repeat, path: str, inner: bool) -> Question:
-        if node not in self._only_ffn:
-            self._only_ffn[node] = {layer.spec.kind for layer in self._alphabet(node)} == {"ffn"}
-        kind = "ffn" if self._only_ffn[node] else "ratio" if inner else "blocks"
-        return Question(f"{path}.count", kind, tuple(range(node.low, node.high + 1)))
+        name = f"{path}.count"
+        if name not in self._known:
+            only_ffn = {layer.spec.kind for layer in self._alphabet(node)} == {"ffn"}
+            kind = "ffn" if only_ffn else "ratio" if inner else "blocks"
+            self._known[name] = Question(name, kind, tuple(range(node.low, node.high + 1)))
+        return self._known[name]
 
     @cached_property
-    def _only_ffn(self) -> dict[Repeat, bool]:
+    def _known(self) -> dict[str, Question]:
+        """Choices and counts asked before, by name: to write them anew takes a third of building a member."""
         return {}
 
     # --- limits ----------------------------------------------------------------------------------------------------
