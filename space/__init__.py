@@ -1,13 +1,16 @@
 """What can be built: the notation, architectures, and spaces of architectures. No torch here."""
 
-from nfsearch.space.architecture import Architecture, Layer
+from nfsearch.space.architecture import Architecture
+from nfsearch.space.layer import Layer
 from nfsearch.space.limits import Limits
 from nfsearch.space.notation import NotationError, parse, parse_definitions, print_layers, print_node
 from nfsearch.space.operators import Cost, OperatorSpec, Setting, find_operator, operators
-from nfsearch.space.search_space import Member, Question, SearchSpace, Unreachable
+from nfsearch.space.questions import Answerer, Question
+from nfsearch.space.search_space import Member, SearchSpace, Unreachable
 from nfsearch.space.settings import SpaceSettings
 
 __all__ = [
+    "Answerer",
     "Architecture",
     "Cost",
     "Layer",

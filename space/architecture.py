@@ -1,4 +1,4 @@
-"""The two types that describe a model, everywhere: a layer, and an architecture made of layers."""
+"""The type that describes a model, everywhere: an architecture, made of layers."""
 
 from __future__ import annotations
 
@@ -9,63 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nfsearch.space.operators import Cost, OperatorSpec, Shape, Value, find_operator, operator_names
-from nfsearch.support.names import nearest
-
-
-@dataclass(frozen=True, order=True)
-class Layer:
-    """One residual sub-layer: an operator and the settings that differ from its defaults, sorted by name.
-
-    Built from any name of the operator and any mapping of settings; stored in one normal form, so that equal layers
-    compare equal. Raises ValueError for an unknown operator, an unknown setting or a value it does not take.
-    """
-
-    op: str
-    settings: tuple[tuple[str, Value], ...] = ()
-
-    def __post_init__(self) -> None:
-        spec = find_operator(self.op)
-        if spec is None:
-            raise ValueError(f"unknown operator {self.op!r}{nearest(self.op, operator_names())}")
-        kept = []
-        for name, value in sorted(dict(self.settings).items()):
-            setting = spec.setting(name)
-            if setting is None:
-                raise ValueError(f"{spec.name} has no setting {name!r}{nearest(name, list(spec.settings))}")
-            if not setting.accepts(value):
-                raise ValueError(f"{spec.name}[{name}={value}]: expected {setting.expected()}")
-            value = setting.normal(value)
-            if value != setting.default:
-                kept.append((name, value))
-        object.__setattr__(self, "op", spec.name)
-        object.__setattr__(self, "settings", tuple(kept))
-
-    @classmethod
-    def of(cls, op: str, /, **settings: Value) -> Layer:
-        return cls(op, tuple(settings.items()))
-
-    @property
-    def spec(self) -> OperatorSpec:
-        spec = find_operator(self.op)
-        assert spec is not None  # as when it was made
-        return spec
-
-    def shape(self, width: int) -> Shape:
-        """The concrete sizes at this width. Raises ValueError where the settings do not fit it."""
-        values = {name: setting.default for name, setting in self.spec.settings.items()}
-        try:
-            return self.spec.shape(width, **{**values, **dict(self.settings)})
-        except ValueError as error:
-            raise ValueError(f"{self}: {error}") from None
-
-    def cost(self, width: int) -> Cost:
-        return self.spec.cost(width, **self.shape(width))
-
-    def __str__(self) -> str:
-        from nfsearch.space.notation import print_layers
-
-        return print_layers((self,))
+from nfsearch.space.layer import Layer
+from nfsearch.space.notation import parse_layers, print_layers
+from nfsearch.space.operators import Cost
 
 
 @dataclass(frozen=True, order=True)
@@ -88,8 +34,6 @@ class Architecture:
     @classmethod
     def parse(cls, layers: str, *, width: int, **rest: Any) -> Architecture:
         """From notation. Raises `NotationError` for bad text and ValueError for settings that do not fit the width."""
-        from nfsearch.space.notation import parse_layers
-
         architecture = cls(width, parse_layers(layers), **rest)
         architecture.check()
         return architecture
@@ -116,8 +60,6 @@ class Architecture:
 
     @cached_property
     def notation(self) -> str:
-        from nfsearch.space.notation import print_layers
-
         return print_layers(self.layers)
 
     @cached_property

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nfsearch.space.architecture import Architecture, Layer
+from nfsearch.space.architecture import Architecture
+from nfsearch.space.layer import Layer
 from nfsearch.space.operators import find_operator, operator_names
 from nfsearch.support.names import nearest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nfsearch.space.architecture import Layer
+from nfsearch.space.layer import Layer
 from nfsearch.space.notation import Choice, Node, Op, Ref, Repeat, Seq, print_node
 
 Ends = dict[int, dict[str, Any]]  # where a match can end -> answers that end it there

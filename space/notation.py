@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from nfsearch.space.architecture import Layer
+from nfsearch.space.layer import Layer, print_operator
 from nfsearch.space.operators import OperatorSpec, Setting, Value, find_operator, operator_names
 from nfsearch.support.names import nearest
 
@@ -329,20 +329,11 @@ def _expand(node: Node, text: str) -> list[Layer]:
 # --- printing --------------------------------------------------------------------------------------------------------
 
 
-def print_value(value: Value) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
 def print_node(node: Node) -> str:
     """The text of an expression; `parse` gives the same tree back."""
     match node:
         case Op(name, settings):
-            inner = ",".join(f"{key}={'|'.join(map(print_value, values))}" for key, values in settings)
-            return f"{name}[{inner}]" if inner else name
+            return print_operator(name, settings)
         case Ref(name):
             return name
         case Seq(items):
@@ -361,7 +352,7 @@ def _bracketed(node: Node, *kinds: type) -> str:
 
 def print_layers(layers: tuple[Layer, ...]) -> str:
     """The shortest text for a sequence of layers, repeats folded. Cubic in their number."""
-    words = [_print_layer(layer) for layer in layers]
+    words = list(map(str, layers))
     count = len(words)
     if not count:
         return "()"
@@ -386,7 +377,3 @@ def print_layers(layers: tuple[Layer, ...]) -> str:
             rows[i].append(len(best))
             columns[j].append(len(best))
     return texts[0][count]
-
-
-def _print_layer(layer: Layer) -> str:
-    return print_node(Op(layer.op, tuple((name, (value,)) for name, value in layer.settings)))

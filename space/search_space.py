@@ -2,7 +2,8 @@
 
 Building a member walks the expression and asks at each open point "which of these?" under a stable name. Who answers
 makes the difference: a random generator samples, recorded answers replay, an odometer enumerates, a mutator replays
-with one answer changed, a crossover answers from two parents. There is one traversal and no second encoding.
+with one answer changed, a crossover answers from two parents, and `SearchSpace.build_with` lets anything else answer.
+There is one traversal and no second encoding.
 
 A question is named by its place: `layers/0/unit/1.count` is the repeat count of item 1 of the expression `unit`, which
 is item 0 of `layers`. Every question has the same options whenever it is asked.
@@ -17,31 +18,30 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
-from nfsearch.space.architecture import Architecture, Layer
+from nfsearch.space.architecture import Architecture
+from nfsearch.space.counting import answers_by_depth, deepest
+from nfsearch.space.layer import Layer
 from nfsearch.space.limits import Limits
 from nfsearch.space.membership import Matcher, body_path
 from nfsearch.space.notation import MAX_LAYERS, Choice, Node, Op, Ref, Repeat, Seq, children, print_node
+from nfsearch.space.questions import (
+    Answerer,
+    Answers,
+    Question,
+    at_random,
+    first_option,
+    listed,
+    replaying,
+    strictly_replaying,
+)
 
-Answers = Mapping[str, Any]
 Fits = Callable[[Architecture], bool]
+_Ask = Callable[[Question], int]  # the index of the option taken
 TRIES = 200  # draws before a limit is called unreachable
 
 
 class Unreachable(ValueError):
     """No member within the limits was found in a bounded number of tries."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """`kind` is what a change of the answer changes: operator, ratio, ffn, blocks (the paper's four), pattern, setting,
-    width or meta_tokens."""
-
-    name: str
-    kind: str
-    options: tuple[Any, ...]
-
-
-Ask = Callable[[Question], int]  # the index of the option taken
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class SearchSpace:
     head_norm: bool = False
 
     def __post_init__(self) -> None:
-        deepest = self._deepest(self.layers)
-        if deepest > MAX_LAYERS:
-            raise ValueError(f"the space has members of {deepest} layers; {MAX_LAYERS} is the most")
+        depth = deepest(self.layers, self.where)
+        if depth > MAX_LAYERS:
+            raise ValueError(f"the space has members of {depth} layers; {MAX_LAYERS} is the most")
         for layer in self.alphabet():
             for width in self.widths:
                 layer.shape(width)
@@ -92,23 +92,51 @@ class SearchSpace:
 
     # --- building --------------------------------------------------------------------------------------------------
 
+    def build_with(self, answerer: Answerer, fits: Fits | None = None) -> Member:
+        """The member that these answers lead to, whatever its limits: `answerer` is called with each `Question` that
+        the building raises, in order, and returns one of its options. A question with one option is not asked.
+
+            space.build_with(lambda question: question.options[0])
+            space.build_with(lambda question: trial.suggest_categorical(question.name, question.options))
+
+        Raises ValueError if an answer is no option."""
+        answers: dict[str, Any] = {}
+        questions: list[Question] = []
+
+        def ask(question: Question) -> int:
+            if len(question.options) == 1:
+                return 0
+            answer = answerer(question)
+            if answer not in question.options:
+                raise ValueError(f"{question.name}: {answer!r} is none of {listed(question.options)}")
+            index = question.options.index(answer)
+            questions.append(question)
+            answers[question.name] = question.options[index]
+            return index
+
+        meta_tokens = self.meta_tokens[ask(Question("meta_tokens", "meta_tokens", self.meta_tokens))]
+        widths = self.widths
+        if not self.fit_width:
+            widths = (self.widths[ask(Question("width", "width", self.widths))],)
+        layers: list[Layer] = []
+        starts = []
+        for path, stage in self._stages():
+            starts.append(len(layers))
+            layers += self._layers(stage, path, ask, inner=False)
+        for width in sorted(widths, reverse=True):
+            architecture = Architecture(width, tuple(layers), self.vocab, meta_tokens, self.head_norm)
+            if not self.fit_width or fits is None or fits(architecture):
+                break
+        return Member(architecture, answers, tuple(questions), tuple(starts))
+
     def build(self, answers: Answers, fits: Fits | None = None) -> Member:
         """The member with these answers, whatever its limits. Raises ValueError if one is missing or is no option."""
-
-        def replay(question: Question) -> int:
-            if question.name not in answers:
-                raise ValueError(f"no answer to {question.name} (one of {_listed(question.options)})")
-            if answers[question.name] not in question.options:
-                answer = answers[question.name]
-                raise ValueError(f"{question.name}: {answer!r} is none of {_listed(question.options)}")
-            return question.options.index(answers[question.name])
-
-        return self._build(replay, fits)
+        return self.build_with(strictly_replaying(answers), fits)
 
     def sample(self, rng: random.Random, fits: Fits | None = None) -> Member:
         """A random member within the limits: each question is answered uniformly (answers are uniform, members are
         not: one that few answers lead to is rare). Raises `Unreachable`."""
-        return self._first_within_limits(lambda: self._build(_at_random(rng), fits), fits)
+        return self._first_within_limits(lambda: self.build_with(at_random(rng), fits), fits)
 
     def enumerate(self) -> Iterator[Member]:
         """Every member, limits aside, once for each set of answers that leads to it."""
@@ -116,12 +144,12 @@ class SearchSpace:
         while True:
             taken: list[tuple[int, int]] = []  # (index, number of options) of each question asked
 
-            def odometer(question: Question, prefix: list[int] = prefix, taken: list[tuple[int, int]] = taken) -> int:
+            def odometer(question: Question, prefix: list[int] = prefix, taken: list[tuple[int, int]] = taken) -> Any:
                 index = prefix[len(taken)] if len(taken) < len(prefix) else 0
                 taken.append((index, len(question.options)))
-                return index
+                return question.options[index]
 
-            yield self._build(odometer)
+            yield self.build_with(odometer)
             while taken and taken[-1][0] == taken[-1][1] - 1:
                 taken.pop()
             if not taken:
@@ -142,7 +170,7 @@ class SearchSpace:
             nonlocal changed
             changed = rng.choice(parent.questions)
             others = [option for option in changed.options if option != answers[changed.name]]
-            return self._build(_replay({**answers, changed.name: rng.choice(others)}, _at_random(rng)), fits)
+            return self.build_with(replaying({**answers, changed.name: rng.choice(others)}, at_random(rng)), fits)
 
         member = self._first_within_limits(draw, fits, other_than=parent.architecture)
         return member, changed.kind
@@ -152,47 +180,20 @@ class SearchSpace:
         `Unreachable`."""
 
         def draw() -> Member:
-            def ask(question: Question) -> int:
+            def either(question: Question) -> Any:
                 first, second = (one, other) if rng.random() < 0.5 else (other, one)
-                return _replay(first, _replay(second, _at_random(rng)))(question)
+                return replaying(first, replaying(second, at_random(rng)))(question)
 
-            return self._build(ask, fits)
+            return self.build_with(either, fits)
 
         return self._first_within_limits(draw, fits)
-
-    def _build(self, ask: Ask, fits: Fits | None = None) -> Member:
-        answers: dict[str, Any] = {}
-        questions: list[Question] = []
-
-        def record(question: Question) -> int:
-            if len(question.options) == 1:
-                return 0
-            index = ask(question)
-            questions.append(question)
-            answers[question.name] = question.options[index]
-            return index
-
-        meta_tokens = self.meta_tokens[record(Question("meta_tokens", "meta_tokens", self.meta_tokens))]
-        widths = self.widths
-        if not self.fit_width:
-            widths = (self.widths[record(Question("width", "width", self.widths))],)
-        layers: list[Layer] = []
-        starts = []
-        for path, stage in self._stages():
-            starts.append(len(layers))
-            layers += self._layers(stage, path, record, inner=False)
-        for width in sorted(widths, reverse=True):
-            architecture = Architecture(width, tuple(layers), self.vocab, meta_tokens, self.head_norm)
-            if not self.fit_width or fits is None or fits(architecture):
-                break
-        return Member(architecture, answers, tuple(questions), tuple(starts))
 
     def _stages(self) -> list[tuple[str, Node]]:
         if isinstance(self.layers, Seq) and self.layers.items:
             return [(f"layers/{i}", item) for i, item in enumerate(self.layers.items)]
         return [("layers", self.layers)]
 
-    def _layers(self, node: Node, path: str, ask: Ask, inner: bool) -> list[Layer]:
+    def _layers(self, node: Node, path: str, ask: _Ask, inner: bool) -> list[Layer]:
         """`inner`: inside a repeat, where a count is a ratio between operators rather than a number of blocks."""
         match node:
             case Op(name, settings):
@@ -220,17 +221,22 @@ class SearchSpace:
                 return [layer for copy in copies for layer in copy]
 
     def _choice(self, options: tuple[Node, ...], path: str) -> Question:
-        single = all(isinstance(option, Op) for option in options)
-        return Question(path, "operator" if single else "pattern", tuple(map(print_node, options)))
+        if path not in self._known:
+            single = all(isinstance(option, Op) for option in options)
+            self._known[path] = Question(path, "operator" if single else "pattern", tuple(map(print_node, options)))
+        return self._known[path]
 
     def _count(self, node: Repeat, path: str, inner: bool) -> Question:
-        if node not in self._only_ffn:
-            self._only_ffn[node] = {layer.spec.kind for layer in self._alphabet(node)} == {"ffn"}
-        kind = "ffn" if self._only_ffn[node] else "ratio" if inner else "blocks"
-        return Question(f"{path}.count", kind, tuple(range(node.low, node.high + 1)))
+        name = f"{path}.count"
+        if name not in self._known:
+            only_ffn = {layer.spec.kind for layer in self._alphabet(node)} == {"ffn"}
+            kind = "ffn" if only_ffn else "ratio" if inner else "blocks"
+            self._known[name] = Question(name, kind, tuple(range(node.low, node.high + 1)))
+        return self._known[name]
 
     @cached_property
-    def _only_ffn(self) -> dict[Repeat, bool]:
+    def _known(self) -> dict[str, Question]:
+        """Choices and counts asked before, by name: to write them anew takes a third of building a member."""
         return {}
 
     # --- limits ----------------------------------------------------------------------------------------------------
@@ -261,7 +267,7 @@ class SearchSpace:
                 return member
             last = ([q for q in counts if q.kind == "blocks"] or counts)[-1]
             answers = {**member.answers, last.name: member.answers[last.name] - 1}
-            member = self._build(_replay(answers, lambda question: 0), fits)
+            member = self.build_with(replaying(answers, first_option), fits)
         return member
 
     # --- counting --------------------------------------------------------------------------------------------------
@@ -280,45 +286,7 @@ class SearchSpace:
     def count_by_depth(self) -> dict[int, int]:
         """Answer sets by the number of layers of the member: the coefficients of a generating function."""
         heads = len(self.meta_tokens) * (1 if self.fit_width else len(self.widths))
-        return {depth: n * heads for depth, n in sorted(self._polynomial(self.layers).items())}
-
-    def _polynomial(self, node: Node) -> Counter[int]:
-        match node:
-            case Op(_, settings):
-                ways = 1
-                for _, values in settings:
-                    ways *= len(values)
-                return Counter({1: ways})
-            case Ref(name):
-                return self._polynomial(self.where[name])
-            case Seq(items):
-                return _product([self._polynomial(item) for item in items])
-            case Choice(options):
-                total: Counter[int] = Counter()
-                for option in options:
-                    total.update(self._polynomial(option))
-                return total
-            case Repeat(body, low, high, tied):
-                once, total, power = self._polynomial(body), Counter(), Counter({0: 1})
-                for n in range(high + 1):
-                    if n >= low:
-                        total.update({d * n: ways for d, ways in once.items()} if tied and n else power)
-                    if not tied:
-                        power = _product([power, once])
-                return total
-
-    def _deepest(self, node: Node) -> int:
-        match node:
-            case Op():
-                return 1
-            case Ref(name):
-                return self._deepest(self.where[name])
-            case Repeat(body, _, high):
-                return high * self._deepest(body)
-            case Choice(options):
-                return max(map(self._deepest, options))
-            case Seq(items):
-                return sum(map(self._deepest, items))
+        return {depth: n * heads for depth, n in sorted(answers_by_depth(self.layers, self.where).items())}
 
     def alphabet(self) -> tuple[Layer, ...]:
         """Every layer that a member can contain, sorted."""
@@ -370,36 +338,3 @@ class SearchSpace:
 @cache
 def _layer(name: str, settings: tuple[tuple[str, Any], ...]) -> Layer:
     return Layer(name, settings)
-
-
-def _product(factors: list[Counter[int]]) -> Counter[int]:
-    result = Counter({0: 1})
-    for factor in factors:
-        grown: Counter[int] = Counter()
-        for depth, ways in result.items():
-            for more, other in factor.items():
-                grown[depth + more] += ways * other
-        result = grown
-    return result
-
-
-def _at_random(rng: random.Random) -> Ask:
-    return lambda question: rng.randrange(len(question.options))
-
-
-def _index(question: Question, answers: Answers) -> int:
-    return question.options.index(answers[question.name])
-
-
-def _replay(answers: Answers, otherwise: Ask) -> Ask:
-    """Answers from a record where it has one, else from somebody else."""
-
-    def ask(question: Question) -> int:
-        known = question.name in answers and answers[question.name] in question.options
-        return _index(question, answers) if known else otherwise(question)
-
-    return ask
-
-
-def _listed(options: tuple[Any, ...]) -> str:
-    return ", ".join(map(str, options))

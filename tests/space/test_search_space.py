@@ -1,11 +1,14 @@
+import hashlib
 import random
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nfsearch.space import Architecture, Layer, Limits, Member, SearchSpace, SpaceSettings, Unreachable
+from nfsearch.space import Architecture, Layer, Limits, Member, Question, SearchSpace, SpaceSettings, Unreachable
 from nfsearch.space.notation import Node, parse
 from tests.space.strategies import closed_nodes
 
@@ -189,3 +192,40 @@ def test_layers_of_another_library_are_searched_like_others() -> None:
         answers = space.locate(member.architecture)
         assert answers is not None
         assert space.build(answers).architecture == member.architecture
+
+
+def test_anything_can_answer() -> None:
+    asked = []
+
+    def last(question: Question) -> Any:
+        asked.append(question)
+        return question.options[-1]
+
+    space = SpaceSettings(width=(128, 256), layers="(D | M2){1..3} F[ratio=2|4]", meta_tokens=(0, 4)).build(vocab=300)
+    member = space.build_with(last)
+    assert str(member.architecture) == "M2{3} F[ratio=4] @ 256"
+    assert member.architecture.meta_tokens == 4
+    assert tuple(asked) == member.questions
+    assert member.answers == {question.name: question.options[-1] for question in asked}
+
+    trial = optuna.create_study().ask()
+    suggested = space.build_with(lambda question: trial.suggest_categorical(question.name, question.options))
+    assert suggested.answers == trial.params
+    assert space.build(trial.params) == suggested
+
+    with pytest.raises(ValueError, match=r"meta_tokens: 'many' is none of 0, 4"):
+        space.build_with(lambda question: "many")
+
+
+def test_the_same_seed_gives_the_same_members() -> None:
+    """A run can be repeated only while nobody changes how often the generator is asked; these are what it gave before
+    anything but a generator could answer."""
+    rng, digest = random.Random(0), hashlib.sha256()
+    before = RICH.sample(rng)
+    for _ in range(100):
+        member = RICH.sample(rng)
+        mutant, kind = RICH.mutate(member.answers, rng)
+        child = RICH.cross(mutant.answers, before.answers, rng)
+        digest.update(f"{member.answers} {mutant.answers} {kind} {child.answers} {child.architecture}\n".encode())
+        before = child
+    assert digest.hexdigest()[:16] == "0012be604d1a18eb"

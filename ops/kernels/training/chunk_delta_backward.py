@@ -140,6 +140,48 @@ def _scan_back(q, k, beta, d_out, total, reach, d_residuals, d_ends, d_last, d_s
         tl.store(d_state + cell, d_s)
 
 
+@triton.jit
+def _pairs(updates, d_residuals, d_out, d_v, b, heads, live, VALUE: tl.constexpr, BV: tl.constexpr,
+           PRECISION: tl.constexpr):  # fmt: skip
+    """The gradients of all pairs of steps, those of P and A transposed and that of A as it is; beta times that of beta.
+    Stores dv."""
+    d_p_t = tl.zeros([CHUNK, CHUNK], tl.float32)
+    d_a_t = tl.zeros([CHUNK, CHUNK], tl.float32)
+    d_a = tl.zeros([CHUNK, CHUNK], tl.float32)
+    d_b = tl.zeros([CHUNK], tl.float32)
+    for start in range(0, VALUE, BV):
+        value = (start + tl.arange(0, BV))[None, :]
+        u = tl.load(updates + value)
+        d_r = tl.load(d_residuals + value)
+        d_o = rows(d_out, heads, live, start, VALUE, BV)
+        d_p_t = tl.dot(u, tl.trans(d_o), d_p_t, input_precision=PRECISION)
+        d_a_t = tl.dot(u, tl.trans(d_r), d_a_t, input_precision=PRECISION)
+        d_a = tl.dot(d_r, tl.trans(u), d_a, input_precision=PRECISION)
+        d_r = d_r.to(tl.float32)
+        d_b += tl.sum(d_r * u, 1)
+        store_rows(d_v, d_r * b[:, None], heads, live, start, VALUE, BV)
+    return d_p_t, d_a_t, d_a, d_b
+
+
+@triton.jit
+def _through_states(updates, d_residuals, starts, d_ends, cells, d_end, end, KEY: tl.constexpr,
+                    VALUE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, DECAY: tl.constexpr,
+                    PRECISION: tl.constexpr):  # fmt: skip
+    """dR S and U dS, BK columns of them, at `cells` of the states; d_end with what the states contribute to it."""
+    later = tl.zeros([CHUNK, BK], tl.float32)
+    earlier = tl.zeros([CHUNK, BK], tl.float32)
+    for begin in range(0, VALUE, BV):
+        value = (begin + tl.arange(0, BV))[None, :]
+        s = tl.load(starts + cells + begin * KEY)
+        d_s = tl.load(d_ends + cells + begin * KEY)
+        later = tl.dot(tl.load(d_residuals + value), s, later, input_precision=PRECISION)
+        earlier = tl.dot(tl.load(updates + value), d_s, earlier, input_precision=PRECISION)
+        if DECAY:
+            kept = s.to(tl.float32) * d_s.to(tl.float32)
+            d_end += tl.sum(tl.sum(kept, 1), 0) * tl.exp(end) / CHUNK
+    return later, earlier, d_end
+
+
 @triton.jit(do_not_specialize=("heads", "time"))
 def _gradients(q, k, beta, d_out, total, updates, d_residuals, starts, d_ends, d_total, d_k, d_v, d_beta, d_log_decay,
                heads, time, KEY: tl.constexpr, VALUE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
@@ -156,21 +198,7 @@ def _gradients(q, k, beta, d_out, total, updates, d_residuals, starts, d_ends, d
     updates += at * (CHUNK * VALUE) + i[:, None] * VALUE
     d_residuals += at * (CHUNK * VALUE) + i[:, None] * VALUE
     b = gate(beta, first, heads, live)
-    d_p_t = tl.zeros([CHUNK, CHUNK], tl.float32)  # transposed
-    d_a_t = tl.zeros([CHUNK, CHUNK], tl.float32)  # transposed
-    d_a = tl.zeros([CHUNK, CHUNK], tl.float32)
-    d_b = tl.zeros([CHUNK], tl.float32)
-    for start in range(0, VALUE, BV):
-        value = (start + tl.arange(0, BV))[None, :]
-        u = tl.load(updates + value)
-        d_r = tl.load(d_residuals + value)
-        d_o = rows(d_out, heads, live, start, VALUE, BV)
-        d_p_t = tl.dot(u, tl.trans(d_o), d_p_t, input_precision=PRECISION)
-        d_a_t = tl.dot(u, tl.trans(d_r), d_a_t, input_precision=PRECISION)
-        d_a = tl.dot(d_r, tl.trans(u), d_a, input_precision=PRECISION)
-        d_r = d_r.to(tl.float32)
-        d_b += tl.sum(d_r * u, 1)
-        store_rows(d_v, d_r * b[:, None], heads, live, start, VALUE, BV)
+    d_p_t, d_a_t, d_a, d_b = _pairs(updates, d_residuals, d_out, d_v, b, heads, live, VALUE, BV, PRECISION)
     row, column = i[:, None], i[None, :]
     if DECAY:
         g = tl.load(total + at * CHUNK + i)
@@ -188,17 +216,10 @@ def _gradients(q, k, beta, d_out, total, updates, d_residuals, starts, d_ends, d
     d_end = tl.zeros([CHUNK], tl.float32)
     for start in range(0, KEY, BK):
         cells = at * (VALUE * KEY) + tl.arange(0, BV)[:, None] * KEY + (start + tl.arange(0, BK))[None, :]
-        later = tl.zeros([CHUNK, BK], tl.float32)
-        earlier = tl.zeros([CHUNK, BK], tl.float32)
-        for begin in range(0, VALUE, BV):
-            value = (begin + tl.arange(0, BV))[None, :]
-            s = tl.load(starts + cells + begin * KEY)
-            d_s = tl.load(d_ends + cells + begin * KEY)
-            later = tl.dot(tl.load(d_residuals + value), s, later, input_precision=PRECISION)
-            earlier = tl.dot(tl.load(updates + value), d_s, earlier, input_precision=PRECISION)
-            if DECAY:
-                kept = s.to(tl.float32) * d_s.to(tl.float32)
-                d_end += tl.sum(tl.sum(kept, 1), 0) * tl.exp(end) / CHUNK
+        later, earlier, d_end = _through_states(
+            updates, d_residuals, starts, d_ends, cells, d_end, end if DECAY else 0.0, KEY, VALUE, BK, BV, DECAY,
+            PRECISION,
+        )  # fmt: skip
         x = rows(k, heads, live, start, KEY, BK)
         if DECAY:
             later *= tl.exp(g)[:, None]

@@ -180,6 +180,24 @@ def _values(k_end, v, d_out, scores, d_states, dv, d_scores, time, count, heads,
     store_tile(d_scores + pair, found, CHUNK, CHUNK, CHUNK, CHUNK)
 
 
+@triton.jit
+def _through_states(v, d_out, states, d_states, left, heads, VALUE: tl.constexpr, CHUNK: tl.constexpr,
+                    KEYS: tl.constexpr, VALUES: tl.constexpr):  # fmt: skip
+    """S do_i and dS' v_j, and <S, dS'> of each channel."""
+    d_query = tl.zeros((CHUNK, KEYS), tl.float32)
+    d_key = tl.zeros((CHUNK, KEYS), tl.float32)
+    kept = tl.zeros((KEYS,), tl.float32)
+    for first in range(0, VALUE, VALUES):
+        value = load_tile(v + first, left, heads * VALUE, CHUNK, VALUES)
+        d_o = load_tile(d_out + first, left, heads * VALUE, CHUNK, VALUES)
+        state = load_tile(states + first, KEYS, VALUE, KEYS, VALUES)
+        d_state = load_tile(d_states + first, KEYS, VALUE, KEYS, VALUES)
+        kept += tl.sum(state.to(tl.float32) * d_state, 1)
+        d_query = product(d_o, tl.trans(state), d_query)
+        d_key = product(value, tl.trans(d_state), d_key)
+    return d_query, d_key, kept
+
+
 @triton.jit(do_not_specialize=["time", "count", "heads"])
 def _gradients(q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_decay, time, count, heads,
                KEY: tl.constexpr, VALUE: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr, LIMIT: tl.constexpr,
@@ -204,17 +222,9 @@ def _gradients(q, k, v, d_out, total, d_scores, states, d_states, dq, dk, d_deca
     d_out += here * VALUE
     state_at = ((b * count + n) * heads + h) * KEY * VALUE + channel * VALUE
     here = here * KEY + channel
-    d_query = tl.zeros((CHUNK, KEYS), tl.float32)
-    d_key = tl.zeros((CHUNK, KEYS), tl.float32)
-    kept = tl.zeros((KEYS,), tl.float32)
-    for first in range(0, VALUE, VALUES):
-        value = load_tile(v + first, left, heads * VALUE, CHUNK, VALUES)
-        d_o = load_tile(d_out + first, left, heads * VALUE, CHUNK, VALUES)
-        state = load_tile(states + state_at + first, KEYS, VALUE, KEYS, VALUES)
-        d_state = load_tile(d_states + state_at + first, KEYS, VALUE, KEYS, VALUES)
-        kept += tl.sum(state.to(tl.float32) * d_state, 1)
-        d_query = product(d_o, tl.trans(state), d_query)
-        d_key = product(value, tl.trans(d_state), d_key)
+    d_query, d_key, kept = _through_states(
+        v, d_out, states + state_at, d_states + state_at, left, heads, VALUE, CHUNK, KEYS, VALUES
+    )
     query = load_tile(q + here, left, stride, CHUNK, KEYS)
     key = load_tile(k + here, left, stride, CHUNK, KEYS)
     g = load_tile(total + here, left, stride, CHUNK, KEYS)

@@ -47,6 +47,17 @@ def _program(time, steps, n0, n1, n2, UNIT: tl.constexpr, GROUP: tl.constexpr, R
 
 
 @triton.jit
+def _of_part(part, first, second, third):
+    """The tensor of this part."""
+    own = first
+    if part == 1:
+        own = second
+    if part == 2:
+        own = third
+    return own
+
+
+@triton.jit
 def _load(at, t, time, inside, RAGGED: tl.constexpr):
     """A tile [ROWS, LANES]: steps t [ROWS] of the channels; zero outside of the sequence."""
     mask = ((t >= 0) & (t < time))[:, None]
@@ -80,6 +91,15 @@ def _taps(weight, channel, inside, TAPS: tl.constexpr):
 
 
 @triton.jit
+def _shift(bias, channel, inside, LANES: tl.constexpr, BIAS: tl.constexpr):
+    """The bias of each channel, [1, LANES]."""
+    shift = tl.zeros((1, LANES), tl.float32)
+    if BIAS:
+        shift = tl.load(bias + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    return shift
+
+
+@triton.jit
 def _convolve(held, new, taps, shift, TAPS: tl.constexpr):
     total = shift + taps[TAPS - 1] * new
     for j in tl.static_range(TAPS - 1):
@@ -98,19 +118,13 @@ def _forward(x, past, weight, bias, gain, y0, y1, y2, y3, time, steps, x_batch, 
     channel = first + offset + lane
     row = x_row * UNIT
     x += b.to(tl.int64) * (x_batch * UNIT) + t.to(tl.int64)[:, None] * row + channel[None, :]
-    y = y0
-    if part == 1:
-        y = y1
-    if part == 2:
-        y = y2
+    y = _of_part(part, y0, y1, y2)
     at = (b.to(tl.int64) * time + t)[:, None] * size + (offset + lane)[None, :]
     if GAIN:
         heads = n0 * UNIT // GROUP
         gain += (b.to(tl.int64) * time + t) * heads + offset // GROUP
     taps = _taps(weight, channel, inside, TAPS)
-    shift = tl.zeros((1, LANES), tl.float32)
-    if BIAS:
-        shift = tl.load(bias + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    shift = _shift(bias, channel, inside, LANES, BIAS)
     length = tl.where(part == 0, scale, 1.0)  # of a head after its normalisation
     held = _before(x, past, t, time, row, b, channel, (n0 + n1 + n2) * UNIT, inside, TAPS, RAGGED, PAST)
     for _done in range(0, steps, UNROLL):
@@ -172,6 +186,42 @@ def _spread(dz, counted, inputs, taps, dw, open_, TAPS: tl.constexpr):
     return weights, moved + (taps[TAPS - 1] * dz,), finished
 
 
+@triton.jit
+def _zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """A tuple of tiles of zeros."""
+    zeros = ()
+    for _i in tl.static_range(COUNT):
+        zeros = zeros + (tl.zeros((ROWS, LANES), tl.float32),)
+    return zeros
+
+
+@triton.jit
+def _next(x, dy, dy3, part, t, time, row, size, inside, UNROLL: tl.constexpr, RAGGED: tl.constexpr,
+          GAIN: tl.constexpr):  # fmt: skip
+    """The inputs of UNROLL steps from t, and the gradients that arrive at their results and at the scaled ones."""
+    news = ()
+    dys = ()
+    dy3s = ()
+    for i in tl.static_range(UNROLL):
+        news = news + (_load(x + i * row, t + i, time, inside, RAGGED),)
+        dys = dys + (_load(dy + i * size, t + i, time, inside, RAGGED),)
+        if GAIN:
+            mine = tl.where(part == 0, t + i, -1)
+            dy3s = dy3s + (_load(dy3 + i * size, mine, time, inside, RAGGED),)
+        else:
+            dy3s = dy3s + (0.0,)
+    return news, dys, dy3s
+
+
+@triton.jit
+def _store_weights(partial, dw, db, channels, keep, TAPS: tl.constexpr, BIAS: tl.constexpr):
+    """This program's share of the gradients of weight and bias."""
+    for j in tl.static_range(TAPS):
+        tl.store(partial + j * channels, tl.sum(dw[j], 0), mask=keep)
+    if BIAS:
+        tl.store(partial + TAPS * channels, tl.sum(db, 0), mask=keep)
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def _backward(x, past, weight, bias, gain, dy0, dy1, dy2, dy3, dx, dgain, partial, time, steps, x_batch, x_row, n0, n1,
               n2, scale, GROUP: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr,
@@ -185,11 +235,7 @@ def _backward(x, past, weight, bias, gain, dy0, dy1, dy2, dy3, dx, dgain, partia
     row = x_row * UNIT
     x += b.to(tl.int64) * (x_batch * UNIT) + t.to(tl.int64)[:, None] * row + channel[None, :]
     step = b.to(tl.int64) * time + t
-    dy = dy0
-    if part == 1:
-        dy = dy1
-    if part == 2:
-        dy = dy2
+    dy = _of_part(part, dy0, dy1, dy2)
     at = step[:, None] * size + (offset + lane)[None, :]
     dx += (step[:, None] - (TAPS - 1)) * channels + channel[None, :]
     if GAIN:
@@ -197,32 +243,15 @@ def _backward(x, past, weight, bias, gain, dy0, dy1, dy2, dy3, dx, dgain, partia
         gain += step * heads + offset // GROUP
         dgain += step * heads + offset // GROUP
     taps = _taps(weight, channel, inside, TAPS)
-    shift = tl.zeros((1, LANES), tl.float32)
-    if BIAS:
-        shift = tl.load(bias + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    shift = _shift(bias, channel, inside, LANES, BIAS)
     length = tl.where(part == 0, scale, 1.0)
     held = _before(x, past, t, time, row, b, channel, channels, inside, TAPS, RAGGED, PAST)
-    zero = tl.zeros((ROWS, LANES), tl.float32)
-    dw = ()
-    for _i in tl.static_range(TAPS):
-        dw = dw + (zero,)
-    open_ = ()  # what the gradients of the last TAPS - 1 inputs have gathered so far, oldest first
-    for _i in tl.static_range(TAPS - 1):
-        open_ = open_ + (zero,)
-    db = zero
+    dw = _zeros(TAPS, ROWS, LANES)
+    open_ = _zeros(TAPS - 1, ROWS, LANES)  # what the gradients of the last inputs have gathered so far, oldest first
+    db = tl.zeros((ROWS, LANES), tl.float32)
     # TAPS - 1 steps more: the first of the next stretch still reach back into this one.
     for done in range(0, steps + TAPS - 1, UNROLL):
-        news = ()
-        dys = ()
-        dy3s = ()
-        for i in tl.static_range(UNROLL):
-            news = news + (_load(x + i * row, t + i, time, inside, RAGGED),)
-            dys = dys + (_load(dy + at + i * size, t + i, time, inside, RAGGED),)
-            if GAIN:
-                mine = tl.where(part == 0, t + i, -1)
-                dy3s = dy3s + (_load(dy3 + at + i * size, mine, time, inside, RAGGED),)
-            else:
-                dy3s = dy3s + (0.0,)
+        news, dys, dy3s = _next(x, dy + at, dy3 + at, part, t, time, row, size, inside, UNROLL, RAGGED, GAIN)
         for i in tl.static_range(UNROLL):
             own = done + i < steps
             factor = 0.0
@@ -252,11 +281,7 @@ def _backward(x, past, weight, bias, gain, dy0, dy1, dy2, dy3, dx, dgain, partia
             dgain += UNROLL * heads
         t += UNROLL
     partial += place.to(tl.int64) * (TAPS + 1) * channels + channel
-    keep = tl.reshape(inside, (LANES,))
-    for j in tl.static_range(TAPS):
-        tl.store(partial + j * channels, tl.sum(dw[j], 0), mask=keep)
-    if BIAS:
-        tl.store(partial + TAPS * channels, tl.sum(db, 0), mask=keep)
+    _store_weights(partial, dw, db, channels, tl.reshape(inside, (LANES,)), TAPS, BIAS)
 
 
 class _Shape(NamedTuple):

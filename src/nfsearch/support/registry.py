@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from nfsearch.support.errors import typed_line
 from nfsearch.support.names import nearest
@@ -35,12 +35,18 @@ class Registry(Generic[T]):
                     "uninstall one of the two packages"
                 )
             found[entry.name] = entry
+        if not found:  # nfsearch itself has some in each group, once it is installed as it is now
+            raise ValueError(f"no {self.kind} is registered as an entry point of {self.group}: install nfsearch again")
         return found
 
     @property
     def names(self) -> list[str]:
         """All of them, sorted."""
         return list(self._entries)
+
+    def all(self) -> dict[str, T]:
+        """All of them by name, loaded. Raises ValueError for one that cannot be imported."""
+        return {name: self.find(name) for name in self.names}
 
     def find(self, name: str) -> T:
         """The extension of that name. Raises ValueError, with the nearest known name, if there is none, and for one
@@ -50,9 +56,6 @@ class Registry(Generic[T]):
             hint = nearest(name, self.names) or f"; known: {', '.join(self.names)}"
             raise ValueError(f"unknown {self.kind} {name!r}{hint}")
         try:
-            return cast(T, self._load(entry))
+            return cast(T, entry.load())
         except Exception as error:  # whatever the package of another raises
             raise ValueError(f"{self.kind} {name} ({entry.value}) cannot be imported: {typed_line(error)}") from error
-
-    def _load(self, entry: EntryPoint) -> Any:
-        return entry.load()

@@ -1,17 +1,9 @@
-"""Runs each block's kernels in Triton's interpreter against the float64 recurrence; prints the relative
-errors as JSON.
-
-A process of its own, because Triton decides at import whether it interprets.
-"""
+"""Runs each block's kernels in Triton's interpreter against the float64 recurrence."""
 
 from __future__ import annotations
 
 import copy
-import json
-import os
 from typing import Any
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
@@ -110,13 +102,12 @@ def narrow_state_error() -> float:
     return float((outputs[1] - outputs[0]).norm() / outputs[0].norm())
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
+@torch.no_grad()
+def report() -> dict[str, Any]:
     torch.manual_seed(0)
     errors = {case: error(*setup) for case, setup in CASES.items()}
     errors |= {"attention, shared cache": shared_cache_error()}
     errors |= {"head": head_error(False), "head, unit rows": head_error(True)}
     errors["embedding"] = embedding_error()
     errors["head, many sequences"] = head_error(True, gemv.MAX_BATCH + 1)
-    print(json.dumps({"errors": errors, "narrow state": narrow_state_error()}))
+    return {"errors": errors, "narrow state": narrow_state_error()}

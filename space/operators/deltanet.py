@@ -1,0 +1,32 @@
+"""DeltaNet: a matrix state that the delta rule writes."""
+
+from __future__ import annotations
+
+from nfsearch.space.operators.shared import CONV, heads_of
+from nfsearch.space.operators.spec import Cost, OperatorSpec, Setting, Shape
+
+
+def _shape(width: int, head_dim: int, conv: int) -> Shape:
+    return dict(heads=heads_of(width, head_dim), head_dim=head_dim, conv=conv)
+
+
+def _cost(width: int, heads: int, head_dim: int, conv: int) -> Cost:
+    inner, state = heads * head_dim, heads * head_dim * head_dim
+    weights = 4 * width * inner + width * heads
+    return Cost(
+        parameters=weights + 3 * inner * conv + head_dim,
+        state=state,
+        buffer=3 * inner * conv,
+        flops_per_token=2 * weights + 6 * inner * conv + 6 * state,
+    )
+
+
+SPEC = OperatorSpec(
+    name="D",
+    long_name="deltanet",
+    kind="mixer",
+    module="nfsearch.ops.deltanet:DeltaNet",
+    settings={"head_dim": Setting(128, "size of a head"), "conv": CONV},
+    shape=_shape,
+    cost=_cost,
+)

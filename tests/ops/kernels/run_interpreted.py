@@ -1,0 +1,55 @@
+"""Runs all that is interpreted, group by group, and prints what it found as JSON.
+
+A process of its own, because Triton decides at import whether it interprets; one process for all groups, because it
+takes seconds to start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from types import SimpleNamespace
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from triton.runtime import interpreter
+
+from tests.ops.kernels import chunk_linear_cases, glue_interpreted, interpreted, interpreted_delta
+
+
+def keep_what_is_patched() -> None:
+    """The interpreter exchanges the functions of triton.language at every call of every jitted function and puts the
+    old ones back after it, and builds a table of types at every operation: half of its time. Nothing is compiled in
+    this process, so that they may stay."""
+    patch, find_numpy_type = interpreter._patch_lang, interpreter._get_np_dtype
+    numpy_types: dict[str, Any] = {}
+    patched: dict[int, dict[str, Any]] = {}  # the modules are kept, so that no other takes their place in memory
+
+    def patch_once(fn: Any) -> Any:
+        if id(fn.__globals__) not in patched:
+            patch(fn)
+            patched[id(fn.__globals__)] = fn.__globals__
+        return SimpleNamespace(restore=lambda: None)
+
+    def numpy_type(dtype: Any) -> Any:
+        scalar = dtype.scalar
+        if scalar.name not in numpy_types:
+            numpy_types[scalar.name] = find_numpy_type(scalar)
+        return numpy_types[scalar.name]
+
+    interpreter._patch_lang = patch_once
+    interpreter._get_np_dtype = numpy_type
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    keep_what_is_patched()
+    groups = {
+        "blocks": interpreted,
+        "delta": interpreted_delta,
+        "linear": chunk_linear_cases,
+        "glue": glue_interpreted,
+    }
+    print(json.dumps({name: group.report() for name, group in groups.items()}))
