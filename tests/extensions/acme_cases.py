@@ -12,8 +12,8 @@ class TestAtStart(ProxySuite):
     settings = {"tokens": 32}  # noqa: RUF012
 
 
-class TestMedian(RuleSuite):
-    name = "median"
+class TestCeiling(RuleSuite):
+    name = "ceiling"
 
 
 class TestJson(ExporterSuite):

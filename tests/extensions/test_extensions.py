@@ -56,7 +56,7 @@ def test_a_search_uses_them_all(environment: dict[str, str], tmp_path: Path) -> 
         "latency": {"device": "cpu", "workloads": {"tpot": {"context": 64}}, "verify": 0},
         "proxy": {"kind": "at_start", "tokens": 32},
         "search": {"strategy": "climb", "anew": 0.5, "evaluations": 8, "population": 4},
-        "rule": {"kind": "median", "least": 3},
+        "rule": {"kind": "ceiling", "most": 4.2},
         "objectives": ["gradient", "tpot"],
         "limits": {"start_loss": 100},
         "workers": {"executor": "threads"},

@@ -1,6 +1,6 @@
 """What nfsearch brings passes the suites that it ships."""
 
-from nfsearch.testing import ExecutorSuite, ExporterSuite, ProxySuite, StrategySuite
+from nfsearch.testing import ExecutorSuite, ExporterSuite, ProxySuite, RuleSuite, StrategySuite
 
 
 class TestAging(StrategySuite):
@@ -15,6 +15,10 @@ class TestRandom(StrategySuite):
 class TestTraining(ProxySuite):
     name = "training"
     settings = {"tokens": 1024, "sequence": 16, "batch": 4, "validation_tokens": 512}  # noqa: RUF012
+
+
+class TestMedian(RuleSuite):
+    name = "median"
 
 
 class TestLocal(ExecutorSuite):

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from nfsearch import __version__
 from nfsearch.cli.bench import bench
 from nfsearch.cli.lut import ConfigFile, Set, lut
 from nfsearch.support.errors import WorkFailed
@@ -51,6 +52,21 @@ def main() -> None:
         error.show()  # type: ignore[attr-defined]
         status = error.exit_code
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"nfsearch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """What holds for all commands."""
 
 
 @app.command()

@@ -1,8 +1,7 @@
-"""A stopping rule: a job whose loss is above the median of the others at the same point of the way is stopped."""
+"""A stopping rule: a job whose loss is above a ceiling is stopped."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -11,27 +10,20 @@ from nfsearch.proxies import Job
 from nfsearch.search import Candidate, RuleSettings
 
 
-class MedianSettings(RuleSettings):
-    """When it begins to judge."""
+class CeilingSettings(RuleSettings):
+    """Where the ceiling is."""
 
-    least: int = Field(5, gt=0, description="candidates that must have got as far")
+    most: float = Field(20, gt=0, description="the highest loss of a job that goes on")
 
 
-class Median:
-    """Compares with the curves of the candidates that have ended at the same fidelity."""
+class Ceiling:
+    """Looks at the latest report alone."""
 
-    Settings = MedianSettings
+    Settings = CeilingSettings
 
-    def __init__(self, settings: MedianSettings) -> None:
+    def __init__(self, settings: CeilingSettings) -> None:
         self.settings = settings
 
     def go_on(self, job: Job, curve: Sequence[tuple[int, float]], history: Sequence[Candidate]) -> bool:
-        tokens, loss = curve[-1]
-        others = [
-            dict(found.evaluation.curve)[tokens]
-            for found in history
-            if found.evaluation is not None
-            and found.proposal.job.fidelity == job.fidelity
-            and tokens in dict(found.evaluation.curve)
-        ]
-        return len(others) < self.settings.least or loss <= statistics.median(others)
+        _, loss = curve[-1]
+        return loss <= self.settings.most

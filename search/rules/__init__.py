@@ -1,0 +1,1 @@
+"""Which running jobs are stopped early: a rule a file, its settings beside it."""
