@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from typing_extensions import Self
 
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.proxy import ProxySettings
+from nfsearch.proxies.sources import SplitData
+from nfsearch.proxies.tokenizers import load_tokenizer
 from nfsearch.support.metrics import NATS, Metric
 
 LOSS = Metric("loss", NATS)
@@ -16,15 +18,6 @@ BITS_PER_BYTE = Metric("bits_per_byte")
 PERPLEXITY = Metric("perplexity")
 _NAMES = ("bytes", "python-stdlib")  # of tokenizers and data; no files, whatever lies there
 _SMALLEST_BPE = 257  # every byte, and the end of a document
-
-
-class SplitData(BaseModel):
-    """Training and validation data that are separate already."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    train: str = Field(description="what to train on: anything that `data` itself may be")
-    validation: str = Field(description="what to measure the loss on")
 
 
 class TrainingSettings(ProxySettings):
@@ -77,8 +70,6 @@ class TrainingSettings(ProxySettings):
     @property
     def vocabulary(self) -> int:
         """The tokenizer's size; what it was asked for where it is yet to be trained."""
-        from nfsearch.proxies.tokenizers import load_tokenizer
-
         name, _, size = self.tokenizer.partition(":")
         return int(size) if name == "bpe" else load_tokenizer(self.tokenizer).vocab
 

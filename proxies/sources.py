@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from nfsearch.proxies.settings import SplitData
+from pydantic import BaseModel, ConfigDict, Field
+
 from nfsearch.support.errors import first_line
 
 SPLIT_VERSION = 2  # raise it when the same data would be split or cut differently
@@ -26,6 +27,15 @@ _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _TEXT = {".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".csv", ".py", ".c", ".h", ".cc", ".cpp", ".cu"}
 _TEXT |= {".java", ".js", ".ts", ".go", ".rs", ".sh", ".json", ".yaml", ".yml", ".toml"}
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+
+
+class SplitData(BaseModel):
+    """Training and validation data that are separate already."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str = Field(description="what to train on: anything that `data` itself may be")
+    validation: str = Field(description="what to measure the loss on")
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class _Parser:
             starts.append(self.here)
             options.append(self.sequence())
             if (last := options[-1]) is not None and last in options[:-1]:
-                raise self.fail(f"'{print_node(last)}' stands twice in this choice", starts[-1])
+                raise self.fail(f"'{print_node(last)}' is listed twice in this choice", starts[-1])
             if not self.take("|"):
                 break
         for option, start in zip(options, starts, strict=True):
@@ -235,7 +235,7 @@ class _Parser:
                 token = self.here
                 values.append(self.value(setting, label))
                 if values[-1] in values[:-1]:
-                    raise self.fail(f"'{token.text}' stands twice in this choice", token)
+                    raise self.fail(f"'{token.text}' is listed twice in this choice", token)
             if values != [setting.default]:
                 found[name.text] = tuple(values)
             if not self.take(","):

@@ -60,7 +60,7 @@ class SpaceSettings(BaseModel):
         if not numbers or min(numbers) < least:
             raise ValueError(f"expected whole numbers of at least {least}, found {list(numbers)}")
         if len(set(numbers)) < len(numbers):
-            raise ValueError(f"a number stands twice in {list(numbers)}")
+            raise ValueError(f"a number is listed twice in {list(numbers)}")
         return value
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ def test_folding_is_the_shortest_text(text: str, printed: str | None) -> None:
         ("A[window=1,window=2]", 12, "set twice"),
         ("F[act=gelu]", 7, "one of swiglu, relu2"),
         ("D | | F", 5, "expected an operator"),
-        ("(D | D)", 6, "stands twice"),
+        ("(D | D)", 6, "is listed twice"),
         ("D $ F", 3, "unexpected character"),
         ("", 1, "found the end"),
         ("fla:Kimi[num_heads=]", 20, r"fla:Kimi\[num_heads\]: expected a number, true, false, none or a word"),

@@ -160,7 +160,7 @@ def test_the_widest_that_fits() -> None:
         (dict(width=128, layers="D F", limits={"required": ["A"]}), "limits.required names A"),
         (dict(width=128, layers="D F", limits={"required": ["Q"]}), "unknown operator 'Q'"),
         (dict(width=[], layers="D"), "expected whole numbers of at least 1"),
-        (dict(width=[64, 64], layers="D"), "stands twice"),
+        (dict(width=[64, 64], layers="D"), "is listed twice"),
         (dict(width=128, layers="mx F", where={"mixer": "D"}), "'mx' is neither.*did you mean mixer"),
     ],
 )
