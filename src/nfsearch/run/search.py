@@ -111,7 +111,8 @@ def _read(config_path: Path, out: Path | None, resume: bool, assignments: Sequen
     job = _Job(config, file, folder, training_kind(config), corpus, space, table)
     job.strategy(Budgets(lambda architecture: {}))  # refuses known designs outside the space
     if table is not None:
-        table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(table.provenance.kind)))
+        keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(table.provenance.kind))
+        table.require(keys, config.latency.accept)
         job.strategy(budgets_of(config, table)).propose(0, [])  # raises if no member keeps the limits
     elif job.device == "cpu":
         _need_memory(config)
@@ -140,7 +141,7 @@ def _carry_out(job: _Job, store: Store) -> None:
     if store.meta.get("verify") != config.latency.verify:
         found = checked(config, space, table)
         if found is not None:
-            store.set_meta("verification", found.to_dict())
+            store.set_meta("verification", found.model_dump(mode="json"))
         store.set_meta("verify", config.latency.verify)
     factory = partial(make_evaluator, job.corpus, config.proxy, job.device)
     engine = Engine(job.strategy(budgets), store, factory, config.workers, cuda=job.device == "cuda")
@@ -152,7 +153,7 @@ def _carry_out(job: _Job, store: Store) -> None:
 
 
 def _identity(provenance: Mapping[str, Any]) -> str:
-    return " ".join(str(provenance[name]) for name in ("device", "kernels", "date"))
+    return " ".join(str(provenance[name]) for name in ("device", "date"))
 
 
 def _same_table(store: Store, table: LatencyTable) -> None:

@@ -6,21 +6,19 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nfsearch.latency_lut import LatencyTable, OutOfMemory
-from nfsearch.latency_lut.bundled import bundled_table, known_verification
+from nfsearch.latency_lut import LatencyTable, OutOfMemory, load_table
+from nfsearch.latency_lut.bundled import bundled_table
 from nfsearch.latency_lut.keys import Key
+from nfsearch.latency_lut.provenance import KERNELS
 from nfsearch.latency_lut.rows import Row
+from nfsearch.latency_lut.verification import Check, Verification, known_verification
 from nfsearch.latency_lut.workload import MEMORY
 from nfsearch.proxies.data import prepare
 from nfsearch.run.config import Config
 from nfsearch.search import Budgets
 from nfsearch.space import Architecture, SearchSpace
 from nfsearch.support.terminal import duration, say, steps
-
-if TYPE_CHECKING:
-    from nfsearch.latency_lut.verify import Verification
 
 
 def vocabulary(config: Config) -> int:
@@ -54,21 +52,21 @@ def training_kind(config: Config) -> str:
 
 def given_table(config: Config) -> LatencyTable | None:
     """The table that a config names, or for another machine's device the one that nfsearch has; None where it is to be
-    measured. Raises TableError unless it serves for the device and for the code that is here."""
+    measured. Raises TableError unless it serves for the device; `LatencyTable.require` asks for its rows."""
     from nfsearch.latency_lut import device
 
     settings, here = config.latency, is_here(config)
     wanted = device.device_slug(device.resolve(settings.device)) if here else settings.device
     if settings.table != "auto":
-        table = LatencyTable.load(settings.table, None if "device" in settings.accept else wanted)
+        table = load_table(settings.table, None if "device" in settings.accept else wanted)
     elif here:
         return None
     else:
-        table = LatencyTable.load(bundled_table(wanted), wanted)
+        table = load_table(bundled_table(wanted), wanted)
     machine = device.provenance(device.resolve(settings.device if here else "auto"))
     table.require_origin(wanted, machine, settings.accept)
-    found = table.provenance.differences(machine)
-    if accepted := [found[name] for name in settings.accept if name in found]:
+    found = table.provenance.differences(machine) | {KERNELS: table.staleness()}
+    if accepted := [found[name] for name in settings.accept if found.get(name)]:
         say(f"Beware: accepted of {table.name}: {'; '.join(accepted)}")
     return table
 
@@ -102,7 +100,7 @@ def check(config: Config, space: SearchSpace, table: LatencyTable, number: int, 
 
     with steps("checking the table on whole models") as step:
 
-        def progress(done: int, total: int, made: verify.Check) -> None:
+        def progress(done: int, total: int, made: Check) -> None:
             step(done, total)
 
         return verify.verify(
