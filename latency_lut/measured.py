@@ -71,10 +71,8 @@ class Measured:
         problems = []
         for key in keys:
             try:
-                points = (
-                    (key.context,) if key in self.rows else around(self.grid(Part(key, key.context, 1)), key.context)
-                )
-                used |= dict.fromkeys(replace(key, context=point) for point in points)
+                grid = [key.context] if key in self.rows else self.grid(Part(key, key.context, 1))
+                used |= dict.fromkeys(replace(key, context=point) for point in around(grid, key.context))
             except TableError as problem:
                 problems.append(str(problem))
         if problems:

@@ -185,6 +185,15 @@ def test_the_check_kept_beside_a_table_of_another_device_is_the_runs(
     assert "BEWARE" not in capsys.readouterr().err
 
 
+def test_rows_of_other_code_that_are_accepted_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latency = {"device": "nvidia-h200", "table": str(elsewhere(tmp_path, code="0" * 12)), "accept": ["kernels"]}
+    settings, _ = load_config(tiny_config(tmp_path, latency=latency))
+    table = given_table(settings)
+    assert table is not None
+    table.require(table.rows, settings.latency.accept)
+    assert f"{len(table.rows)} of {len(table.rows)} rows were timed with other code" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "latency", "message"),
     [
