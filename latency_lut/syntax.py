@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # "package.module:name", how a definition is named in a string
+# How a definition or a module is named in a string: "package.module:name", "package.module".
+_NAMED = re.compile(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+")
 
 _Comprehension = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _UNSAID = {"ctx", "kind", "type_comment", "type_params"}  # fields that say nothing, or that older versions lack
@@ -141,7 +142,7 @@ class _Reader:
     def _constant(self, value: object) -> str:
         if (
             isinstance(value, str)
-            and NAMED.fullmatch(value)
+            and _NAMED.fullmatch(value)
             and self._place.followed(target := value.replace(":", "."))
         ):
             self.names.add(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import shutil
 import symtable
 import time
@@ -155,3 +156,28 @@ def test_a_change_of_deltanets_decode_kernel_is_measured_and_nothing_else(
     measured.clear()
     profiler.build(keys, tmp_path / "t.parquet", device="cpu")
     assert not measured
+
+
+def test_an_operator_from_elsewhere_brings_sources_of_its_own(
+    ops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "theirs"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    (package / "kernels.py").write_text("def step(x):\n    return x + 1\n")
+    (package / "operator.py").write_text(
+        "from nfsearch.ops.operator import Operator\nfrom theirs.kernels import step\n"
+        "class Own(Operator):\n    def step(self, x, state, position):\n        return step(x)\n"
+    )
+    spec = dataclasses.replace(BUILT_IN[0], name="Own", module="theirs.operator:Own")
+    monkeypatch.setattr(code, "find_operator", {"Own": spec}.get)
+    monkeypatch.setattr(code, "folder_of", {code.OPS: ops, "theirs": package}.__getitem__)
+
+    def found() -> list[str]:
+        forget()
+        return [code.digest_of(Key(phase, "float32", 1, 64, "Own[x=1]", 0)) for phase in ("decode", "prefill")]
+
+    decode, prefill = found()
+    (package / "kernels.py").write_text("def step(x):\n    return x + 2\n")
+    assert found()[0] != decode
+    assert found()[1] == prefill

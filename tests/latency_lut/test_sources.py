@@ -150,7 +150,14 @@ class Kernel(torch.nn.Module):
         return h.other()
 """,
     "chooser.py": "from pack import helpers\ndef choose(x):\n    return helpers.other()",
+    "chosen.py": """
+from pack.helpers import other
+
+def any():
+    return other()
+""",
     "own.py": """
+import importlib
 import pack
 from pack.deep import kernel as kernels
 from pack.deep.kernel import Kernel
@@ -171,6 +178,9 @@ class Own(pack.Base):
 
     def lazily(self):
         return self.forms
+
+    def by_name(self, name):
+        return getattr(importlib.import_module("pack.chosen"), name)
 """,
 }
 
@@ -210,6 +220,7 @@ def reached(sources: Sources, *roots: str) -> set[str]:
         ),
         ("pack.own:Own.lazily", {"own:Own.lazily", "own:Own.forms", "own:FORMS", "deep.kernel:step"}
          | {"deep.kernel:_helper"}),
+        ("pack.own:Own.by_name", {"own:Own.by_name", "chosen:any", "helpers:other"}),
         ("pack:Base", {"base:Base", "helpers:SIZE", "helpers:other", "helpers:one", "helpers:_shared"}
          | {"helpers:two", "deep.kernel:launch"}),
     ],
