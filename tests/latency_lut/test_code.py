@@ -15,11 +15,11 @@ import pytest
 
 from nfsearch.latency_lut import Key, Row, Workload, code, keys_for, profiler
 from nfsearch.latency_lut.profiler import Profiler
-from nfsearch.space.operators import BUILT_IN
+from nfsearch.space.operators import operators
 
 from .helpers import made_up_row, small_space
 
-BLOCKS = ("embedding", "head", *(spec.name for spec in BUILT_IN))
+BLOCKS = ("embedding", "head", *(spec.name for spec in operators().values()))
 DECODE = {f"{name} decode" for name in BLOCKS}
 
 
@@ -169,7 +169,7 @@ def test_an_operator_from_elsewhere_brings_sources_of_its_own(
         "from nfsearch.ops.operator import Operator\nfrom theirs.kernels import step\n"
         "class Own(Operator):\n    def step(self, x, state, position):\n        return step(x)\n"
     )
-    spec = dataclasses.replace(BUILT_IN[0], name="Own", module="theirs.operator:Own")
+    spec = dataclasses.replace(next(iter(operators().values())), name="Own", module="theirs.operator:Own")
     monkeypatch.setattr(code, "find_operator", {"Own": spec}.get)
     monkeypatch.setattr(code, "folder_of", {code.OPS: ops, "theirs": package}.__getitem__)
 
