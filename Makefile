@@ -30,4 +30,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@python3 -m venv $(VENV) || { echo "python3 cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing nfsearch and what it needs into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@rm -rf nfsearch.egg-info  # what the build leaves, which would hide entry points that are added later
 	@touch $@

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nfsearch.latency_lut.provenance import CPU_IDENTITY, IDENTITY, KERNELS
-from nfsearch.latency_lut.workload import MEMORY, Workload
+from nfsearch.latency_lut.workload import Workload
 
 
 class LatencySettings(BaseModel):
@@ -49,8 +50,6 @@ class LatencySettings(BaseModel):
         for name in workloads:
             if not name.isidentifier():
                 raise ValueError(f"{name!r} is not a name: letters, digits and underscores, no digit first")
-            if name in ("loss", MEMORY):
-                raise ValueError(f"{name!r} is the name of something else that can be an objective")
         return workloads
 
     @field_validator("accept")
@@ -60,6 +59,12 @@ class LatencySettings(BaseModel):
             if name not in (known := (*IDENTITY, *CPU_IDENTITY, KERNELS)):
                 raise ValueError(f"{name!r} is none of {', '.join(known)}")
         return accept
+
+    def anchored(self) -> LatencySettings:
+        """The same with the table's path made absolute, so that it means the same to every worker."""
+        if self.table == "auto" or not Path(self.table).exists():
+            return self
+        return self.model_copy(update={"table": str(Path(self.table).resolve())})
 
     def dtype_on(self, kind: str) -> str:
         """The dtype on a device of this kind, "cpu" or "cuda"."""

@@ -1,14 +1,14 @@
-"""What is timed, and in which units it is limited."""
+"""What is timed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nfsearch.support.metrics import SECONDS, Metric
 
 _USES = {
     "decode": ("batch", "context"),
@@ -16,13 +16,7 @@ _USES = {
     "generation": ("batch", "prompt", "tokens"),
     "throughput": ("batches", "context", "memory_gb"),
 }
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_RATE = "tokens_per_s"
 _FINEST = 512  # tokens; below it, the time of attention over the past hardly changes
-
-MEMORY = "memory"  # the cost of this name is no workload: the bytes that the hungriest of them needs
-MEMORY_UNITS: Mapping[str, float] = MappingProxyType({"mb": 1e6, "gb": 1e9})
-TIME_UNITS = (*_SECONDS, _RATE)
 
 
 @dataclass(frozen=True)
@@ -109,6 +103,6 @@ class Workload(BaseModel):
         each = {"decode": 1, "prefill": self.context, "generation": self.tokens}
         return self.batch * each[self.phase] if self.phase in each else 1
 
-    def seconds(self, value: float, unit: str) -> float:
-        """The most seconds that a limit of `value` in one of `TIME_UNITS` allows."""
-        return self.produced / value if unit == _RATE else value * _SECONDS[unit]
+    def metric(self, name: str) -> Metric:
+        """Its time, by this name."""
+        return Metric(name, SECONDS, self.produced)

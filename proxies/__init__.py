@@ -1,6 +1,7 @@
-"""What an architecture is worth: data, short training, and the score they give."""
+"""What an architecture is worth: jobs, the proxies that evaluate them, and the data they train on."""
 
-from nfsearch.proxies.score import Score
-from nfsearch.proxies.settings import ProxySettings
+from nfsearch.proxies.fidelity import Fidelity
+from nfsearch.proxies.job import Evaluation, Job, Report
+from nfsearch.proxies.proxy import PROXIES, Proxy, ProxySettings, Trains
 
-__all__ = ["ProxySettings", "Score"]
+__all__ = ["PROXIES", "Evaluation", "Fidelity", "Job", "Proxy", "ProxySettings", "Report", "Trains"]

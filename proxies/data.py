@@ -14,7 +14,7 @@ import numpy as np
 
 from nfsearch.proxies.cache import cache_dir as default_cache
 from nfsearch.proxies.cache import digest, publish
-from nfsearch.proxies.settings import ProxySettings
+from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.sources import SPLIT_VERSION, VALIDATION_SHARE, Source, open_source
 from nfsearch.proxies.tokenizers import Tokenizer, load_tokenizer, resolve_tokenizer, utf8
 
@@ -43,7 +43,7 @@ class Corpus:
         return np.memmap(self.folder / f"{part}.bin", dtype=_dtype(self.vocab), mode="r")
 
 
-def prepare(settings: ProxySettings, cache_dir: Path | None = None) -> Corpus:
+def prepare(settings: TrainingSettings, cache_dir: Path | None = None) -> Corpus:
     """Tokenises the data of `settings`, or finds it done; several processes may call it at once.
 
     A large source is read only until there are as many training tokens as `settings.tokens` (rounded up to a power of

@@ -1,9 +1,20 @@
-"""The `proxy:` section of a config: what a candidate is trained on, and for how long."""
+"""The settings of the training proxy: what a candidate is trained on, and for how long."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing_extensions import Self
+
+from nfsearch.proxies.fidelity import Fidelity
+from nfsearch.proxies.proxy import ProxySettings
+from nfsearch.support.metrics import NATS, Metric
+
+LOSS = Metric("loss", NATS)
+BITS_PER_BYTE = Metric("bits_per_byte")
+PERPLEXITY = Metric("perplexity")
+_NAMES = ("bytes", "python-stdlib")  # of tokenizers and data; no files, whatever lies there
 _SMALLEST_BPE = 257  # every byte, and the end of a document
 
 
@@ -16,10 +27,8 @@ class SplitData(BaseModel):
     validation: str = Field(description="what to measure the loss on")
 
 
-class ProxySettings(BaseModel):
+class TrainingSettings(ProxySettings):
     """A short training run whose validation loss ranks architectures."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str | SplitData = Field(
         "python-stdlib",
@@ -57,19 +66,36 @@ class ProxySettings(BaseModel):
             raise ValueError(f"{value}: expected bpe:VOCAB with a whole number of at least {_SMALLEST_BPE}")
         return value
 
+    def anchored(self) -> Self:
+        data = self.data
+        if isinstance(data, SplitData):
+            data = SplitData(train=_anchored(data.train), validation=_anchored(data.validation))
+        else:
+            data = _anchored(data)
+        return self.model_copy(update={"data": data, "tokenizer": _anchored(self.tokenizer)})
+
     @property
-    def fidelity(self) -> str:
-        """Everything here that a loss depends on, data and tokenizer apart: equal text, comparable losses."""
-        parts = [
-            f"{self.tokens} tokens",
-            f"sequence {self.sequence}",
-            f"batch {self.batch}",
+    def vocabulary(self) -> int:
+        """The tokenizer's size; what it was asked for where it is yet to be trained."""
+        from nfsearch.proxies.tokenizers import load_tokenizer
+
+        name, _, size = self.tokenizer.partition(":")
+        return int(size) if name == "bpe" else load_tokenizer(self.tokenizer).vocab
+
+    def fidelity(self, data: str, device: str) -> Fidelity:
+        """What a loss is measured with, on data of this digest and a device of this kind, "cpu" or "cuda"."""
+        recipe = [
             f"learning rate {self.learning_rate:g}",
             f"warm-up {self.warmup:g}",
             f"weight decay {self.weight_decay:g}",
             f"clip {self.clip:g}",
             f"weight norm {'on' if self.weight_norm else 'off'}",
             f"validation {self.validation_tokens}",
-            *([f"a twin narrowed {self.narrow} times"] if self.narrow > 1 else []),
+            "bf16" if device == "cuda" else "fp32",
         ]
-        return ", ".join(parts)
+        return Fidelity(self.tokens, self.sequence, self.batch, ", ".join(recipe), data, self.narrow)
+
+
+def _anchored(text: str) -> str:
+    named = text in _NAMES or text.startswith(("bpe:", "hf:"))
+    return str(Path(text).resolve()) if not named and Path(text).exists() else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -14,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from nfsearch.ops.model import HybridLM
-from nfsearch.proxies.settings import ProxySettings
+from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.weight_norm import WeightNorm
 from nfsearch.support.errors import typed_line
+from nfsearch.support.notes import note
 
 _BETAS = (0.9, 0.95)
 _BEFORE_CAPTURE = 3  # steps in which kernels are compiled and checked, and libraries and AdamW make what they keep
 _FEWEST = 10  # steps in a run that is worth a capture
-
-logger = logging.getLogger(__name__)
 
 
 class Step:
@@ -32,7 +30,7 @@ class Step:
     all later ones do. Where it cannot be captured, that is logged and all calls launch. The updates are the same.
     """
 
-    def __init__(self, model: HybridLM, settings: ProxySettings, eager: float) -> None:
+    def __init__(self, model: HybridLM, settings: TrainingSettings, eager: float) -> None:
         device = model.embedding.weight.device
         self._model, self._clip, self._eager = model, settings.clip, eager
         self._windows = torch.zeros(settings.batch, settings.sequence + 1, dtype=torch.int64, device=device)
@@ -98,7 +96,8 @@ class Step:
         self._capturable(False)
         if called_off:
             _end_capture(pool, stream)
-        _say(refusal or called_off)
+        reason = refusal or called_off
+        note(f"a training step was launched operation by operation, as it could not be one CUDA graph: {reason}")
 
     def _capturable(self, value: bool) -> None:
         for group in self._optimizer.param_groups:
@@ -106,7 +105,7 @@ class Step:
 
 
 @contextmanager
-def training_step(model: HybridLM, settings: ProxySettings, steps: int) -> Iterator[Step]:
+def training_step(model: HybridLM, settings: TrainingSettings, steps: int) -> Iterator[Step]:
     """The step of a run of `steps` steps. On CUDA what is inside runs on a stream of its own, which a capture needs."""
     device = model.embedding.weight.device
     eager = _BEFORE_CAPTURE if device.type == "cuda" and steps >= _FEWEST else math.inf
@@ -131,7 +130,7 @@ def upload(windows: np.ndarray, device: torch.device) -> Tensor:
     return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there
 
 
-def optimizer(model: HybridLM, settings: ProxySettings, rate: Tensor) -> torch.optim.AdamW:
+def optimizer(model: HybridLM, settings: TrainingSettings, rate: Tensor) -> torch.optim.AdamW:
     """Decays the matrices of linear layers; not the embedding, norms, convolutions, biases or meta tokens."""
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     groups = [
@@ -189,9 +188,3 @@ def _end_capture(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
         torch._C._cuda_releasePool(device, pool)
     with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):  # a good one
         torch.zeros((), device=stream.device)
-
-
-@cache
-def _say(refusal: str) -> None:
-    """Once for each reason."""
-    logger.warning("a model's training step is launched operation by operation, not as a CUDA graph: %s", refusal)

@@ -1,25 +1,26 @@
-"""How to choose: strategies, the Ray engine, the study that keeps results, and Pareto maths."""
+"""How to choose: candidates, strategies that propose them, executors that evaluate them, the loop, and the study."""
 
-from nfsearch.search.aging import Aging
-from nfsearch.search.budgets import Budgets
-from nfsearch.search.candidate import Candidate, Proposal, objective_value
-from nfsearch.search.random import Random
-from nfsearch.search.settings import KnownDesign, SearchSettings, WorkerSettings
-from nfsearch.search.strategy import Exhausted, Strategy
-
-STRATEGIES: dict[str, type[Strategy]] = {"aging": Aging, "random": Random}
+from nfsearch.search.budgets import Budgets, Limits
+from nfsearch.search.candidate import Candidate, Proposal
+from nfsearch.search.executor import EXECUTORS, Executor, WorkerSettings
+from nfsearch.search.rule import RULES, Rule, RuleSettings
+from nfsearch.search.strategy import STRATEGIES, Exhausted, KnownDesign, Problem, SearchSettings, Strategy
 
 __all__ = [
+    "EXECUTORS",
+    "RULES",
     "STRATEGIES",
-    "Aging",
     "Budgets",
     "Candidate",
+    "Executor",
     "Exhausted",
     "KnownDesign",
+    "Limits",
+    "Problem",
     "Proposal",
-    "Random",
+    "Rule",
+    "RuleSettings",
     "SearchSettings",
     "Strategy",
     "WorkerSettings",
-    "objective_value",
 ]

@@ -1,7 +1,4 @@
-"""What a candidate may cost on the device. Checked from estimates, before any training.
-
-A cost of infinity says that a part of the model does not fit into the device's memory.
-"""
+"""The limits on what candidates are measured by, and what they cost without any training."""
 
 from __future__ import annotations
 
@@ -9,29 +6,37 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from nfsearch.latency_lut.workload import MEMORY
 from nfsearch.space import Architecture
+from nfsearch.support.metrics import Measurements, Metric
 
-Costs = Mapping[str, tuple[float, float]]  # workload -> (seconds, error in seconds); memory -> (bytes, 0)
+
+@dataclass(frozen=True)
+class Limits:
+    """The most of some metrics, by name and in their units."""
+
+    most: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)  # of `most` at least, for the words
+
+    def excess(self, found: Measurements) -> dict[str, tuple[float, str]]:
+        """The limits exceeded by what was found so far: name -> (value / limit, the two in words). Equal to the limit
+        is within; what was not found, because only training tells it, is no excess. A cost of infinity says that a part
+        of the model does not fit into the device's memory."""
+        over = {name: (math.inf, "does not fit into memory") for name, each in found.items() if each.value == math.inf}
+        for name, limit in self.most.items():
+            if name in found and name not in over and not found[name].value <= limit:
+                unit = self.metrics[name].unit
+                words = f"{unit.words(found[name].value)} against {unit.words(limit)}"
+                over[name] = (found[name].value / limit, words)
+        return over
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """`estimate` gives the costs of an architecture by name, `most` the limits of some of them in the same units."""
+    """`estimate` gives what is known of an architecture without any training: it has to be within the limits."""
 
-    estimate: Callable[[Architecture], Costs]
-    most: Mapping[str, float] = field(default_factory=dict)
-
-    def excess(self, costs: Costs) -> dict[str, tuple[float, str]]:
-        """The limits exceeded: name -> (cost / limit, the two in words). Equal to the limit is within."""
-        over = {name: (math.inf, "does not fit into memory") for name, (cost, _) in costs.items() if cost == math.inf}
-        for name, limit in self.most.items():
-            if name not in over and not costs[name][0] <= limit:
-                scale, unit = (1e-9, "GB") if name == MEMORY else (1e3, "ms")
-                words = f"{costs[name][0] * scale:.4g} {unit} against {limit * scale:.4g} {unit}"
-                over[name] = (costs[name][0] / limit, words)
-        return over
+    estimate: Callable[[Architecture], Measurements]
+    limits: Limits = field(default_factory=Limits)
 
     def fit(self, architecture: Architecture) -> bool:
         """Whether it keeps all limits: what `SearchSpace` asks where the width follows from the latency."""
-        return not self.excess(self.estimate(architecture))
+        return not self.limits.excess(self.estimate(architecture))

@@ -1,52 +1,74 @@
-"""One evaluated architecture: what the study keeps of it."""
+"""One evaluated job: what the study keeps of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nfsearch.proxies import Score
-from nfsearch.search.budgets import Costs
+from nfsearch.proxies import Evaluation, Fidelity, Job
 from nfsearch.space import Architecture
+from nfsearch.support.metrics import Measurements
 
 Answers = Mapping[str, Any]  # question name -> answer, in the order asked
+State = Literal["done", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """An architecture a strategy wants evaluated, and where it came from."""
+    """A job that a strategy wants done, and where its architecture came from."""
 
     index: int  # its place in the sequence of proposals; with several workers not its place among the finished
-    architecture: Architecture
+    job: Job
     answers: Answers
-    origin: str  # "known", "random", "mutation:<kind>" or "crossover"
+    origin: str  # "known", "random", "mutation:<kind>", "crossover" or what another strategy says
     generation: int = 0
     parents: tuple[int, ...] = ()  # candidate numbers
-    costs: Costs = field(default_factory=dict)
+    costs: Measurements = field(default_factory=dict)  # what is known without any training
     refused: Mapping[str, int] = field(default_factory=dict)  # reason -> drafts refused before this one was found
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.job.architecture
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished evaluation. A failed one has an error instead of a score."""
+    """A job that has ended. One that was stopped by a rule has a curve and no metrics of its proxy, a failed one an
+    error and no evaluation."""
 
     number: int  # its place among the finished, from 0; also the number of its trial in the study
     proposal: Proposal
-    state: Literal["done", "failed"]
-    score: Score | None
-    values: Mapping[str, float]  # objective -> value (smaller is better); empty if failed
+    state: State
+    evaluation: Evaluation | None
     seconds: float  # wall time spent on it, retries included
     error: str | None = None
     attempts: int = 1
 
+    @property
+    def metrics(self) -> Measurements:
+        """All that it was measured by, costs included."""
+        return {**self.proposal.costs, **(self.evaluation.metrics if self.evaluation else {})}
 
-def objective_value(objective: str, proposal: Proposal, score: Score) -> float:
-    """The value of `loss`, or of an estimated cost: a workload's seconds, or memory.
+    def value(self, metric: str) -> float:
+        """The value of a metric. Raises ValueError if it has none of that name."""
+        found = self.metrics.get(metric)
+        if found is None:
+            raise ValueError(f"candidate {self.number} has no {metric!r}; it has {', '.join(self.metrics)}")
+        return found.value
 
-    Raises ValueError for any other name."""
-    if objective == "loss":
-        return score.loss
-    if objective not in proposal.costs:
-        raise ValueError(f"unknown objective {objective!r}; expected one of {', '.join(('loss', *proposal.costs))}")
-    return proposal.costs[objective][0]
+
+def finished(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that are done."""
+    return [candidate for candidate in candidates if candidate.state == "done"]
+
+
+def dearest(candidates: Sequence[Candidate]) -> Fidelity | None:
+    """The most expensive fidelity that one of the candidates is done at."""
+    return max((candidate.proposal.job.fidelity for candidate in finished(candidates)), default=None)
+
+
+def comparable(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that are done at the most expensive fidelity: the ones whose losses may be compared."""
+    fidelity = dearest(candidates)
+    return [candidate for candidate in finished(candidates) if candidate.proposal.job.fidelity == fidelity]

@@ -8,6 +8,9 @@ import moocore
 import numpy as np
 import numpy.typing as npt
 
+from nfsearch.search.budgets import Limits
+from nfsearch.search.candidate import Candidate, comparable
+
 
 def front(points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """Which of the points [n, objectives] no other dominates. Of equal points all are on the front."""
@@ -15,6 +18,19 @@ def front(points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     if not len(table):
         return np.zeros(0, dtype=bool)
     return moocore.is_nondominated(table, keep_weakly=True)
+
+
+def ranked(candidates: Sequence[Candidate], limits: Limits) -> list[Candidate]:
+    """The candidates that may be on one front, in their order: done at the most expensive fidelity that any is done at,
+    as losses of different fidelities are not compared, and within the limits."""
+    return [candidate for candidate in comparable(candidates) if not limits.excess(candidate.metrics)]
+
+
+def members(candidates: Sequence[Candidate], objectives: Sequence[str], limits: Limits) -> list[Candidate]:
+    """The candidates on the front of those that may be on one, in their order."""
+    able = ranked(candidates, limits)
+    points = [[candidate.value(name) for name in objectives] for candidate in able]
+    return [candidate for candidate, on in zip(able, front(points), strict=True) if on]
 
 
 def hypervolume(points: npt.ArrayLike, reference: npt.ArrayLike) -> float:

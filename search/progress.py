@@ -6,17 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from nfsearch.search.budgets import Limits
 from nfsearch.search.candidate import Candidate
-from nfsearch.search.pareto import front
+from nfsearch.search.pareto import members
 
 RECENT = 50  # finished candidates that the estimate of the time left is made from
 
 
 @dataclass(frozen=True)
-class Running:
-    """A candidate in training."""
+class Training:
+    """A candidate being evaluated."""
 
     index: int
     architecture: str  # in notation, with its width
@@ -27,48 +26,42 @@ class Running:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """What changes only when a candidate finishes."""
+
+    refused: Mapping[str, int] = field(default_factory=dict)  # reason -> drafts refused before training
+    best: Candidate | None = None  # the member of the front with the lowest first objective
+    front: tuple[int, ...] = ()  # candidate numbers
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate], objectives: Sequence[str], limits: Limits) -> Standing:
+        refused: Counter[str] = Counter()
+        for candidate in candidates:
+            refused.update(candidate.proposal.refused)
+        front = members(candidates, objectives, limits)
+        best = min(front, key=lambda each: (each.value(objectives[0]), each.number), default=None)
+        return cls(refused, best, tuple(candidate.number for candidate in front))
+
+
+@dataclass(frozen=True)
 class Progress:
     """A snapshot of a search."""
 
     evaluations: int  # how many there shall be
-    candidates: Sequence[Candidate]  # finished, in the order they finished
+    candidates: Sequence[Candidate]  # in the order they finished
     workers: int
-    running: tuple[Running, ...] = ()
-    refused: Mapping[str, int] = field(default_factory=dict)  # reason -> drafts refused before training
-    best: Candidate | None = None  # the one with the lowest loss
-    front: tuple[int, ...] = ()  # candidate numbers
+    running: tuple[Training, ...] = ()
+    standing: Standing = field(default_factory=Standing)
     seconds: float = 0.0  # since this process started its search
     eta_seconds: float | None = None  # None until something has finished
     ended: str | None = None  # why the search ended before all evaluations
 
-    @property
-    def failed(self) -> int:
-        return sum(candidate.state == "failed" for candidate in self.candidates)
+    def count(self, state: str) -> int:
+        """How many candidates ended so."""
+        return sum(candidate.state == state for candidate in self.candidates)
 
 
-@dataclass(frozen=True)
-class Standing:
-    """What changes only when a candidate finishes."""
-
-    refused: Mapping[str, int]
-    best: Candidate | None
-    front: tuple[int, ...]
-
-    @classmethod
-    def of(cls, candidates: Sequence[Candidate], objectives: Sequence[str]) -> Standing:
-        refused: Counter[str] = Counter()
-        for candidate in candidates:
-            refused.update(candidate.proposal.refused)
-        done = [candidate for candidate in candidates if candidate.state == "done"]
-        if not done:
-            return cls(refused, None, ())
-        points = np.array([[candidate.values[objective] for objective in objectives] for candidate in done])
-        best = min(done, key=lambda candidate: (candidate.score.loss, candidate.number))  # type: ignore[union-attr]
-        members = tuple(candidate.number for candidate, on in zip(done, front(points), strict=True) if on)
-        return cls(refused, best, members)
-
-
-def eta_seconds(candidates: Sequence[Candidate], running: Sequence[Running], left: int, workers: int) -> float | None:
+def eta_seconds(candidates: Sequence[Candidate], running: Sequence[Training], left: int, workers: int) -> float | None:
     """Time until `left` candidates have finished, the running ones among them, from the mean of the recent ones."""
     if not candidates:
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nfsearch.cli.describe import check_member, read_space
-from nfsearch.export.export import load_architecture
+from nfsearch.export import load_architecture
 from nfsearch.latency_lut import keys_for, load_table
 from nfsearch.latency_lut.bundled import bundled_table
 from nfsearch.run.config import load_config

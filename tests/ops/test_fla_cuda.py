@@ -16,7 +16,7 @@ from nfsearch.ops.decoder import Decoder
 from nfsearch.ops.model import HybridLM
 from nfsearch.ops.paths import check
 from nfsearch.proxies.data import prepare
-from nfsearch.proxies.settings import ProxySettings
+from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.training import train
 from nfsearch.space import Architecture, Layer
 from nfsearch.testing.operators import HALF, OperatorSuite, agree
@@ -88,7 +88,7 @@ def test_the_captured_step_continues_the_prompt() -> None:
 def test_the_search_trains_it(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{i}: the quick brown fox jumps over {i % 9} lazy dogs.\n" for i in range(5000)))
-    settings = ProxySettings(
+    settings = TrainingSettings(
         data=str(text), tokens=2**14, sequence=128, batch=4, learning_rate=1e-2, validation_tokens=1000
     )
     corpus = prepare(settings, tmp_path / "cache")

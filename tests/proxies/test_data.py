@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfsearch.proxies import cache, data
-from nfsearch.proxies.settings import ProxySettings, SplitData
+from nfsearch.proxies.settings import SplitData, TrainingSettings
 from nfsearch.proxies.tokenizers import ByteTokenizer, load_tokenizer
 
 
@@ -28,8 +28,8 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def proxy(path: Path | str, **named: object) -> ProxySettings:
-    return ProxySettings.model_validate({"data": str(path), "sequence": 32, **named})
+def proxy(path: Path | str, **named: object) -> TrainingSettings:
+    return TrainingSettings.model_validate({"data": str(path), "sequence": 32, **named})
 
 
 def test_bytes_are_the_documents(text: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_too_little_data(tmp_path: Path) -> None:
         ValueError, match=r"a\.txt: no text for (validation|training); one document in 20 .* are 1: give more, or"
     ):
         data.prepare(proxy(path), tmp_path / "cache")
-    both = ProxySettings(data=SplitData(train=str(path), validation=str(path)), sequence=32)
+    both = TrainingSettings(data=SplitData(train=str(path), validation=str(path)), sequence=32)
     with pytest.raises(ValueError, match=r"the train part has 21 tokens, a sequence of 32 needs at least 33"):
         data.prepare(both, tmp_path / "cache")
     assert data.prepare(both.model_copy(update={"sequence": 20}), tmp_path / "cache").vocab == 257

@@ -18,13 +18,13 @@ from nfsearch.proxies import step as step_module
 from nfsearch.proxies import training
 from nfsearch.proxies.data import Corpus, batch, prepare
 from nfsearch.proxies.score import Score
-from nfsearch.proxies.settings import ProxySettings
+from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.step import Step, optimizer
 from nfsearch.proxies.training import Diverged, learning_rate, train, train_model
 from nfsearch.proxies.weight_norm import WeightNorm
 from nfsearch.space import Architecture
 
-SMALL = ProxySettings(tokens=64 * 64, sequence=32, batch=2, learning_rate=1e-2, validation_tokens=1000)
+SMALL = TrainingSettings(tokens=64 * 64, sequence=32, batch=2, learning_rate=1e-2, validation_tokens=1000)
 EVERY_MIXER = "A[head_dim=16] F[act=relu2] D[head_dim=16] F GDN[head_dim=16] GLA M2[head_dim=16, state=16]"
 
 
@@ -142,7 +142,7 @@ def test_decay_touches_only_matrices() -> None:
 
 
 def test_learning_rate_rises_then_falls_to_a_tenth() -> None:
-    settings = ProxySettings(learning_rate=1.0, warmup=0.1)
+    settings = TrainingSettings(learning_rate=1.0, warmup=0.1)
     rates = [learning_rate(settings, step, 100) for step in range(100)]
     assert rates[:10] == sorted(rates[:10])
     assert 0 < rates[0] < 0.2

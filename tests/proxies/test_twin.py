@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from nfsearch.proxies import ProxySettings
 from nfsearch.proxies.data import prepare
+from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.training import train
 from nfsearch.proxies.twin import check_narrowing, narrowed
 from nfsearch.space import Architecture, SpaceSettings
@@ -35,7 +35,7 @@ def test_what_cannot_be_narrowed_is_said_before_the_search() -> None:
 
 
 def test_training_with_narrow_trains_the_twin_and_says_so() -> None:
-    settings = ProxySettings(tokens=512, sequence=32, batch=4, validation_tokens=256)
+    settings = TrainingSettings(tokens=512, sequence=32, batch=4, validation_tokens=256)
     corpus = prepare(settings)
     wide = Architecture.parse("D F", width=256, vocab=5000)
     twin = narrowed(wide, 8, corpus.vocab)

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfsearch.search import WorkerSettings
-from nfsearch.search.cluster import cluster
+from nfsearch.search.executors.cluster import RaySettings, cluster
 
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One Ray for all tests of a file: it takes four seconds to start."""
-    with cluster(WorkerSettings(count=2), cuda=False):
+    with cluster(RaySettings(count=2), cuda=False):
         yield

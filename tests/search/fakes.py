@@ -1,23 +1,29 @@
-"""A small space, latencies that can be computed by hand, and evaluators that train nothing.
-
-The evaluators are nested functions, which travel to the workers by value: the workers cannot import the tests.
-"""
+"""A small space, latencies that can be computed by hand, and proxies that train nothing."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from nfsearch.proxies import Score
-from nfsearch.search import STRATEGIES, Budgets, Candidate, Proposal, SearchSettings, Strategy, WorkerSettings
-from nfsearch.search.engine import Engine
+from typing_extensions import Self
+
+from nfsearch.proxies import Evaluation, Fidelity, Job, Proxy, ProxySettings, Report
+from nfsearch.search import STRATEGIES, Budgets, Candidate, Executor, Limits, Problem, Proposal, Strategy
+from nfsearch.search.executor import Ended, Handle, Reported, Running, WorkerSettings
+from nfsearch.search.executors.local import LocalExecutor, LocalSettings
+from nfsearch.search.known import fitting, locate
+from nfsearch.search.loop import Loop
 from nfsearch.search.study import open_store
-from nfsearch.search.worker import EvaluatorFactory
 from nfsearch.space import Architecture, SearchSpace, SpaceSettings
+from nfsearch.support.metrics import BYTES, NATS, SECONDS, Measurement, Measurements, Metric
 
 OBJECTIVES = ("loss", "tpot")
+METRICS = {metric.name: metric for metric in (Metric("loss", NATS), Metric("tpot", SECONDS), Metric("memory", BYTES))}
+FIDELITY = Fidelity(100, 10, 1, "none", "fake")
 
 
 def small_space(**changes: Any) -> SearchSpace:
@@ -25,30 +31,43 @@ def small_space(**changes: Any) -> SearchSpace:
     return SpaceSettings.model_validate({**fields, **changes}).build(vocab=256)
 
 
-def latency(architecture: Architecture) -> dict[str, tuple[float, float]]:
+def latency(architecture: Architecture) -> dict[str, Measurement]:
     """Half a microsecond for each layer and unit of width."""
-    return {"tpot": (len(architecture.layers) * architecture.width * 5e-7, 1e-6)}
+    return {"tpot": Measurement(len(architecture.layers) * architecture.width * 5e-7, 1e-6)}
 
 
 def strategy(
-    name: str = "aging", space: SearchSpace | None = None, budget: float | None = None, **settings: Any
+    name: str = "aging",
+    space: SearchSpace | None = None,
+    budget: float | None = None,
+    estimate: Callable[[Architecture], Measurements] = latency,
+    limits: dict[str, float] | None = None,
+    objectives: tuple[str, ...] = OBJECTIVES,
+    **settings: Any,
 ) -> Strategy:
-    fields = {"strategy": name, "evaluations": 12, "population": 4, "tournament": 2, **settings}
-    budgets = Budgets(latency, {} if budget is None else {"tpot": budget})
-    return STRATEGIES[name](space or small_space(), SearchSettings.model_validate(fields), budgets)
+    kind = STRATEGIES.find(name)
+    tournament = {"tournament": 2} if name == "aging" else {}
+    chosen = kind.Settings.model_validate({"evaluations": 12, "population": 4, **tournament, **settings})
+    space = space or small_space()
+    most = {**(limits or {}), **({} if budget is None else {"tpot": budget})}
+    budgets = Budgets(estimate, Limits(most, METRICS))
+    known, _ = fitting(locate(space, chosen.seeds_known), budgets)
+    return kind(Problem(space, budgets, objectives, FIDELITY, chosen.seed, known), chosen)
 
 
-def score(loss: float) -> Score:
-    return Score(loss, loss, 2.0, 100, 0.1, ((50, loss + 1), (100, loss)), 0, "fake", "none")
+def evaluation(loss: float) -> Evaluation:
+    return Evaluation({"loss": Measurement(loss)}, 100, 0.1, ((50, loss + 1), (100, loss)))
 
 
 def candidate(number: int, proposal: Proposal, loss: float | None) -> Candidate:
     """A finished one; failed if it has no loss."""
     if loss is None:
-        return Candidate(number, proposal, "failed", None, {}, 1.5, "the loss is nan", 2)
-    return Candidate(
-        number, proposal, "done", score(loss), {"loss": loss, "tpot": proposal.costs["tpot"][0]}, 0.5, None, 1
-    )
+        return Candidate(number, proposal, "failed", None, 1.5, "the loss is nan", 2)
+    return Candidate(number, proposal, "done", evaluation(loss), 0.5)
+
+
+def loss_of(found: Candidate) -> float | None:
+    return found.value("loss") if found.state == "done" else None
 
 
 def search(strategy: Strategy, count: int, losses: Callable[[int], float | None] | None = None) -> list[Candidate]:
@@ -61,48 +80,102 @@ def search(strategy: Strategy, count: int, losses: Callable[[int], float | None]
     return history
 
 
-def evaluator(log: Path | None = None, seconds: float = 0.0) -> EvaluatorFactory:
-    """Losses that depend on the design alone. Writes a line for each evaluation that began."""
+class FakeProxy:
+    """Losses that depend on the design alone, reported twice. `log` gets a line for each evaluation that began; `deed`
+    is done in it, given the job and what it would return."""
 
-    def factory() -> Callable[..., Mapping[str, Any]]:
-        import time
-        import zlib
+    Settings: ClassVar[type[ProxySettings]] = ProxySettings
+    metrics: ClassVar[Sequence[Metric]] = (METRICS["loss"],)
+    vocab = 256
+    fidelity = FIDELITY
 
-        def evaluate(
-            architecture: Mapping[str, Any], seed: int, report: Callable[[int, float], None]
-        ) -> dict[str, Any]:
-            name = f"{architecture['layers']} @ {architecture['width']}"
-            if log is not None:
-                with log.open("a") as file:
-                    file.write(name + "\n")
-            loss = 1 + zlib.crc32(name.encode()) / 2**32
-            report(50, loss + 1)
-            time.sleep(seconds)
-            return {
-                "loss": loss, "bits_per_byte": loss, "perplexity": 2.0, "tokens": 100, "seconds": seconds,
-                "curve": [[50, loss + 1], [100, loss]], "seed": seed, "data": "fake", "fidelity": "none",
-            }  # fmt: skip
+    def __init__(self, log: Path | None = None, deed: Callable[[Job, Evaluation], Evaluation] | None = None) -> None:
+        self.log, self.deed = log, deed
 
-        return evaluate
+    def check(self, space: SearchSpace) -> None:
+        pass
 
-    return factory
+    def start(self) -> None:
+        pass
+
+    def evaluate(self, job: Job, report: Report) -> Evaluation:
+        name = str(job.architecture)
+        if self.log is not None:
+            with self.log.open("a") as file:
+                file.write(name + "\n")
+        found = evaluation(1 + zlib.crc32(f"{name} {job.seed}".encode()) / 2**32)
+        for tokens, loss in found.curve:
+            report(tokens, loss)
+        return self.deed(job, found) if self.deed else found
 
 
-def engine(
-    folder: Path,
-    factory: EvaluatorFactory,
-    *,
-    count: int = 1,
-    resume: bool = False,
-    workers: Any = None,
-    **settings: Any,
-) -> Engine:
+@dataclass
+class Asked:
+    job: Job
+    began: int
+
+
+class HandExecutor:
+    """Evaluates nothing by itself: each look ends the job that was submitted `delay` looks before, so that several run
+    at a time without processes and without clocks."""
+
+    Settings: ClassVar[type[WorkerSettings]] = LocalSettings
+
+    def __init__(self, proxy: Proxy, workers: int, delay: Callable[[int], int] = lambda number: 1) -> None:
+        self.proxy, self.workers, self.delay = proxy, workers, delay
+        self.looks = self.submitted = 0
+        self.jobs: list[tuple[Job, int]] = []  # and the look at which each ends
+        self.entered = self.left = False
+
+    def __enter__(self) -> Self:
+        self.entered = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.left = True
+
+    @property
+    def free(self) -> int:
+        return self.workers - len(self.jobs)
+
+    @property
+    def running(self) -> Sequence[Running]:
+        return [Running(job, 1.0) for job, _ in self.jobs]
+
+    def submit(self, job: Job) -> None:
+        assert self.entered
+        assert self.free > 0
+        self.jobs.append((job, self.looks + self.delay(self.submitted)))
+        self.submitted += 1
+
+    def cancel(self, job: Job) -> None:
+        self.jobs = [(each, end) for each, end in self.jobs if each != job]
+
+    def events(self, handle: Handle, timeout: float) -> None:
+        self.looks += 1
+        for job, end in list(self.jobs):
+            if end <= self.looks and (job, end) in self.jobs:
+                found = self.proxy.evaluate(job, lambda tokens, loss, job=job: handle(Reported(job, tokens, loss)))  # type: ignore[misc]
+                if (job, end) in self.jobs:  # not cancelled at a report
+                    self.jobs.remove((job, end))
+                    handle(Ended(job, found, None, 1.0))
+
+
+def loop(
+    folder: Path, executor: Executor | Proxy | None = None, *, resume: bool = False, rule: Any = None,
+    stop: Callable[[], bool] = lambda: False, **settings: Any,
+) -> Loop:  # fmt: skip
+    """A search in this process, whose study is in `folder`; `executor` may be a proxy to evaluate with."""
     chosen = strategy(**settings)
     folder.mkdir(exist_ok=True)
     store = open_store(
         folder / "study.journal",
-        objectives=OBJECTIVES,
-        fingerprint={"seed": chosen.settings.seed, "space": chosen.space.notation},
+        objectives=chosen.problem.objectives,  # type: ignore[attr-defined]
+        fingerprint={"seed": chosen.settings.seed, "space": chosen.space.notation},  # type: ignore[attr-defined]
         resume=resume,
     )
-    return Engine(chosen, store, factory, WorkerSettings(count=count, **(workers or {})))
+    if executor is None or not hasattr(executor, "submit"):
+        executor = LocalExecutor(LocalSettings(), executor or FakeProxy(), "cpu")  # type: ignore[arg-type]
+    limits = chosen.budgets.limits  # type: ignore[attr-defined]
+    evaluations = chosen.settings.evaluations  # type: ignore[attr-defined]
+    return Loop(chosen, store, executor, limits, evaluations=evaluations, rule=rule, stop=stop)  # type: ignore[arg-type]

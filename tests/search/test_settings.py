@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from nfsearch.search import SearchSettings, WorkerSettings
-from nfsearch.search.cluster import worker_count
+from nfsearch.search.executors.cluster import RaySettings, worker_count
+from nfsearch.search.strategies.aging import AgingSettings
 
 
 @pytest.mark.parametrize(
@@ -17,26 +17,25 @@ from nfsearch.search.cluster import worker_count
         ({"seeds_known": [{"width": 0, "layers": "A"}]}, "greater than 0"),
         ({"crossover": 1.5}, "less than or equal to 1"),
         ({"speed": 1}, "Extra inputs"),
-        ({"strategy": "magic"}, "aging"),
     ],
 )
 def test_bad_search_settings(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        SearchSettings.model_validate(fields)
+        AgingSettings.model_validate(fields)
 
 
 @pytest.mark.parametrize("fields", [{"count": 0}, {"count": "many"}, {"gpus": 1.5}, {"timeout_s": 0}, {"retries": -1}])
 def test_bad_worker_settings(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        WorkerSettings.model_validate(fields)
+        RaySettings.model_validate(fields)
 
 
 def test_worker_count() -> None:
     machine = {"CPU": 16.0, "GPU": 2.0}
-    assert worker_count(WorkerSettings(), False, machine) == 16
-    assert worker_count(WorkerSettings(), True, machine) == 2
-    assert worker_count(WorkerSettings(gpus=0.5), True, machine) == 4
-    assert worker_count(WorkerSettings(count=3, cpus=4), False, machine) == 3
-    for settings in (WorkerSettings(count=3), WorkerSettings(gpus=4), WorkerSettings(cpus=17)):
+    assert worker_count(RaySettings(), False, machine) == 16
+    assert worker_count(RaySettings(), True, machine) == 2
+    assert worker_count(RaySettings(gpus=0.5), True, machine) == 4
+    assert worker_count(RaySettings(count=3, cpus=4), False, machine) == 3
+    for settings in (RaySettings(count=3), RaySettings(gpus=4), RaySettings(cpus=17)):
         with pytest.raises(ValueError, match="Ray has 16 CPUs, 2 GPUs"):
             worker_count(settings, True, machine)

@@ -5,10 +5,12 @@ import random
 
 import pytest
 
-from nfsearch.search import Aging, Budgets, Exhausted, SearchSettings
-from nfsearch.search.budgets import Costs
+from nfsearch.search import Exhausted
+from nfsearch.search.known import fitting, locate
+from nfsearch.search.strategies.aging import Aging
 from nfsearch.space import Architecture, Member, SearchSpace, Unreachable
 from nfsearch.space.search_space import Fits
+from nfsearch.support.metrics import Measurement, Measurements
 from tests.search.fakes import candidate, latency, search, small_space, strategy
 
 
@@ -30,7 +32,7 @@ def test_running_designs_are_not_proposed() -> None:
     chosen = strategy()
     history = search(chosen, 6)
     first = chosen.propose(6, history)
-    second = chosen.propose(6, history, running={first.architecture.digest})
+    second = chosen.propose(6, history, running={first.job.digest})
     assert second.architecture != first.architecture
     assert second.refused["evaluated before"] >= 1
 
@@ -65,7 +67,7 @@ def test_parent_has_the_lowest_loss_of_the_drawn() -> None:
     assert isinstance(pair, Aging)
     for seed in range(50):
         drawn = random.Random(seed).sample(history, 2)
-        best = min(drawn, key=lambda c: (c.score.loss, c.number))  # type: ignore[union-attr]
+        best = min(drawn, key=lambda c: (c.value("loss"), c.number))
         assert pair.tournament(random.Random(seed), history) == best
 
 
@@ -79,31 +81,44 @@ def test_mutation_changes_one_parent_and_crossover_names_two() -> None:
 def test_nothing_over_the_budget_is_proposed() -> None:
     budget = 400e-6
     history = search(strategy(budget=budget), 40)
-    assert all(c.proposal.costs["tpot"][0] <= budget for c in history)
+    assert all(c.proposal.costs["tpot"].value <= budget for c in history)
     assert sum(c.proposal.refused.get("over the limit on tpot", 0) for c in history) > 0
 
 
 def test_memory_limit() -> None:
-    settings = SearchSettings(evaluations=20, population=4, tournament=2)
     limit = 400_000.0
 
-    def costs(architecture: Architecture) -> Costs:
-        return {**latency(architecture), "memory": (architecture.parameters, 0.0)}
+    def costs(architecture: Architecture) -> Measurements:
+        return {**latency(architecture), "memory": Measurement(float(architecture.parameters))}
 
-    budgets = Budgets(costs, {"memory": limit})
-    history = search(Aging(small_space(), settings, budgets), 20)
+    history = search(strategy(estimate=costs, limits={"memory": limit}), 20)
     assert all(c.proposal.architecture.parameters <= limit for c in history)
     assert sum(c.proposal.refused.get("over the limit on memory", 0) for c in history) > 0
 
 
 def test_what_does_not_fit_into_memory_is_refused_without_any_limit() -> None:
-    def tight(architecture: Architecture) -> Costs:
-        return {"tpot": (math.inf, 0.0)} if architecture.width == 256 else latency(architecture)
+    def tight(architecture: Architecture) -> Measurements:
+        return {"tpot": Measurement(math.inf)} if architecture.width == 256 else latency(architecture)
 
-    settings = SearchSettings(evaluations=20, population=4, tournament=2)
-    history = search(Aging(small_space(), settings, Budgets(tight)), 20)
+    history = search(strategy(estimate=tight), 20)
     assert {c.proposal.architecture.width for c in history} == set(small_space().widths) - {256}
     assert sum(c.proposal.refused.get("over the limit on tpot", 0) for c in history) > 0
+
+
+def test_any_metric_can_decide_a_tournament() -> None:
+    chosen = strategy(population=6, tournament=6, objectives=("tpot", "loss"))
+    assert isinstance(chosen, Aging)
+    history = search(chosen, 6)
+    assert chosen.tournament(random.Random(0), history).value("tpot") == min(c.value("tpot") for c in history)
+
+
+def test_a_parent_within_the_limits_beats_a_better_one_beyond_them() -> None:
+    chosen = strategy(population=6, tournament=6, objectives=("tpot",), limits={"loss": 2.5})
+    assert isinstance(chosen, Aging)
+    history = search(chosen, 6, losses=[3.0, 4.0, 3.5, 2.0, 5.0, 3.0].__getitem__)
+    assert chosen.tournament(random.Random(0), history).number == 3  # the only one within
+    beyond = [found for found in history if found.number != 3]
+    assert chosen.tournament(random.Random(0), beyond).value("loss") == 3.0  # the least beyond
 
 
 def test_after_a_success_a_budget_that_nothing_new_keeps_ends_the_search() -> None:
@@ -154,10 +169,13 @@ def test_known_designs_come_first() -> None:
     assert [c.proposal.origin for c in history] == ["known", "known", "random", "random"]
 
 
-def test_known_design_over_the_budget_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    chosen = strategy(seeds_known=["D F D F A", "A A"], budget=200e-6)
-    assert [str(draft.architecture) for draft in chosen.known] == ["A A @ 128"]
-    assert "left out (tpot: 0.32 ms against 0.2 ms)" in caplog.text
+def test_known_design_over_the_budget_is_left_out() -> None:
+    chosen = strategy(budget=200e-6)
+    assert isinstance(chosen, Aging)
+    known, left_out = fitting(locate(chosen.space, ["D F D F A", "A A"]), chosen.budgets)
+    assert [str(draft.architecture) for draft in known] == ["A A @ 128"]
+    (text,) = left_out
+    assert "left out (tpot: 0.32 ms against 0.2 ms)" in text
 
 
 def test_known_design_outside_the_space() -> None:

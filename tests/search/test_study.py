@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
+from nfsearch.search import Limits
+from nfsearch.search.pareto import members
 from nfsearch.search.study import Store, load_store, open_store
 from tests.search.fakes import OBJECTIVES, search, strategy
 
@@ -136,6 +139,30 @@ def test_a_record_that_lacks_a_field(journal: Path) -> None:
     journal.write_bytes(b"".join([*lines[:6], json.dumps(record).encode() + b"\n", *lines[7:]]))
     with pytest.raises(ValueError, match=r"trial . of the study is not a candidate"):
         load_store(journal).candidates()
+
+
+def test_a_run_of_another_format_is_refused(journal: Path) -> None:
+    for record in (b'"user_attr":{"format":1}', b'"user_attr":{"formed":2}'):
+        content = journal.read_bytes().replace(b'"user_attr":{"format":2}', record)
+        other = journal.with_name("other.journal")
+        other.write_bytes(content)
+        for attempt in (lambda: store_at(other, resume=True), lambda: load_store(other)):  # noqa: B023
+            with pytest.raises(ValueError, match=r"another version of nfsearch \(format 1, this one reads 2\)"):
+                attempt()
+
+
+def test_one_architecture_has_many_seeds_and_budgets(tmp_path: Path) -> None:
+    first, *_ = search(strategy(), 1)
+    job = first.proposal.job
+    jobs = [job, replace(job, seed=1), replace(job, fidelity=replace(job.fidelity, tokens=200), continues=job.digest)]
+    found = [replace(first, number=i, proposal=replace(first.proposal, job=each)) for i, each in enumerate(jobs)]
+    assert len({each.digest for each in jobs}) == 3
+    assert jobs[0].fidelity < jobs[2].fidelity
+    with store_at(tmp_path / "s") as store:
+        for candidate in found:
+            store.add(candidate)
+    assert load_store(tmp_path / "s").candidates() == found
+    assert [each.number for each in members(found, OBJECTIVES, Limits())] == [2]  # never beside cheaper ones
 
 
 def test_one_writer(journal: Path) -> None:

@@ -40,7 +40,7 @@ def read_model(source: str, width: int | None) -> HybridLM:
     if source in _QWEN3:
         return qwen3(_QWEN3[source])
     if Path(source).suffix in (".yaml", ".yml"):
-        from nfsearch.export.export import load_architecture
+        from nfsearch.export import load_architecture
 
         return HybridLM(load_architecture(source))
     if width is None:

@@ -6,8 +6,8 @@ import random
 import re
 from pathlib import Path
 
-from nfsearch.proxies.tokenizers import load_tokenizer
 from nfsearch.run.config import load_config
+from nfsearch.run.tables import vocabulary
 from nfsearch.space import Architecture, SearchSpace
 from nfsearch.space.notation import parse, parse_definitions, parse_layers, print_layers
 
@@ -19,7 +19,7 @@ def read_space(source: str) -> SearchSpace:
     names. Raises ValueError."""
     if Path(source).suffix in (".yaml", ".yml") or Path(source).is_file():
         config, _ = load_config(Path(source))
-        return config.space.build(_vocabulary(config.proxy.tokenizer))
+        return config.space.build(config.proxy.vocabulary or vocabulary(config))
     where = {}
     expressions = []
     for part in re.split(r"[;\n]", source):
@@ -31,12 +31,6 @@ def read_space(source: str) -> SearchSpace:
         raise ValueError(f"expected one expression and `name = expression` after a ';', found {len(expressions)}")
     layers, names = expressions[0], parse_definitions(where)
     return SearchSpace(parse(layers, names), (EXPRESSION_WIDTH,), names)
-
-
-def _vocabulary(tokenizer: str) -> int:
-    """The tokenizer's size; what it was asked for where it is yet to be trained."""
-    name, _, size = tokenizer.partition(":")
-    return int(size) if name == "bpe" else load_tokenizer(tokenizer).vocab
 
 
 def describe_space(space: SearchSpace) -> None:

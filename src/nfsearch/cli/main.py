@@ -78,7 +78,10 @@ def report(folder: RunFolder) -> None:
 @app.command()
 def export(
     folder: RunFolder,
-    to: Annotated[Literal["yaml", "hf"], typer.Option(help="yaml: design and training recipe; hf: a model folder.")],
+    to: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="yaml: design and training recipe; hf: a model folder; or another exporter."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file (yaml) or folder (hf) to write.")],
     best: Annotated[bool, typer.Option("--best", help="The candidate with the lowest loss (the default).")] = False,
     pick: Annotated[int | None, typer.Option(metavar="ID", help="The candidate of this number.")] = None,

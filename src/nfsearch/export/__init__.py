@@ -1,5 +1,7 @@
-"""Candidates taken out of a search."""
+"""Candidates taken out of a search: an exporter a file."""
 
-from nfsearch.export.export import choose, export_hf, export_yaml, load_architecture, require_free
+from nfsearch.export.choose import choose, require_free
+from nfsearch.export.exporter import EXPORTERS, Exporter, Winner
+from nfsearch.export.recipe import load_architecture
 
-__all__ = ["choose", "export_hf", "export_yaml", "load_architecture", "require_free"]
+__all__ = ["EXPORTERS", "Exporter", "Winner", "choose", "load_architecture", "require_free"]

@@ -14,10 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from nfsearch.latency_lut.settings import LatencySettings
-from nfsearch.latency_lut.workload import MEMORY
-from nfsearch.report.result import CandidateRecord, Objective, RunResult
-from nfsearch.run.config import budgets
+from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.support.terminal import duration
 
 # Fill and ink of each operator's cell, told apart in light and dark; FFNs are the quiet ones.
@@ -31,8 +28,6 @@ _COLOURS = {
 }
 _MORE_COLOURS = (("#b1567b", "#fff"), ("#6f8f1f", "#fff"), ("#b3612a", "#fff"), ("#4f6d9c", "#fff"))
 
-_UNITS = {"seconds": ("ms", 1e3), "bytes": ("GB", 1e-9)}  # what a unit of the result is shown as, and the factor
-
 
 def render(result: RunResult, folder: str | Path = ".") -> str:
     """The whole page; `folder` is the run's, for the commands the page tells the reader to type."""
@@ -44,11 +39,11 @@ def render(result: RunResult, folder: str | Path = ".") -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    environment.filters.update(short=short, digits=digits, ms=milliseconds, gb=gigabytes, duration=duration, size=size)
+    environment.filters.update(digits=digits, duration=duration, size=size)
     environment.filters["pretty"] = lambda fields: yaml.safe_dump(
         fields, sort_keys=False, allow_unicode=True, width=100
     )
-    environment.filters["lowest"] = lambda records, name: min(records, key=lambda record: record.values[name])
+    environment.filters["lowest"] = lambda records, name: min(records, key=lambda record: record.metrics[name].value)
     records = {record.number: record for record in result.candidates}
     front = [records[number] for number in result.front]
     return environment.get_template("report.html").render(
@@ -61,11 +56,14 @@ def render(result: RunResult, folder: str | Path = ".") -> str:
         records=records,
         front=front,
         on_front=set(result.front),
-        done=[record for record in result.candidates if record.state == "done"],
-        failed=[record for record in result.candidates if record.state == "failed"],
-        workloads=result.workloads(),
-        memory=any(record.memory_bytes is not None for record in result.candidates),
-        narrow=(result.config.resolved.get("proxy") or {}).get("narrow", 1),
+        done=result.in_state("done"),
+        stopped=result.in_state("stopped"),
+        failed=result.in_state("failed"),
+        first=result.metric(result.objectives[0]),
+        objectives=[*map(result.metric, result.objectives)],
+        shown=result.shown(),
+        notes=result.notes(),
+        narrow=max((record.fidelity.twin for record in result.candidates), default=1),
         colours=operator_colours(result.candidates),
         chains={record.number: ancestry(record, records) for record in front},
         mutations=mutation_table(result),
@@ -82,15 +80,13 @@ def _verify_command(result: RunResult, folder: Path) -> list[str]:
 
 def plot_data(result: RunResult) -> dict[str, Any]:
     """What the page's script draws: numbers only where it plots them, in the units it shows (milliseconds)."""
-    axes = _axes(result)
-    front = set(result.front)
-    names = [objective.name for objective in result.objectives]
+    axes = {metric.name: metric for metric in result.shown()}
+    front, names = set(result.front), result.objectives
     places = {record.number: place for place, record in enumerate(result.candidates, start=1)}
-    done = [record for record in result.candidates if record.state == "done"]
     trajectory = result.hypervolume.trajectory if result.hypervolume else []
-    scale = math.prod(axes[name][1] for name in names)
+    scale = math.prod(axes[name].unit.scale for name in names)
     return {
-        "axes": [{"key": key, "label": label} for key, (label, _) in axes.items()],
+        "axes": [{"key": name, "label": metric.label} for name, metric in axes.items()],
         "x": names[1] if len(names) > 1 else "parameters",
         "y": names[0],
         "objectives": names,
@@ -100,22 +96,23 @@ def plot_data(result: RunResult) -> dict[str, Any]:
                 "place": places[record.number],
                 "notation": record.notation,
                 "width": record.width,
-                "parameters": short(record.parameters),
                 "origin": record.origin.split(":")[0],
                 "made": record.origin,
                 "generation": record.generation,
                 "mixers": " + ".join(record.mixers) or "none",
                 "parents": record.parents,
                 "front": record.number in front,
-                "values": {key: _value(record, key, scale) for key, (_, scale) in axes.items()},
-                "errors": {name: latency.error_seconds * 1e3 for name, latency in record.latency.items()},
+                "values": {name: found.value * axes[name].unit.scale for name, found in record.metrics.items()},
+                "errors": {
+                    name: found.error * axes[name].unit.scale for name, found in record.metrics.items() if found.error
+                },
             }
-            for record in done
+            for record in result.in_state("done")
         ],
-        "limits": _limits(result),
-        "best": _best_so_far(result.candidates, names[0], axes[names[0]][1]),
+        "limits": {name: most * result.metric(name).unit.scale for name, most in result.limits.items()},
+        "best": _best_so_far(result.candidates, names[0], axes[names[0]].unit.scale),
         "hypervolume": [(count, volume * scale) for count, volume in trajectory],
-        "volume": f"hypervolume ({' × '.join(_shown(o)[0] or o.name for o in result.objectives)})",
+        "volume": f"hypervolume ({' × '.join(axes[name].unit.shown or name for name in names)})",
         "evaluations": len(result.candidates),
         "curves": [
             {
@@ -129,49 +126,11 @@ def plot_data(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _axes(result: RunResult) -> dict[str, tuple[str, float]]:
-    """Everything a plot can have on an axis: key -> (label, factor from the result's unit to the shown one)."""
-    axes: dict[str, tuple[str, float]] = {}
-    for objective in result.objectives:
-        unit, scale = _shown(objective)
-        label = f"{objective.name} ({unit})" if unit and unit != objective.name else objective.name
-        axes[objective.name] = (label, scale)
-    for name in result.workloads():
-        axes.setdefault(name, (f"{name} (ms)", 1e3))
-    if any(record.memory_bytes is not None for record in result.candidates):
-        axes.setdefault(MEMORY, ("memory (GB)", 1e-9))
-    axes.setdefault("parameters", ("parameters", 1.0))
-    return axes
-
-
-def _value(record: CandidateRecord, key: str, scale: float) -> float | None:
-    if key in record.values:
-        return record.values[key] * scale
-    if key in record.latency:
-        return record.latency[key].seconds * scale
-    if key == MEMORY:
-        return None if record.memory_bytes is None else record.memory_bytes * scale
-    return float(record.parameters) if key == "parameters" else None
-
-
-def _shown(objective: Objective) -> tuple[str, float]:
-    """The unit that an objective is shown in, and the factor from its own."""
-    return _UNITS.get(objective.unit, (objective.unit, 1.0))
-
-
-def _limits(result: RunResult) -> dict[str, float]:
-    """The limits of the config in the units shown, by workload, and memory's."""
-    resolved = result.config.resolved
-    workloads = LatencySettings.model_validate(resolved.get("latency") or {}).workloads
-    most = budgets(resolved.get("limits") or {}, workloads)
-    return {name: limit * (1e-9 if name == MEMORY else 1e3) for name, limit in most.items()}
-
-
 def _best_so_far(records: Iterable[CandidateRecord], objective: str, scale: float) -> list[tuple[int, float]]:
     """(evaluations finished, lowest value so far), where it fell."""
     best: list[tuple[int, float]] = []
     for count, record in enumerate(records, start=1):
-        value = record.values.get(objective)
+        value = record.value(objective)
         if value is not None and (not best or value * scale < best[-1][1]):
             best.append((count, value * scale))
     return best
@@ -202,7 +161,7 @@ def ancestry(record: CandidateRecord, records: Mapping[int, CandidateRecord]) ->
 
 def mutation_table(result: RunResult) -> list[dict[str, Any]]:
     """Per way a candidate came about: how many, how many failed, beat their parent or reached the front."""
-    objective, records = result.objectives[0].name, {record.number: record for record in result.candidates}
+    objective, records = result.objectives[0], {record.number: record for record in result.candidates}
     kinds: dict[str, list[CandidateRecord]] = {}
     for record in result.candidates:
         kinds.setdefault(record.origin, []).append(record)
@@ -212,7 +171,7 @@ def mutation_table(result: RunResult) -> list[dict[str, Any]]:
             (record, records[record.parents[0]]) for record in made if record.parents and record.parents[0] in records
         ]
         gains = [
-            child.values[objective] - parent.values[objective]
+            child.metrics[objective].value - parent.metrics[objective].value
             for child, parent in pairs
             if child.state == parent.state == "done"
         ]
@@ -233,28 +192,8 @@ def mutation_table(result: RunResult) -> list[dict[str, Any]]:
 # --- numbers as people read them -------------------------------------------------------------------------------------
 
 
-def short(value: float) -> str:
-    """12345678 -> 12.3M."""
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * limit:  # which is rounded to it
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:g}"
-
-
 def digits(value: float | None, places: int = 3) -> str:
     return "–" if value is None else f"{value:.{places}f}"
-
-
-def milliseconds(seconds: float, places: int = 3) -> str:
-    """So many digits that count, all of those before the point, and no exponent."""
-    value = seconds * 1e3
-    if 0 < value < 1e-4:  # where `g` turns to exponents
-        return f"{value:.{places - 1 - math.floor(math.log10(value))}f}"
-    return f"{value:,.0f}" if value >= 10 ** (places - 1) else f"{value:.{places}g}"
-
-
-def gigabytes(bytes_: float) -> str:
-    return f"{bytes_ / 1e9:.3g}"
 
 
 def size(count: int | None) -> str:

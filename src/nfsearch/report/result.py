@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -12,14 +14,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nfsearch.latency_lut.verification import Verification
-from nfsearch.latency_lut.workload import MEMORY
-from nfsearch.search.candidate import Candidate
-from nfsearch.search.pareto import front, hypervolume
+from nfsearch.proxies import Fidelity
+from nfsearch.search.budgets import Limits
+from nfsearch.search.candidate import Candidate, State
+from nfsearch.search.pareto import hypervolume, members, ranked, reference_point
 from nfsearch.support.files import write_atomically
+from nfsearch.support.metrics import SECONDS, Measurement, Metric
 
-SCHEMA_VERSION = 1
-
-_UNITS = {"loss": "nats per token", MEMORY: "bytes"}  # of the objectives that have one, latencies apart
+SCHEMA_VERSION = 2
 
 
 class _Part(BaseModel):
@@ -59,49 +61,36 @@ class SpaceRecord(_Part):
     limits: dict[str, Any] = {}
 
 
-class Objective(_Part):
-    """Something to minimise; the unit is that of the values of candidates."""
-
-    name: str
-    unit: str
-
-
-class Latency(_Part):
-    """Estimated time of one workload, with the error bar of the estimate."""
-
-    seconds: float
-    error_seconds: float
-
-
 class CandidateRecord(_Part):
-    """One evaluation. What a failed one lacks is null."""
+    """One job that has ended. What a failed one, or one that a rule stopped, lacks is null or absent."""
 
     number: int
-    state: Literal["done", "failed"]
+    state: State = Field(description="done; stopped: by a rule, before its end; failed: with an error")
     notation: str
     width: int
     layers: list[str] = Field(description="each layer in notation, first to last")
     mixers: list[str] = Field(description="the different token mixers in it, by short name, sorted")
     architecture: dict[str, Any] = Field(description="every field of the architecture; the export reads it")
-    parameters: int
     digest: str = Field(description="names the model built: equal digests are equal models")
-    loss: float | None = Field(description="nats per token on the validation set")
-    bits_per_byte: float | None
-    perplexity: float | None
-    values: dict[str, float] = Field(description="objective -> value; empty if failed")
-    latency: dict[str, Latency] = Field(description="workload -> estimate")
-    memory_bytes: float | None = Field(description="peak of the hungriest workload, estimated; null: not known")
-    origin: str = Field(description="known, random, crossover or mutation:KIND")
+    job: str = Field(description="names the evaluation: equal digests are the same model, fidelity and seed")
+    fidelity: Fidelity = Field(description="what it was measured with; losses are compared where this is equal")
+    seed: int = Field(description="of the evaluation")
+    continues: str | None = Field(default=None, description="the job whose evaluation it went on from")
+    metrics: dict[str, Measurement] = Field(description="by name: the value in the metric's unit, and its error bar")
+    origin: str = Field(description="known, random, crossover, mutation:KIND, or what another strategy says")
     generation: int
     parents: list[int] = Field(description="candidate numbers")
     seconds: float = Field(description="wall time spent on it, retries included")
     attempts: int
     tokens: int | None = Field(description="training tokens seen")
-    seed: int | None = Field(description="of its training run")
-    data: str | None = Field(description="what it was trained on")
-    fidelity: str | None = Field(description="how it was trained; compare losses only where this is equal")
     curve: list[tuple[int, float | None]] = Field(description="(tokens seen, training loss); null: not finite")
+    notes: list[str] = Field(default=[], description="what the worker had to say: a kernel that was refused, ...")
     error: str | None
+
+    def value(self, metric: str) -> float | None:
+        """The value of a metric; None where it has none."""
+        found = self.metrics.get(metric)
+        return found.value if found else None
 
 
 class Hypervolume(_Part):
@@ -128,7 +117,9 @@ class RunResult(_Part):
     run: Run
     config: ConfigRecord
     space: SpaceRecord
-    objectives: list[Objective] = Field(min_length=1)
+    metrics: list[Metric] = Field(min_length=1, description="what candidates are measured by; smaller is better")
+    objectives: list[str] = Field(min_length=1, description="the metrics that are minimised; the first one decides")
+    limits: dict[str, float] = Field(default={}, description="metric -> the most of it, in its unit")
     candidates: list[CandidateRecord] = Field(description="in the order of their numbers")
     front: list[int] = Field(description="numbers of the non-dominated candidates, by the first objective")
     hypervolume: Hypervolume | None = Field(description="null until a candidate has finished")
@@ -143,9 +134,34 @@ class RunResult(_Part):
                 return record
         raise ValueError(f"no candidate {number}: this run has {len(self.candidates)} candidates")
 
-    def workloads(self) -> list[str]:
-        """The workloads that candidates have a latency for, in a stable order."""
-        return list(dict.fromkeys(name for record in self.candidates for name in record.latency))
+    def metric(self, name: str) -> Metric:
+        """Raises ValueError if candidates are not measured by it."""
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric
+        raise ValueError(f"no metric {name!r}: this run has {', '.join(metric.name for metric in self.metrics)}")
+
+    def shown(self) -> list[Metric]:
+        """The metrics that a table has a column for: the objectives, then those that some candidate has a value of."""
+        found = {name for record in self.candidates for name in record.metrics}
+        others = [metric for metric in self.metrics if metric.name in found and metric.name not in self.objectives]
+        return [*map(self.metric, self.objectives), *others]
+
+    def timed(self) -> list[str]:
+        """The metrics that are times, the objectives among them first."""
+        return [metric.name for metric in self.shown() if metric.unit == SECONDS]
+
+    def in_state(self, state: State) -> list[CandidateRecord]:
+        """The candidates that ended so, in the order of their numbers."""
+        return [record for record in self.candidates if record.state == state]
+
+    def notes(self) -> dict[str, list[int]]:
+        """What workers had to say -> the numbers of the candidates it was said of."""
+        found: dict[str, list[int]] = {}
+        for record in self.candidates:
+            for note in record.notes:
+                found.setdefault(note, []).append(record.number)
+        return found
 
     def save(self, path: str | Path) -> None:
         """Writes the JSON file atomically."""
@@ -153,16 +169,20 @@ class RunResult(_Part):
 
     @classmethod
     def load(cls, path: str | Path) -> RunResult:
-        """Raises ValueError, naming the file, if it does not follow this schema."""
+        """Raises ValueError, naming the file, if it does not follow this schema, or follows one of another version."""
+        content = Path(path).read_bytes()
         try:
-            result = cls.model_validate_json(Path(path).read_bytes())
+            version = json.loads(content).get("schema_version")
+            if version not in (None, SCHEMA_VERSION):
+                raise ValueError(f"{path} has schema version {version}, this nfsearch reads {SCHEMA_VERSION}")
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+            pass  # said below
+        try:
+            return cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise ValueError(f"{path} is not a result of nfsearch: {where}: {first['msg']}") from None
-        if result.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"{path} has schema version {result.schema_version}, this nfsearch reads {SCHEMA_VERSION}")
-        return result
 
 
 def build_result(
@@ -171,40 +191,40 @@ def build_result(
     run: Run,
     config: ConfigRecord,
     space: SpaceRecord,
+    metrics: Sequence[Metric],
     objectives: Sequence[str],
+    limits: Limits,
+    population: int,
     storage: str,
-    reference: Mapping[str, float] | None = None,
-    refusals: Mapping[str, int] | None = None,
     table: TableRecord | None = None,
 ) -> RunResult:
-    """The result of a study's candidates, finished or not.
-
-    Every objective must be in the `values` of every candidate that is done. `reference` (objective -> value) is the
-    corner that hypervolume is measured to; without one it lies a tenth of the range beyond the worst of each objective,
-    which is right for one run's progress and not for comparing runs.
-    """
+    """The result of a study's candidates, finished or not. `population` is how many candidates, the first to finish,
+    set the corner that hypervolume is measured to: see `reference_point`."""
     ordered = sorted(candidates, key=lambda candidate: candidate.number)
-    done = [(count, c) for count, c in enumerate(ordered, start=1) if c.state == "done"]
-    points = np.array([[c.values[name] for name in objectives] for _, c in done], dtype=float)
-    best = np.flatnonzero(front(points)) if done else np.zeros(0, dtype=int)
-    workloads = {name for candidate in ordered for name in candidate.proposal.costs if name != MEMORY}
+    best = members(ordered, objectives, limits)
+    refusals: Counter[str] = Counter()
+    for candidate in ordered:
+        refusals.update(candidate.proposal.refused)
     return RunResult(
         run=run,
         config=config,
         space=space,
-        objectives=[Objective(name=o, unit="seconds" if o in workloads else _UNITS.get(o, "")) for o in objectives],
+        metrics=list(metrics),
+        objectives=list(objectives),
+        limits=dict(limits.most),
         candidates=[_record(candidate) for candidate in ordered],
-        front=[number for _, number in sorted((points[i, 0], done[i][1].number) for i in best)],
-        hypervolume=_hypervolume(points, [count for count, _ in done], objectives, reference),
-        refusals=dict(refusals or {}),
+        front=[each.number for each in sorted(best, key=lambda each: (each.value(objectives[0]), each.number))],
+        hypervolume=_hypervolume(ordered, objectives, limits, population),
+        refusals=dict(refusals),
         table=table,
         storage=storage,
     )
 
 
 def _record(candidate: Candidate) -> CandidateRecord:
-    proposal, score = candidate.proposal, candidate.score
-    architecture = proposal.architecture
+    proposal, found = candidate.proposal, candidate.evaluation
+    job, architecture = proposal.job, proposal.architecture
+    curve = found.curve if found else ()
     return CandidateRecord(
         number=candidate.number,
         state=candidate.state,
@@ -213,51 +233,41 @@ def _record(candidate: Candidate) -> CandidateRecord:
         layers=[str(layer) for layer in architecture.layers],
         mixers=sorted({layer.op for layer in architecture.layers if layer.spec.kind == "mixer"}),
         architecture=architecture.to_dict(),
-        parameters=architecture.parameters,
         digest=architecture.digest,
-        loss=score.loss if score else None,
-        bits_per_byte=score.bits_per_byte if score else None,
-        perplexity=score.perplexity if score else None,
-        values=dict(candidate.values),
-        latency={
-            name: Latency(seconds=seconds, error_seconds=error)
-            for name, (seconds, error) in proposal.costs.items()
-            if name != MEMORY
-        },
-        memory_bytes=proposal.costs[MEMORY][0] if MEMORY in proposal.costs else None,
+        job=job.digest,
+        fidelity=job.fidelity,
+        seed=job.seed,
+        continues=job.continues,
+        metrics=dict(candidate.metrics),
         origin=proposal.origin,
         generation=proposal.generation,
         parents=list(proposal.parents),
         seconds=candidate.seconds,
         attempts=candidate.attempts,
-        tokens=score.tokens if score else None,
-        seed=score.seed if score else None,
-        data=score.data if score else None,
-        fidelity=score.fidelity if score else None,
-        curve=[(tokens, loss if math.isfinite(loss) else None) for tokens, loss in score.curve] if score else [],
+        tokens=found.tokens if found else None,
+        curve=[(tokens, loss if math.isfinite(loss) else None) for tokens, loss in curve],
+        notes=list(found.notes) if found else [],
         error=candidate.error,
     )
 
 
 def _hypervolume(
-    points: np.ndarray, finished: list[int], objectives: Sequence[str], reference: Mapping[str, float] | None
+    candidates: Sequence[Candidate], objectives: Sequence[str], limits: Limits, population: int
 ) -> Hypervolume | None:
-    """`points` [n, objectives] in the order they finished; `finished` [n] counts evaluations, failed ones included."""
-    if not len(points):
+    """Over the candidates in the order of their numbers; evaluations are counted with those that failed."""
+    able = {candidate.number for candidate in ranked(candidates, limits)}
+    if not able:
         return None
-    if reference is None:
-        low, high = points.min(axis=0), points.max(axis=0)
-        span = np.where(high > low, high - low, np.maximum(np.abs(high), 1e-9))
-        corner = high + 0.1 * span
-    else:
-        corner = np.array([reference[name] for name in objectives], dtype=float)
+    finished = [count for count, candidate in enumerate(candidates, start=1) if candidate.number in able]
+    points = np.array([[candidates[count - 1].value(name) for name in objectives] for count in finished])
+    corner = reference_point(points, [limits.most.get(name) for name in objectives], population)
     best = np.empty((0, points.shape[1]))
     trajectory: list[tuple[int, float]] = []
     for count, point in zip(finished, points, strict=True):
         if len(best) and (best <= point).all(axis=1).any():
             continue  # dominated or equal: the volume stays, and is not computed again
         best = np.vstack([best[~(point <= best).all(axis=1)], point])
-        trajectory.append((count, float(hypervolume(best, corner))))
+        trajectory.append((count, hypervolume(best, corner)))
     return Hypervolume(
         value=trajectory[-1][1],
         reference=dict(zip(objectives, corner.tolist(), strict=True)),

@@ -1,118 +1,174 @@
-"""The config of a search: one model, its sections defined beside what they set."""
+"""The config of a search: one model, its sections defined beside what they set.
+
+Some sections name a kind: a strategy, a proxy, a stopping rule, an executor. The kind decides which fields the section
+has, so the model is made for the kinds that a config names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from nfsearch.latency_lut.settings import LatencySettings
-from nfsearch.latency_lut.workload import MEMORY, MEMORY_UNITS, TIME_UNITS, Workload
-from nfsearch.proxies import ProxySettings
-from nfsearch.proxies.settings import SplitData
+from nfsearch.proxies import PROXIES, ProxySettings
+from nfsearch.run.metrics import known_metrics
 from nfsearch.run.yaml_file import YamlFile, read_yaml
-from nfsearch.search.settings import SearchSettings, WorkerSettings
+from nfsearch.search import EXECUTORS, RULES, STRATEGIES, Limits, RuleSettings, SearchSettings, WorkerSettings
 from nfsearch.space import SpaceSettings
+from nfsearch.support.metrics import Metric
 
-_NAMES = ("auto", "bytes", "python-stdlib")  # of tables, tokenizers and data; no files, whatever lies there
+# Sections that name a kind: the key that names it, and where kinds are found.
+_KINDS: dict[str, tuple[str, Any]] = {
+    "proxy": ("kind", PROXIES),
+    "search": ("strategy", STRATEGIES),
+    "rule": ("kind", RULES),
+    "workers": ("executor", EXECUTORS),
+}
 
 
 class Config(BaseModel):
-    """Everything has a default but the space."""
+    """Everything has a default but the space. `model_for` gives the model with the fields of the kinds named."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     space: SpaceSettings = Field(description="what may be built")
     latency: LatencySettings = Field(default_factory=LatencySettings, description="what is timed, and on what")
-    proxy: ProxySettings = Field(default_factory=ProxySettings, description="the short training run")
-    search: SearchSettings = Field(default_factory=SearchSettings, description="how candidates are chosen")
+    proxy: ProxySettings = Field(description="how candidates are scored")
+    search: SearchSettings = Field(description="how candidates are chosen")
+    rule: RuleSettings | None = Field(None, description="which candidates are stopped early; null: none")
     objectives: tuple[str, ...] = Field(
-        (), description="what is minimised: loss, then workloads by name, memory; by default loss and every workload"
+        (), description="metrics to minimise, the first decides; by default the proxy's first and every workload"
     )
     limits: dict[str, float] = Field(
         default_factory=dict,
-        description="hard limits, by name and unit: WORKLOAD_ms (_us, _s; at least: _tokens_per_s), memory_gb (_mb)",
+        description="hard limits, by name and unit: WORKLOAD_ms (_us, _s; at least: _tokens_per_s), memory_gb (_mb), "
+        "parameters_m, loss",
     )
-    workers: WorkerSettings = Field(default_factory=WorkerSettings, description="who trains the candidates")
+    workers: WorkerSettings = Field(description="who evaluates the candidates")
     storage: str | None = Field(None, description="an Optuna storage URL; by default a journal in the run's folder")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
-        names = ["loss", *self.latency.workloads, MEMORY]
+        names = self.metrics
         for name in self.objectives:
             if name not in names:
                 raise ValueError(
                     f"objectives: {name!r} is none of {', '.join(names)}; latency.workloads defines workloads"
                 )
-        if self.objectives and self.objectives[0] != "loss":
-            raise ValueError("objectives: the first is loss")
         if len(set(self.objectives)) < len(self.objectives):
-            raise ValueError("objectives: one stands twice")
-        budgets = self.budgets  # raises for a limit that is wrong
-        if self.space.fit_width and not budgets.keys() & self.latency.workloads.keys():
+            raise ValueError("objectives: one is listed twice")
+        most = self.limit_values.most  # raises for a limit that is wrong
+        if self.space.fit_width and not most.keys() & self.latency.workloads.keys():
             raise ValueError("space.width is {fit: latency}, which needs a latency in limits, such as tpot_ms: 2")
         return self
 
     @property
-    def objective_names(self) -> tuple[str, ...]:
-        return self.objectives or ("loss", *self.latency.workloads)
+    def metrics(self) -> dict[str, Metric]:
+        """All that candidates of this config are measured by, by name."""
+        return known_metrics(PROXIES.find(self.proxy.kind).metrics, self.latency.workloads)
 
     @property
-    def budgets(self) -> dict[str, float]:
-        """See the function of this name."""
-        return budgets(self.limits, self.latency.workloads)
+    def objective_names(self) -> tuple[str, ...]:
+        return self.objectives or (PROXIES.find(self.proxy.kind).metrics[0].name, *self.latency.workloads)
+
+    @property
+    def limit_values(self) -> Limits:
+        """The limits in the units of the metrics; the tightest where several are for one."""
+        return read_limits(self.limits, self.metrics)
 
 
-def budgets(limits: Mapping[str, float], workloads: Mapping[str, Workload]) -> dict[str, float]:
-    """The most of each cost: workload -> seconds, memory -> bytes; the tightest where several limits are for one.
+def model_for(values: Mapping[str, Any]) -> type[Config]:
+    """The config's model for the kinds that these values name. Raises ValueError, beginning with the section and key,
+    for a kind that nobody defines."""
+    named = []
+    for section, (key, registry) in _KINDS.items():
+        given = values.get(section)
+        name = given.get(key) if isinstance(given, Mapping) else None
+        if name is None and section == "rule":
+            continue  # no rule, or one without a kind, which the model refuses
+        try:
+            named.append((section, registry.find(_default(section, key) if name is None else str(name)).Settings))
+        except ValueError as error:
+            raise ValueError(f"{section}.{key}: {error}") from None
+    return _model(tuple(named))
 
-    Raises ValueError for a limit that is no NAME_UNIT of a workload, or of memory, in a unit of its kind."""
+
+def validated(values: Mapping[str, Any]) -> Config:
+    """The config that a mapping holds, as one that was written down. Raises ValueError."""
+    return model_for(values).model_validate(values)
+
+
+def _default(section: str, key: str) -> str:
+    settings: dict[str, type[BaseModel]] = {"proxy": ProxySettings, "search": SearchSettings, "workers": WorkerSettings}
+    return str(settings[section].model_fields[key].default)
+
+
+@cache
+def _model(named: tuple[tuple[str, type[BaseModel]], ...]) -> type[Config]:
+    fields: dict[str, Any] = {}
+    for section, settings in named:
+        declared = Config.model_fields[section]
+        if section == "rule":
+            fields[section] = (settings, Field(description=declared.description))
+        else:
+            fields[section] = (settings, Field(default_factory=settings, description=declared.description))
+    return create_model("Config", __base__=Config, **fields)
+
+
+def read_limits(limits: Mapping[str, float], metrics: Mapping[str, Metric]) -> Limits:
+    """Limits by NAME_UNIT as limits by metric.
+
+    Raises ValueError for a limit that is no NAME_UNIT of a metric in a unit of its kind."""
     found: dict[str, float] = {}
     for limit, value in limits.items():
         if value <= 0:
             raise ValueError(f"limits.{limit}: expected a number above 0, found {value:g}")
-        name, most = _limit(limit, value, workloads)
+        name, unit = _limit(limit, metrics)
+        most = metrics[name].limit(value, unit)
         found[name] = min(most, found.get(name, most))
-    return found
+    return Limits(found, metrics)
 
 
-def _limit(limit: str, value: float, workloads: Mapping[str, Workload]) -> tuple[str, float]:
-    units = {MEMORY: tuple(MEMORY_UNITS), **dict.fromkeys(workloads, TIME_UNITS)}
-    fitting = {name: limit.removeprefix(f"{name}_") for name in units if limit.startswith(f"{name}_")}
-    name = max(fitting, key=lambda each: (fitting[each] in units[each], len(each)), default="")
+def _limit(limit: str, metrics: Mapping[str, Metric]) -> tuple[str, str]:
+    """The metric and the unit that a limit names."""
+    named = [name for name in metrics if f"{limit}_".startswith(f"{name}_")]
+    fitting = {name: limit.removeprefix(name).removeprefix("_") for name in named}
+    name = max(fitting, key=lambda each: (fitting[each] in metrics[each].limit_units, len(each)), default="")
     if not name:
+        example = next((each for each, metric in metrics.items() if "ms" in metric.limit_units), "tpot")
         raise ValueError(
-            f"limits: {limit!r} is no NAME_UNIT of {', '.join(units)} (such as {next(iter(workloads))}_ms); "
+            f"limits: {limit!r} is no NAME_UNIT of {', '.join(metrics)} (such as {example}_ms); "
             "latency.workloads defines workloads"
         )
     unit = fitting[name]
-    if unit not in units[name]:
-        kind = "memory" if name == MEMORY else "a time"
-        raise ValueError(f"limits: {limit!r} limits {name}, which is {kind}, in {', '.join(units[name])}, not {unit!r}")
-    return name, value * MEMORY_UNITS[unit] if name == MEMORY else workloads[name].seconds(value, unit)
+    if unit not in metrics[name].limit_units:
+        kind = metrics[name].unit.name or "a number"
+        known = ", ".join(each or "no unit" for each in metrics[name].limit_units)
+        raise ValueError(f"limits: {limit!r} limits {name}, which is in {kind}: expected {known}, not {unit!r}")
+    return name, unit
 
 
 def load_config(path: Path, assignments: Sequence[str] = ()) -> tuple[Config, YamlFile]:
-    """The config in a file, with `--set` assignments applied. Raises ValueError naming file, line and key."""
+    """The config in a file, with `--set` assignments applied and local paths made absolute. Raises ValueError naming
+    file, line and key."""
     file = read_yaml(path)
     for assignment in assignments:
         file.set(assignment)
-    return _anchored(file.validate(Config)), file
+    return read_config(file), file
 
 
-def _anchored(config: Config) -> Config:
-    """With local paths made absolute, so that they mean the same to every worker."""
-
-    def anchor(text: str) -> str:
-        named = text in _NAMES or text.startswith(("bpe:", "hf:"))
-        return str(Path(text).resolve()) if not named and Path(text).exists() else text
-
-    proxy, latency = config.proxy, config.latency
-    if isinstance(proxy.data, str):
-        data: str | SplitData = anchor(proxy.data)
-    else:
-        data = SplitData(train=anchor(proxy.data.train), validation=anchor(proxy.data.validation))
-    proxy = proxy.model_copy(update={"data": data, "tokenizer": anchor(proxy.tokenizer)})
-    latency = latency.model_copy(update={"table": anchor(latency.table)})
-    return config.model_copy(update={"proxy": proxy, "latency": latency})
+def read_config(file: YamlFile) -> Config:
+    """The config in a file that was read, with local paths made absolute. Raises ValueError naming file, line and
+    key."""
+    try:
+        model = model_for(file.values)
+    except ValueError as error:
+        place, _, text = str(error).partition(": ")
+        raise ValueError(file.complaint(place.split("."), text)) from None
+    config = file.validate(model)
+    update = {"proxy": config.proxy.anchored(), "latency": config.latency.anchored()}
+    return config.model_copy(update=update)

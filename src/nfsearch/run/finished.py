@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from nfsearch.export import EXPORTERS, Winner, choose
+from nfsearch.proxies import Job, Proxy, Trains
 from nfsearch.report.outputs import write_outputs
-from nfsearch.run.config import Config
+from nfsearch.report.result import CandidateRecord, RunResult
+from nfsearch.run.config import read_config, validated
 from nfsearch.run.records import CONFIG, result_of, study_place
+from nfsearch.run.tables import proxy_of
 from nfsearch.run.yaml_file import read_yaml
 from nfsearch.search.study import Store, load_store
 from nfsearch.space import Architecture
 from nfsearch.support.errors import WorkFailed
 from nfsearch.support.terminal import duration, say
+
+if TYPE_CHECKING:
+    from nfsearch.ops.model import HybridLM
 
 
 def open_run(folder: Path) -> Store:
@@ -19,7 +28,7 @@ def open_run(folder: Path) -> Store:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG}")
-    config = read_yaml(path).validate(Config)
+    config = read_config(read_yaml(path))
     return load_store(*study_place(config, folder))
 
 
@@ -30,40 +39,35 @@ def rebuild_report(folder: Path) -> list[Path]:
 
 def export_candidate(folder: Path, to: str, output: Path, *, pick: int | None, max_latency_ms: float | None) -> Path:
     """Writes a candidate of a run in another form and returns the path. Raises ValueError or OSError."""
-    from nfsearch.export.export import choose, export_hf, export_yaml, require_free
-
-    store = open_run(folder)
-    result = result_of(store)
-    config = Config.model_validate(result.config.resolved)
+    exporter = EXPORTERS.find(to)()
+    result = result_of(open_run(folder))
+    config = validated(result.config.resolved)
     record = choose(result, pick=pick, max_latency_ms=max_latency_ms)
-    if to == "yaml":
-        return export_yaml(result, record, output)
-    from nfsearch.proxies.data import prepare
-    from nfsearch.proxies.training import train_model
-    from nfsearch.run.tables import training_kind
+    proxy = cache(partial(proxy_of, config))
+    return exporter.export(Winner(result, record, proxy, lambda: _trained(proxy(), result, record)), output)
 
-    if config.proxy.narrow > 1:
+
+def _trained(proxy: Proxy, result: RunResult, record: CandidateRecord) -> HybridLM:
+    """The weights of a candidate, trained again as the search trained it."""
+    job = Job(Architecture.from_dict(record.architecture), record.fidelity, record.seed)
+    if record.fidelity.twin > 1:
         raise ValueError(
-            f"the candidates of this run were trained as twins narrowed {config.proxy.narrow} times, so there are no "
+            f"the candidates of this run were trained as twins narrowed {record.fidelity.twin} times, so there are no "
             "weights of theirs to export; --to yaml writes the design with its training recipe"
         )
-
-    require_free(output)
-    try:
-        import nfsearch.hf  # noqa: F401  (before the training: it may be missing)
-    except ImportError as error:
-        raise ValueError(f"an export to hf needs transformers (pip install 'nfsearch[hf]'): {error}") from None
-    corpus = prepare(config.proxy)
-    if corpus.digest != store.meta["fingerprint"]["data"]:
+    if not isinstance(proxy, Trains):
+        raise ValueError("this run's proxy gives no weights; --to yaml writes the design with its training recipe")
+    if record.fidelity != proxy.fidelity:
         raise ValueError(
-            f"{corpus.name} has changed since the search: candidate {record.number} cannot be trained again"
+            f"the data has changed since the search, or the device: candidate {record.number} cannot be trained again "
+            f"({record.fidelity}, data {record.fidelity.data}; now {proxy.fidelity}, data {proxy.fidelity.data})"
         )
-    kind = training_kind(config)
-    architecture = Architecture.from_dict(record.architecture)
     say(f"Training candidate {record.number} as the search did ({duration(record.seconds)} there)")
     try:
-        model, score = train_model(architecture, corpus, config.proxy, seed=config.search.seed, device=kind)
+        model, found = proxy.train(job)
     except (RuntimeError, ArithmeticError) as error:
         raise WorkFailed(f"candidate {record.number} could not be trained again: {error}") from error
-    say(f"loss {score.loss:.4f}, in the search {record.loss:.4f}")
-    return export_hf(model.cpu(), output, tokenizer=corpus.tokenizer, result=result, record=record)
+    first = next(iter(found.metrics))
+    unit = result.metric(first).unit
+    say(f"{first} {unit.text(found.metrics[first].value)}, in the search {unit.text(record.metrics[first].value)}")
+    return model

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nfsearch.latency_lut import LatencyTable
 from nfsearch.report.result import ConfigRecord, Run, RunResult, SpaceRecord, TableRecord, build_result
-from nfsearch.run.config import Config
+from nfsearch.run.config import Config, validated
 from nfsearch.run.yaml_file import YamlFile
-from nfsearch.search.pareto import reference_point
 from nfsearch.search.study import NAME, Store
 from nfsearch.space import SearchSpace
 from nfsearch.support.versions import versions
@@ -61,16 +60,13 @@ def table_meta(table: LatencyTable, folder: Path) -> dict[str, Any]:
 
 
 def result_of(store: Store) -> RunResult:
+    """What the study of a run holds. Raises ValueError for one of other extensions than those that are here."""
     meta = store.meta
-    candidates = store.candidates()
     table = meta.get("table")
     resolved: Mapping[str, Any] = meta["config"]["resolved"]
-    refusals: dict[str, int] = {}
-    for candidate in candidates:
-        for reason, count in candidate.proposal.refused.items():
-            refusals[reason] = refusals.get(reason, 0) + count
+    config = validated(resolved)
     return build_result(
-        candidates,
+        store.candidates(),
         run=Run(
             status=meta["status"],
             started=meta["started"],
@@ -81,21 +77,10 @@ def result_of(store: Store) -> RunResult:
         ),
         config=ConfigRecord(text=meta["config"]["text"], resolved=dict(resolved)),
         space=SpaceRecord(**meta["space"]),
+        metrics=list(config.metrics.values()),
         objectives=store.objectives,
-        reference=_reference(candidates, store.objectives, resolved),
-        refusals=refusals,
+        limits=config.limit_values,
+        population=config.search.population,
         table=TableRecord(**{**table, "verification": meta.get("verification")}) if table else None,
         storage=resolved["storage"] or JOURNAL,
     )
-
-
-def _reference(
-    candidates: Sequence[Any], objectives: Sequence[str], resolved: Mapping[str, Any]
-) -> dict[str, float] | None:
-    """The corner that hypervolume is measured to: the same as during the search."""
-    points = [[c.values[name] for name in objectives] for c in candidates if c.state == "done"]
-    if not points:
-        return None
-    budgets = Config.model_validate(resolved).budgets
-    corner = reference_point(points, [budgets.get(name) for name in objectives], resolved["search"]["population"])
-    return dict(zip(objectives, corner.tolist(), strict=True))

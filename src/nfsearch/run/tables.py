@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from nfsearch.latency_lut import LatencyTable, OutOfMemory, load_table
+from nfsearch.latency_lut import LatencyTable, load_table
 from nfsearch.latency_lut.bundled import bundled_table
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.provenance import KERNELS
 from nfsearch.latency_lut.rows import Row
 from nfsearch.latency_lut.verification import Check, Verification, known_verification
-from nfsearch.latency_lut.workload import MEMORY
-from nfsearch.proxies.data import prepare
+from nfsearch.proxies import PROXIES, Proxy
 from nfsearch.run.config import Config
+from nfsearch.run.metrics import costs_of
 from nfsearch.search import Budgets
-from nfsearch.space import Architecture, SearchSpace
+from nfsearch.space import SearchSpace
 from nfsearch.support.terminal import duration, say, steps
 
 
 def vocabulary(config: Config) -> int:
-    """The space's vocabulary where it says one; else the tokenizer's, which may have to be trained."""
-    return config.space.vocab if isinstance(config.space.vocab, int) else prepare(config.proxy).vocab
+    """The space's vocabulary where it says one; else the proxy's, whose tokenizer may have to be trained."""
+    return config.space.vocab if isinstance(config.space.vocab, int) else proxy_of(config).vocab
+
+
+def proxy_of(config: Config) -> Proxy:
+    """What scores the candidates. Raises ValueError or OSError for settings that cannot be served."""
+    return PROXIES.find(config.proxy.kind)(config.proxy, training_kind(config))
 
 
 def check_layers(config: Config, space: SearchSpace) -> None:
@@ -133,22 +137,4 @@ def checked(config: Config, space: SearchSpace, table: LatencyTable) -> Verifica
 def budgets_of(config: Config, table: LatencyTable) -> Budgets:
     """What a config lets an architecture cost, as the table estimates it."""
     dtype = config.latency.dtype_on(table.provenance.kind)
-    workloads = config.latency.workloads
-    # A throughput takes whatever memory there is, so it has no say in how much is needed.
-    needy = [each for each in workloads.values() if each.phase != "throughput"] or list(workloads.values())
-
-    def estimate(architecture: Architecture) -> dict[str, tuple[float, float]]:
-        found = {}
-        for name, workload in workloads.items():
-            try:
-                each = table.estimate(architecture, workload, dtype)
-                found[name] = (each.seconds, each.error)
-            except OutOfMemory:
-                found[name] = (math.inf, 0.0)
-        try:
-            found[MEMORY] = (max(table.memory(architecture, workload, dtype) for workload in needy), 0.0)
-        except OutOfMemory:
-            found[MEMORY] = (math.inf, 0.0)
-        return found
-
-    return Budgets(estimate, config.budgets)
+    return Budgets(costs_of(table, config.latency.workloads, dtype), config.limit_values)

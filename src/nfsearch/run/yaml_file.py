@@ -118,6 +118,10 @@ class YamlFile:
         except ValidationError as error:
             raise ValueError("\n".join(self._complaints(error, model))) from None
 
+    def complaint(self, place: Sequence[str], text: str) -> str:
+        """A text about a place, which it names together with the line."""
+        return f"{self._where(tuple(place))}: {'.'.join(place) or 'the config'}: {text}"
+
     def _complaints(self, error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
         by_place: dict[tuple[str, ...], list[str]] = {}
         for detail in error.errors():
@@ -127,7 +131,7 @@ class YamlFile:
             if text not in found:
                 found.append(text)
         for place, texts in by_place.items():
-            yield f"{self._where(place)}: {'.'.join(place) or 'the config'}: {'; or '.join(texts)}"
+            yield self.complaint(place, "; or ".join(texts))
 
     def _where(self, place: tuple[str, ...]) -> str:
         """The line of the file, or the assignment, that a complaint about `place` is about."""

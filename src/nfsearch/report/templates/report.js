@@ -77,12 +77,12 @@
   }
 
   function hover(point) {
-    const values = data.axes.filter((axis) => axis.key !== "parameters" && point.values[axis.key] != null).map((axis) => {
+    const values = data.axes.filter((axis) => point.values[axis.key] != null).map((axis) => {
       const error = point.errors[axis.key];
       return text(axis.label) + " <b>" + figure(point.values[axis.key]) + "</b>" + (error == null ? "" : " ± " + figure(error));
     });
     return ["<b>#" + point.number + "</b>" + (point.front ? " ★ on the front" : ""), wrap(point.notation, narrow() ? 30 : 48),
-      "width " + point.width + ", " + point.parameters + " parameters", ...values, text(point.made) + ", generation " + point.generation].join("<br>");
+      "width " + point.width, ...values, text(point.made) + ", generation " + point.generation].join("<br>");
   }
 
   function drawFront() {
@@ -120,8 +120,8 @@
     const point = data.points.find((p) => p.number === number);
     const lines = [
       `#${number}${point.front ? " ★ on the front" : ""}: ${point.made}, generation ${point.generation}` + (point.parents.length ? `, from ${point.parents.map((p) => "#" + p).join(" and ")}` : ""),
-      `${point.notation} @ ${point.width} (${point.parameters} parameters)`,
-      data.axes.filter((axis) => axis.key !== "parameters").map((axis) => `${axis.label} ${figure(point.values[axis.key])}`).join(", "),
+      `${point.notation} @ ${point.width}`,
+      data.axes.filter((axis) => point.values[axis.key] != null).map((axis) => `${axis.label} ${figure(point.values[axis.key])}`).join(", "),
     ];
     const box = find("picked");
     box.replaceChildren(...lines.map((line, i) => {

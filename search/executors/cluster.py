@@ -1,4 +1,4 @@
-"""Starting Ray, and ending it, without noise."""
+"""How Ray is started, and ended, without noise; and the settings of its workers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
-from nfsearch.search.settings import WorkerSettings
+from pydantic import Field, field_validator
+
+from nfsearch.search.executor import WorkerSettings
 from nfsearch.support.errors import typed_line
 
 ENVIRONMENT = {
@@ -22,8 +25,38 @@ ENVIRONMENT = {
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing large travels through it; Ray's least is 75 MB
 
 
+class RaySettings(WorkerSettings):
+    """The processes that train candidates."""
+
+    count: int | Literal["auto"] = Field(
+        "auto", description="worker processes; auto = as many as the machine has room for"
+    )
+    gpus: float = Field(1, ge=0, description="GPUs of each worker where training runs on CUDA; 0.5 lets two share one")
+    cpus: int = Field(1, gt=0, description="CPU cores, and threads, of each worker")
+    address: str | None = Field(None, description="a running Ray cluster; null starts Ray on this machine")
+    timeout_s: float = Field(600, gt=0, description="longest time for one candidate, in seconds")
+    retries: int = Field(1, ge=0, description="fresh attempts after a worker died or ran out of time")
+    max_memory_gb: float | None = Field(
+        None, gt=0, description="a worker above this much memory is replaced; null = its share of the machine's"
+    )
+
+    @field_validator("count")
+    @classmethod
+    def _positive(cls, count: int | str) -> int | str:
+        if isinstance(count, int) and count < 1:
+            raise ValueError(f"expected auto or a number of at least 1, found {count}")
+        return count
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"expected a whole number or a part of one GPU, found {gpus}")
+        return gpus
+
+
 @contextmanager
-def cluster(settings: WorkerSettings, cuda: bool) -> Iterator[int]:
+def cluster(settings: RaySettings, cuda: bool) -> Iterator[int]:
     """Connects to Ray and gives the number of workers there is room for; disconnects at the end.
 
     A Ray that this process has already connected to is used as it is, and left running. Raises ValueError if the
@@ -48,7 +81,7 @@ def cluster(settings: WorkerSettings, cuda: bool) -> Iterator[int]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _connect(settings: WorkerSettings, folder: str) -> None:
+def _connect(settings: RaySettings, folder: str) -> None:
     import ray
 
     cpus = settings.count * settings.cpus if isinstance(settings.count, int) else None  # None: Ray counts them
@@ -71,7 +104,7 @@ def _connect(settings: WorkerSettings, folder: str) -> None:
         raise RuntimeError(f"Ray did not start: {typed_line(error)}") from error
 
 
-def worker_count(settings: WorkerSettings, cuda: bool, resources: dict[str, float]) -> int:
+def worker_count(settings: RaySettings, cuda: bool, resources: dict[str, float]) -> int:
     """How many workers to run. Raises ValueError if there is no room for them."""
     room = int(resources.get("CPU", 0) // settings.cpus)
     gpus = settings.gpus if cuda else 0

@@ -6,10 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 
 from nfsearch.search.candidate import Candidate
-from nfsearch.search.strategy import Draft, Strategy
+from nfsearch.search.strategies.drafts import DraftStrategy
+from nfsearch.search.strategy import Draft
 
 
-class Random(Strategy):
+class Random(DraftStrategy):
     """Every question of the space answered uniformly, after the known designs."""
 
     def drafts(self, rng: random.Random, index: int, history: Sequence[Candidate]) -> Iterator[Draft | None]:

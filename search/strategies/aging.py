@@ -14,26 +14,60 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from nfsearch.search.candidate import Candidate
-from nfsearch.search.strategy import Draft, Strategy
+from pydantic import Field, model_validator
+
+from nfsearch.search.candidate import Candidate, comparable
+from nfsearch.search.strategies.drafts import DraftStrategy
+from nfsearch.search.strategy import Draft, SearchSettings
 from nfsearch.space import Unreachable
 
 CHILD_TRIES = 100  # children looked at before a random member takes the place
 
 
-class Aging(Strategy):
+class AgingSettings(SearchSettings):
+    """Of the tournament, and of how children are made."""
+
+    tournament: int = Field(
+        8, gt=0, description="members drawn at random, of which the one with the lowest loss is parent"
+    )
+    crossover: float = Field(
+        0.2, ge=0, le=1, description="share of children of two parents; the others are mutations of one"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> AgingSettings:
+        if self.tournament > self.population:
+            raise ValueError(f"tournament ({self.tournament}) is larger than population ({self.population})")
+        if self.population > self.evaluations:
+            raise ValueError(
+                f"population ({self.population}) is larger than evaluations ({self.evaluations}): "
+                "the search would end before its first child"
+            )
+        return self
+
+
+class Aging(DraftStrategy):
     """The paper's search, with a share of crossover children.
 
     It is steady-state: a child is bred from whatever has finished when a worker becomes free."""
 
+    Settings = AgingSettings
+    settings: AgingSettings
+
     def population(self, history: Sequence[Candidate]) -> list[Candidate]:
-        """The last P that succeeded, oldest first."""
-        return [candidate for candidate in history if candidate.state == "done"][-self.settings.population :]
+        """The last P that succeeded at one fidelity, the most expensive one, oldest first."""
+        return comparable(history)[-self.settings.population :]
 
     def tournament(self, rng: random.Random, population: Sequence[Candidate]) -> Candidate:
-        """The member with the lowest loss among S drawn without replacement; the older one where two are equal."""
+        """The best of S members drawn without replacement: the one that exceeds the limits least, then the one with the
+        lowest first objective (the loss, unless the config says otherwise), then the oldest."""
         drawn = rng.sample(population, min(self.settings.tournament, len(population)))
-        return min(drawn, key=lambda candidate: (candidate.score.loss, candidate.number))  # type: ignore[union-attr]
+
+        def rank(candidate: Candidate) -> tuple[float, float, int]:
+            excess = sum(ratio for ratio, _ in self.budgets.limits.excess(candidate.metrics).values())
+            return excess, candidate.value(self.problem.objectives[0]), candidate.number
+
+        return min(drawn, key=rank)
 
     def drafts(self, rng: random.Random, index: int, history: Sequence[Candidate]) -> Iterator[Draft | None]:
         population = self.population(history)

@@ -1,0 +1,62 @@
+"""A job, which is an architecture to be evaluated in some way, and the evaluation that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from nfsearch.proxies.cache import digest
+from nfsearch.proxies.fidelity import Fidelity
+from nfsearch.space import Architecture
+from nfsearch.support.metrics import Measurement, Measurements
+
+Report = Callable[[int, float], None]  # tokens seen, training loss since the last report in nats per token
+
+
+@dataclass(frozen=True)
+class Job:
+    """An architecture to be evaluated at a fidelity with a seed; `continues` is the digest of the job whose evaluation
+    it goes on from, if any. "Seen before" is asked of jobs, so an architecture may have many seeds and budgets."""
+
+    architecture: Architecture
+    fidelity: Fidelity
+    seed: int = 0
+    continues: str | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """A short name, the same in every process."""
+        return digest([self.architecture.digest, self.fidelity.digest, self.seed, self.continues])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of a job. `curve` holds (tokens seen, training loss in nats per token) pairs, `notes` what the worker
+    had to say: a kernel that was refused, a step that could not be captured."""
+
+    metrics: Measurements
+    tokens: int
+    seconds: float
+    curve: tuple[tuple[int, float], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "metrics": {name: [found.value, found.error] for name, found in self.metrics.items()},
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "curve": [list(point) for point in self.curve],
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Evaluation:
+        return cls(
+            metrics={name: Measurement(*values) for name, values in fields["metrics"].items()},
+            tokens=int(fields["tokens"]),
+            seconds=float(fields["seconds"]),
+            curve=tuple((int(tokens), float(loss)) for tokens, loss in fields["curve"]),
+            notes=tuple(fields["notes"]),
+        )

@@ -1,0 +1,78 @@
+"""What a proxy is: it says what a job's metrics are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import Self
+
+from nfsearch.proxies.fidelity import Fidelity
+from nfsearch.proxies.job import Evaluation, Job, Report
+from nfsearch.space import SearchSpace
+from nfsearch.support.metrics import Metric
+from nfsearch.support.registry import Registry
+
+if TYPE_CHECKING:
+    from nfsearch.ops.model import HybridLM
+
+
+class ProxySettings(BaseModel):
+    """The fields that the `proxy:` section of a config has whatever its kind; a proxy's own settings extend it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str = Field("training", description="how candidates are scored: the name of a proxy")
+
+    def anchored(self) -> Self:
+        """The same with local paths made absolute, so that they mean the same to every worker."""
+        return self
+
+    @property
+    def vocabulary(self) -> int | None:
+        """The size of the vocabulary, where it is known without reading any data."""
+        return None
+
+
+class Proxy(Protocol):
+    """Scores candidates. It is made once from its settings and the kind of device ("cpu" or "cuda"), by the process
+    that runs the search, and pickled to the workers, which call `start` once and `evaluate` for each job.
+
+    The constructor raises ValueError or OSError for settings that cannot be served.
+    """
+
+    Settings: ClassVar[type[ProxySettings]]
+    metrics: ClassVar[Sequence[Metric]]  # what an evaluation has a measurement of; the first is the default objective
+
+    def __init__(self, settings: ProxySettings, device: str) -> None: ...
+
+    @property
+    def vocab(self) -> int:
+        """The size of the vocabulary that candidates must have at least."""
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """What candidates are measured with, unless a job says otherwise."""
+
+    def check(self, space: SearchSpace) -> None:
+        """Raises ValueError if some member of the space cannot be scored."""
+
+    def start(self) -> None:
+        """Prepares a worker process: imports what is heavy, opens what has to be there."""
+
+    def evaluate(self, job: Job, report: Report) -> Evaluation:
+        """Raises ArithmeticError where the job has no metrics (a loss that diverged); what `report` raises ends it."""
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """A proxy that trains the candidates themselves, whose weights can be exported."""
+
+    tokenizer: str  # what `load_tokenizer` takes
+
+    def train(self, job: Job, report: Report | None = None) -> tuple[HybridLM, Evaluation]:
+        """The trained model of a job, and its evaluation."""
+
+
+PROXIES: Registry[type[Proxy]] = Registry("nfsearch.proxies", "proxy")

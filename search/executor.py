@@ -1,0 +1,132 @@
+"""What an executor is: it evaluates jobs, somewhere, and tells what becomes of them."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import Self
+
+from nfsearch.proxies import Evaluation, Job, Proxy, Report
+from nfsearch.support.errors import typed_line
+from nfsearch.support.notes import listening
+from nfsearch.support.registry import Registry
+
+
+class WorkerSettings(BaseModel):
+    """The field that the `workers:` section of a config has whatever the executor; its own settings extend it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    executor: str = Field("ray", description="who evaluates: ray (worker processes) or local (this process)")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job being evaluated, the seconds since this attempt at it began, and which attempt it is."""
+
+    job: Job
+    seconds: float
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A running job has seen so many tokens; its training loss since the last report, in nats per token."""
+
+    job: Job
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job has an evaluation, or an error; wall time spent on it and the attempts that it took."""
+
+    job: Job
+    evaluation: Evaluation | None
+    error: str | None
+    seconds: float
+    attempts: int = 1
+
+
+Handle = Callable[[Reported | Ended], None]
+
+
+class Executor(Protocol):
+    """Evaluates jobs with a proxy. Used as a context manager: entering raises ValueError where there is no room for the
+    workers and RuntimeError where they do not start; leaving drops what still runs."""
+
+    Settings: ClassVar[type[WorkerSettings]]
+
+    def __init__(self, settings: WorkerSettings, proxy: Proxy, device: str) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    @property
+    def workers(self) -> int:
+        """How many jobs are evaluated at a time."""
+
+    @property
+    def free(self) -> int:
+        """How many more jobs it has use for now."""
+
+    @property
+    def running(self) -> Sequence[Running]:
+        """The jobs that are being evaluated."""
+
+    def submit(self, job: Job) -> None:
+        """Takes a job, which will end."""
+
+    def cancel(self, job: Job) -> None:
+        """Ends a job soon. What it tells until then is of no interest."""
+
+    def events(self, handle: Handle, timeout: float) -> None:
+        """Works on what was submitted, and hands over each event as it comes; returns after some, or after about
+        `timeout` seconds. `handle` may submit and cancel."""
+
+
+EXECUTORS: Registry[type[Executor]] = Registry("nfsearch.executors", "executor")
+
+
+class Cancelled(BaseException):
+    """Raised by a job's report to end it. No Exception, so that no proxy takes it for an error of its own."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one attempt ended: with an evaluation or an error, or with neither where it was cancelled."""
+
+    evaluation: Evaluation | None
+    error: str | None = None
+    sound: bool = True  # whether the process can be trusted with another job
+
+
+def attempt(proxy: Proxy, job: Job, report: Report) -> Outcome:
+    """Evaluates a job in this process. Exceptions are outcomes: the same seed would raise them again."""
+    with listening() as said:
+        try:
+            found = proxy.evaluate(job, report)
+        except Cancelled:
+            return Outcome(None)
+        except ArithmeticError as error:  # the numbers went bad, not the process: a loss that diverged
+            return Outcome(None, str(error) or type(error).__name__)
+        except Exception as error:  # out of GPU memory, a broken CUDA context, a bug: start afresh
+            return Outcome(None, described(error), sound=False)
+    for name, measured in found.metrics.items():
+        if not math.isfinite(measured.value):
+            return Outcome(None, f"the {name} is {measured.value}")
+    return Outcome(replace(found, notes=(*found.notes, *said)))
+
+
+def described(error: Exception) -> str:
+    """An error in one line, with the place where it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{typed_line(error)} ({Path(frame.filename).name}:{frame.lineno})"

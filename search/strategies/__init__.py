@@ -1,0 +1,1 @@
+"""How the next candidate is chosen: a strategy a file, its settings beside it."""

@@ -1,0 +1,45 @@
+"""Which candidate leaves a search, and where to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nfsearch.report.result import CandidateRecord, RunResult
+
+
+def choose(result: RunResult, *, pick: int | None = None, max_latency_ms: float | None = None) -> CandidateRecord:
+    """The candidate to export: number `pick`, or the one with the lowest first objective.
+
+    `max_latency_ms` admits only candidates whose latency is at most that: of the first objective that is a latency,
+    else of the first workload. Raises ValueError if nothing is left or the candidate picked has failed.
+    """
+    if pick is not None:
+        record = result.candidate(pick)
+        if record.state != "done":
+            reason = f"has failed ({record.error})" if record.state == "failed" else "was stopped early"
+            raise ValueError(f"candidate {pick} {reason}, so there is nothing to export")
+        return record
+    done = result.in_state("done")
+    if not done:
+        raise ValueError("no candidate of this run has finished, so there is nothing to export")
+    if max_latency_ms is not None:
+        times = result.timed()
+        if not times:
+            raise ValueError("this run measured no latency, so none can be the limit")
+        name = times[0]
+        fastest = min(record.metrics[name].value for record in done) * 1e3
+        done = [record for record in done if record.metrics[name].value * 1e3 <= max_latency_ms]
+        if not done:
+            raise ValueError(
+                f"no candidate has a {name} of at most {max_latency_ms:g} ms: the fastest takes {fastest:.5g} ms"
+            )
+    return min(done, key=lambda record: record.metrics[result.objectives[0]].value)
+
+
+def require_free(path: str | Path) -> None:
+    """Raises FileExistsError unless nothing, or an empty folder, is at `path`: an export never writes over anything."""
+    path = Path(path)
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        raise FileExistsError(f"{path} exists already: name a new one for the export, or remove it first")

@@ -1,0 +1,49 @@
+"""What an exporter is: it writes a candidate in another form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nfsearch.proxies import Proxy
+from nfsearch.report.result import CandidateRecord, RunResult
+from nfsearch.space import Architecture
+from nfsearch.support.registry import Registry
+
+if TYPE_CHECKING:
+    from nfsearch.ops.model import HybridLM
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A candidate that is to leave its search: its record, all that the search found, and ways to the weights.
+
+    `proxy` makes what scored it, which may read and tokenise data. `train` trains the candidate again as the search did
+    and gives its weights; it raises ValueError where it cannot, and WorkFailed where training fails."""
+
+    result: RunResult
+    record: CandidateRecord
+    proxy: Callable[[], Proxy]
+    train: Callable[[], HybridLM]
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture.from_dict(self.record.architecture)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The proxy's section of the config, with every default."""
+        return dict(self.result.config.resolved.get("proxy") or {})
+
+
+class Exporter(Protocol):
+    """Writes a winner to a file or a folder, which appears whole or not at all; it never writes over anything."""
+
+    def export(self, winner: Winner, out: Path) -> Path:
+        """Returns what it wrote. Raises FileExistsError if something is there, ValueError for a winner that it cannot
+        express; before any training, where that can be known."""
+
+
+EXPORTERS: Registry[type[Exporter]] = Registry("nfsearch.exporters", "exporter")

@@ -1,0 +1,68 @@
+"""What the candidates of a run are measured by, and the costs that need no training."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from nfsearch.latency_lut import LatencyTable, OutOfMemory, Workload
+from nfsearch.latency_lut.estimator import ITEM_BYTES
+from nfsearch.space import Architecture
+from nfsearch.support.metrics import BYTES, COUNT, JOULES, Measurement, Measurements, Metric
+
+MEMORY = Metric("memory", BYTES)  # the bytes that the hungriest workload needs
+PARAMETERS = Metric("parameters", COUNT)
+STATE = Metric("state", BYTES)  # of the operators, of all sequences at their longest; of the hungriest workload
+
+
+def energy_of(workload: str) -> str:
+    """The name of the metric of a workload's energy."""
+    return f"{workload}_energy"
+
+
+def known_metrics(proxy: Iterable[Metric], workloads: Mapping[str, Workload]) -> dict[str, Metric]:
+    """By name: what the proxy measures, the time of each workload, memory, parameters and state, and the energy of each
+    workload, which only tables of GPUs know. Raises ValueError where two have one name."""
+    times = [workload.metric(name) for name, workload in workloads.items()]
+    energies = [Metric(energy_of(name), JOULES) for name in workloads]
+    found: dict[str, Metric] = {}
+    for metric in (*proxy, *times, MEMORY, PARAMETERS, STATE, *energies):
+        if metric.name in found:
+            raise ValueError(f"latency.workloads: {metric.name!r} is the name of something else that is measured")
+        found[metric.name] = metric
+    return found
+
+
+def costs_of(
+    table: LatencyTable, workloads: Mapping[str, Workload], dtype: str
+) -> Callable[[Architecture], Measurements]:
+    """What the table says that an architecture costs, by the name of the metric. Infinite where it does not fit into
+    the device's memory."""
+    # A throughput takes whatever memory there is, so it has no say in how much is needed.
+    needy = [each for each in workloads.values() if each.phase != "throughput"] or list(workloads.values())
+
+    def costs(architecture: Architecture) -> Measurements:
+        found: dict[str, Measurement] = {}
+        for name, workload in workloads.items():
+            try:
+                each = table.estimate(architecture, workload, dtype)
+                found[name] = Measurement(each.seconds, each.error)
+            except OutOfMemory:
+                found[name] = Measurement(math.inf)
+        try:
+            memory = max(table.memory(architecture, workload, dtype) for workload in needy)
+        except OutOfMemory:
+            memory = math.inf
+        found[MEMORY.name] = Measurement(memory)
+        found[PARAMETERS.name] = Measurement(float(architecture.parameters))
+        found[STATE.name] = Measurement(max(state_bytes(architecture, workload) for workload in needy))
+        return found
+
+    def state_bytes(architecture: Architecture, workload: Workload) -> float:
+        batch, length = workload.choices[0].batch, workload.choices[0].length + architecture.meta_tokens
+        layers = Counter(architecture.layers)
+        costs = ((layer.cost(architecture.width), count) for layer, count in layers.items())
+        return float(sum(count * cost.state_bytes(batch, length, ITEM_BYTES[dtype]) for cost, count in costs))
+
+    return costs

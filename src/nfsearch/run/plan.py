@@ -1,0 +1,103 @@
+"""What a search is given: read, found right, and made ready before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nfsearch.latency_lut import LatencyTable, keys_for
+from nfsearch.proxies import Proxy
+from nfsearch.run.config import Config, load_config
+from nfsearch.run.records import CONFIG, JOURNAL
+from nfsearch.run.tables import budgets_of, check_layers, given_table, proxy_of, training_kind
+from nfsearch.run.yaml_file import YamlFile
+from nfsearch.search import EXECUTORS, RULES, STRATEGIES, Budgets, Executor, Problem, Rule, Strategy
+from nfsearch.search.known import fitting, locate
+from nfsearch.search.strategy import Draft
+from nfsearch.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The limits as a table tells them, the strategy within them, and what there is to say about that."""
+
+    budgets: Budgets
+    strategy: Strategy
+    warnings: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a search is given, read and found right."""
+
+    config: Config
+    file: YamlFile
+    folder: Path
+    device: str  # what candidates are evaluated on, "cpu" or "cuda"
+    proxy: Proxy
+    space: SearchSpace
+    table: LatencyTable | None  # None: measured at the start
+    known: Sequence[Sequence[Draft]]  # members of the space that each known design stands for
+
+    def begin(self, table: LatencyTable) -> Beginning:
+        """What a search begins with once there is a table. Raises ValueError where no member of the space keeps the
+        limits, and where the table does not know what the objectives or limits ask for."""
+        search, names = self.config.search, self.config.objective_names
+        budgets = budgets_of(self.config, table)
+        known, left_out = fitting(self.known, budgets)
+        problem = Problem(self.space, budgets, names, self.proxy.fidelity, search.seed, known)
+        return Beginning(budgets, STRATEGIES.find(search.strategy)(problem, search), left_out)
+
+    def executor(self) -> Executor:
+        workers = self.config.workers
+        return EXECUTORS.find(workers.executor)(workers, self.proxy, self.device)
+
+    def rule(self) -> Rule | None:
+        settings = self.config.rule
+        return RULES.find(settings.kind)(settings) if settings else None
+
+
+def read_plan(config_path: Path, out: Path | None, resume: bool, assignments: Sequence[str]) -> Plan:
+    """Reads all input and checks what can be checked before any work. Raises ValueError or OSError."""
+    config, file = load_config(config_path, assignments)
+    folder = _folder(config, config_path, out, resume)
+    proxy = proxy_of(config)
+    space = config.space.build(proxy.vocab)
+    check_layers(config, space)
+    proxy.check(space)
+    known = locate(space, config.search.seeds_known)
+    table = given_table(config)
+    plan = Plan(config, file, folder, training_kind(config), proxy, space, table, known)
+    if table is not None:
+        keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(table.provenance.kind))
+        table.require(keys, config.latency.accept)
+        plan.begin(table).strategy.propose(0, [])  # raises if no member keeps the limits
+    elif plan.device == "cpu":
+        _need_memory(config)
+    return plan
+
+
+def _need_memory(config: Config) -> None:
+    """Raises ValueError for a throughput at as many sequences as fit into a memory that no table of a CPU knows."""
+    for name, workload in config.latency.workloads.items():
+        if workload.phase == "throughput" and workload.memory_gb is None:
+            raise ValueError(f"latency.workloads.{name}: on a CPU a throughput needs memory_gb, how much may be taken")
+
+
+def _folder(config: Config, config_path: Path, out: Path | None, resume: bool) -> Path:
+    """Where the run is written: `out`, or runs/NAME, made unique unless it is to be resumed."""
+    if out is None:
+        name = config_path.absolute().parent.name if config_path.stem == "config" else config_path.stem
+        names = [name, *(f"{name}-{n}" for n in range(2, 10_000))]
+        there = [folder for n in names if (folder := Path("runs", n)).exists()]
+        fresh = next(folder for n in names if not (folder := Path("runs", n)).exists())
+        out = there[-1] if resume and there else fresh
+    if out.exists():
+        if not out.is_dir():
+            raise ValueError(f"{out} is a file; --out names a folder")
+        if any(out.iterdir()) and not resume:
+            raise ValueError(f"{out} is not empty: go on with its run (--resume), or write to another folder (--out)")
+    if resume and not (out / (CONFIG if config.storage else JOURNAL)).is_file():
+        raise ValueError(f"{out}: there is no run to resume")
+    return out
