@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from nfsearch.latency_lut.syntax import Place, Reading, bindings, read
 
+_HEADER = "class"  # what stands before a class's members; a keyword, so no member's name
+
 
 class _Statements:
     """Statements by the names that they bind; under "" those that bind none, which count with every other."""
@@ -31,7 +33,7 @@ class _Statements:
 
 class _Module:
     def __init__(self, name: str, path: Path, sources: Sources) -> None:
-        self.name = name
+        self.prefix = f"{name}:"
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         self.defined = _Statements(ast.parse(path.read_text(encoding="utf-8")).body, package)
         self._place = Place(name, package, self.defined.imports, lambda target: sources.follows(target))
@@ -56,16 +58,9 @@ class _Module:
 
 class _Class:
     def __init__(self, module: _Module, node: ast.ClassDef, package: str) -> None:
-        self.module, self.name, self._node = module, node.name, node
+        self.module, self.prefix, self._node = module, f"{module.prefix}{node.name}.", node
         self.members = _Statements(node.body, package)
         self._readings: dict[str, Reading] = {}
-
-    @cached_property
-    def header(self) -> Reading:
-        """Decorators, bases and keywords. Of the bases that are classes only the members count that are used."""
-        found = self.module.read([*self._node.decorator_list, *self._node.bases, *self._node.keywords])
-        found.names.difference_update(self.bases)
-        return found
 
     @cached_property
     def bases(self) -> list[str]:
@@ -73,8 +68,14 @@ class _Class:
         return [name for base in named for name in self.module.read([base]).names]
 
     def reading(self, name: str) -> Reading:
+        """What a member says; or the header: decorators, bases and keywords. Of bases that are classes only those
+        members count that are used."""
         if name not in self._readings:
-            self._readings[name] = self.module.read(self.members.by_name[name])
+            header = [*self._node.decorator_list, *self._node.bases, *self._node.keywords]
+            found = self.module.read(header if name == _HEADER else self.members.by_name[name])
+            if name == _HEADER:
+                found.names.difference_update(self.bases)
+            self._readings[name] = found
         return self._readings[name]
 
 
@@ -114,17 +115,12 @@ class Sources:
     def digest(self, roots: Iterable[str]) -> str:
         """Twelve hex digits over the code of all that these roots run: `package.module:name` is a definition with all
         of it, `package.module:Class.member` that member alone. Raises ValueError for a root that is not there."""
-        texts = sorted({f"{step.name}\0{_reading(step).text}" for step in self._closure(roots)})
+        texts = sorted({f"{step.name}\0{step.place.reading(step.name).text}" for step in self._closure(roots)})
         return hashlib.blake2b("\0".join(texts).encode(), digest_size=6).hexdigest()
 
     def definitions(self, roots: Iterable[str]) -> set[str]:
-        """What these roots run, as `package.module:name`."""
-        return {
-            f"{step.place.name}:{step.name}"
-            if isinstance(step.place, _Module)
-            else f"{step.place.module.name}:{step.place.name}.{step.name}"
-            for step in self._closure(roots)
-        }
+        """What these roots run, written as roots are."""
+        return {f"{step.place.prefix}{step.name}" for step in self._closure(roots)}
 
     def _closure(self, roots: Iterable[str]) -> list[_Step]:
         todo = [step for root in roots for step in self._root(root)]
@@ -149,10 +145,9 @@ class Sources:
         return steps
 
     def _owner(self, kind: _Class) -> _Owner:
-        name = f"{kind.module.name}:{kind.name}"
-        if name not in self._owners:
-            self._owners[name] = _Owner(list(dict.fromkeys(self._lineage(kind))))
-        return self._owners[name]
+        if kind.prefix not in self._owners:
+            self._owners[kind.prefix] = _Owner(list(dict.fromkeys(self._lineage(kind))))
+        return self._owners[kind.prefix]
 
     def _lineage(self, kind: _Class) -> Iterator[_Class]:
         yield kind
@@ -162,7 +157,7 @@ class Sources:
                     yield from self._lineage(found)
 
     def _referred(self, step: _Step) -> Iterator[_Step]:
-        reading, owner = _reading(step), step.owner
+        reading, owner = step.place.reading(step.name), step.owner
         for name in reading.names:
             yield from self._resolve(name, owner)
         if step.name:
@@ -209,13 +204,6 @@ class Sources:
         inner = place.joinpath(*name.split(".")[len(package.split(".")) :])
         paths = (inner / "__init__.py", *([inner.with_name(f"{inner.name}.py")] if name != package else []))
         return next((path for path in paths if path.is_file()), None)
-
-
-def _reading(step: _Step) -> Reading:
-    return step.place.header if step.name == _HEADER else step.place.reading(step.name)  # type: ignore[union-attr]
-
-
-_HEADER = "class"  # a keyword, so no member's name
 
 
 def _loose(place: _Module | _Class, owner: _Owner | None) -> Iterator[_Step]:
