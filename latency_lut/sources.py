@@ -100,7 +100,8 @@ class _Step(NamedTuple):
 
 
 class Sources:
-    """The sources of some packages. What lies elsewhere, and in the modules `ignored`, is not followed."""
+    """The sources of some packages. What lies elsewhere, and modules and definitions that are `ignored`, are not
+    followed."""
 
     def __init__(self, packages: Mapping[str, Path], ignored: Collection[str] = ()) -> None:
         """`packages`: by their names, the folder or (of a package that is one module) the file."""
@@ -183,6 +184,8 @@ class Sources:
             yield from (_Step(module, name, owner) for name in module.defined.by_name)
             return
         name = parts[count]
+        if ".".join(parts[: count + 1]) in self._ignored:
+            return
         if name in module.defined.by_name:
             yield _Step(module, name, owner)
         if name in module.defined.imports:

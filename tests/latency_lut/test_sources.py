@@ -229,6 +229,11 @@ def test_what_is_followed(sources: Sources, root: str, expected: set[str]) -> No
     assert reached(sources, root) == expected
 
 
+def test_definitions_can_be_left_out_too(sources: Sources, tmp_path: Path) -> None:
+    fewer = Sources({"pack": tmp_path}, {"pack.deep.kernel.launch"})
+    assert reached(fewer, "pack.helpers:two") == {"helpers:two", "helpers:_shared"}
+
+
 def test_a_root_that_is_not_there(sources: Sources) -> None:
     for root in ("pack.own:Nobody", "pack.own:Own.nothing", "elsewhere:f"):
         with pytest.raises(ValueError, match=f"there is no {root}"):
