@@ -33,10 +33,10 @@ def proxy_of(config: Config) -> Proxy:
 def check_layers(config: Config, space: SearchSpace) -> None:
     """Raises ValueError unless everything in the space can be built here and run: trained, and, where latencies are of
     this machine's device, decoded."""
-    from nfsearch.ops.paths import check as check_paths
+    from nfsearch.ops.what_runs import check
 
     decode = is_here(config) and any(workload.phase != "prefill" for workload in config.latency.workloads.values())
-    check_paths(space.alphabet(), space.widths, training_kind(config), decode=decode)
+    check(space.alphabet(), space.widths, training_kind(config), decode=decode)
 
 
 def is_here(config: Config) -> bool:
