@@ -15,18 +15,10 @@ from nfsearch.latency_lut.sources import Sources
 from nfsearch.space.operators import find_operator
 
 OPS = "nfsearch.ops"
-# Modules that choose between forms of an operator and check them, which is done before anything is timed.
-_CHOOSERS = {f"{OPS}.{name}" for name in ("fused", "fusing", "paths", "selfcheck")}
+# What chooses between forms of an operator and checks them, which is done before anything is timed.
+_CHOOSERS = {f"{OPS}.{name}" for name in ("checks", "chooser", "forms", "parallel.choice", "steps", "what_runs")}
 _NORM = f"{OPS}.operator:RMSNorm"
 _DECODE = f"{OPS}.kernels.decode"
-_STEPS = {
-    "Attention": "attention_block",
-    "DeltaNet": "deltanet_block",
-    "GatedDeltaNet": "gated_deltanet_block",
-    "GatedLinearAttention": "gla_block",
-    "Mamba2": "mamba2_block",
-    "FeedForward": "ffn_block",
-}
 
 
 def digest_of(key: Key) -> str:
@@ -38,16 +30,14 @@ def roots_of(phase: str, name: str) -> list[str]:
     """Where the code of a block begins, given an operator's or an end's name; see `Sources.digest`."""
     model = f"{OPS}.model:HybridLM"
     if name == HEAD:
-        return [f"{model}.next_logits", _NORM, f"{_DECODE}.blocks:head"]
+        return [f"{model}.next_logits", f"{model}.head", _NORM, f"{_DECODE}.projection:bind_head"]
     if name == EMBEDDING:  # in prefill it is PyTorch's
-        return [f"{model}.embed_next", f"{_DECODE}.embedding:embed"] if phase == "decode" else []
+        return [f"{model}.embed_next", f"{_DECODE}.embedding:bind"] if phase == "decode" else []
     operator = find_operator(name)
     assert operator is not None
-    used = [f"{operator.module}.__init__", f"{operator.module}.init_state", _NORM]
-    if phase == "prefill":
-        return [*used, f"{operator.module}.forward", f"{OPS}.model:Block.forward"]
-    step = _STEPS.get(operator.module.partition(":")[2])
-    return [*used, f"{operator.module}.step", *([f"{_DECODE}.blocks:{step}"] if step else [])]
+    whole = [_NORM] if phase == "decode" else [_NORM, f"{OPS}.model:Block.forward"]
+    own = ("step", "fused_step") if phase == "decode" else ("forward",)
+    return [*whole, *(f"{operator.module}.{member}" for member in ("__init__", "init_state", *own))]
 
 
 @cache

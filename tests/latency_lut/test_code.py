@@ -122,11 +122,19 @@ def test_comments_docstrings_and_names_of_locals_leave_every_digest(ops: Path) -
 @pytest.mark.parametrize(
     ("place", "stale"),
     [
-        ("kernels/decode/blocks.py:deltanet_block", {"D decode"}),
+        ("kernels/decode/deltanet.py:_token", {"D decode"}),
+        ("kernels/decode/gla.py:bind", {"GLA decode"}),
         ("kernels/decode/gemv.py:_dot", DECODE - {"embedding decode"}),
-        ("kernels/decode/embedding.py:embed", {"embedding decode"}),
+        ("kernels/decode/embedding.py:bind", {"embedding decode"}),
+        ("kernels/decode/projection.py:bind_head", {"head decode"}),
         ("kernels/training/shortconv.py:conv_silu", {"D prefill", "GDN prefill", "M2 prefill"}),
-        ("selfcheck.py:verdict", set()),
+        ("deltanet.py:step", {"D decode"}),
+        ("deltanet.py:forward", {"D prefill"}),
+        ("deltanet.py:__init__", {"D decode", "D prefill"}),
+        ("deltanet.py:reference", set()),
+        ("chooser.py:choose", set()),
+        ("checks.py:error_of", set()),
+        ("parallel.py:_form", set()),
         ("decoder.py:prefill", set()),
     ],
 )
@@ -150,7 +158,7 @@ def test_a_change_of_deltanets_decode_kernel_is_measured_and_nothing_else(
     profiler.build(keys, tmp_path / "t.parquet", device="cpu")
     assert Counter(measured) == dict.fromkeys(keys, 2)
     measured.clear()
-    changed(ops, "kernels/decode/blocks.py:deltanet_block")
+    changed(ops, "kernels/decode/deltanet.py:_token")
     profiler.build(keys, tmp_path / "t.parquet", device="cpu")
     assert Counter(measured) == {key: 2 for key in keys if key.block.startswith("D[") and key.phase == "decode"}
     measured.clear()
