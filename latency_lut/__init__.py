@@ -3,13 +3,14 @@
 Nothing here imports torch; measuring does, in `nfsearch.latency_lut.profiler`, `.verify` and `.device`.
 """
 
+from nfsearch.latency_lut.errors import OutOfMemory, TableError
 from nfsearch.latency_lut.estimator import Estimate
-from nfsearch.latency_lut.files import TableError
+from nfsearch.latency_lut.files import load_table, save_table
 from nfsearch.latency_lut.keys import Key, keys_for
-from nfsearch.latency_lut.provenance import Provenance, kernel_digest
+from nfsearch.latency_lut.provenance import Provenance
 from nfsearch.latency_lut.rows import Row
 from nfsearch.latency_lut.settings import LatencySettings
-from nfsearch.latency_lut.table import LatencyTable, OutOfMemory
+from nfsearch.latency_lut.table import LatencyTable
 from nfsearch.latency_lut.workload import Workload
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Row",
     "TableError",
     "Workload",
-    "kernel_digest",
     "keys_for",
+    "load_table",
+    "save_table",
 ]

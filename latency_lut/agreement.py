@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Errors are fractions of what was measured. The rank correlations are None for fewer than three models."""
+class Agreement(BaseModel):
+    """Estimates against measurements; errors are fractions of what was measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: int
-    mape: float  # mean absolute error
-    bias: float  # mean error; positive: the estimates say too much
-    worst: float  # the largest error, with its sign
-    spearman: float | None
-    kendall: float | None
+    mape: float = Field(description="mean absolute error")
+    bias: float = Field(description="mean error; positive: estimates are too high")
+    worst: float = Field(description="the largest error, with its sign")
+    spearman: float | None = Field(description="rank correlation; null for fewer than three models")
+    kendall: float | None = Field(description="likewise")
 
 
 def agreement_of(pairs: Sequence[tuple[float, float]]) -> Agreement:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from nfsearch.latency_lut.nvml import Monitor
-from nfsearch.latency_lut.provenance import Provenance, kernel_digest
+from nfsearch.latency_lut.provenance import Provenance
 from nfsearch.support.versions import installed
 
 
@@ -77,7 +77,6 @@ def provenance(kind: str) -> Provenance:
         fla=installed("fla-core"),
         python=platform.python_version(),
         nfsearch=installed("nfsearch") or "unknown",
-        kernels=kernel_digest(),
         os=f"{platform.system()} {platform.release()}",
         cpu=cpu_name(),
         threads=torch.get_num_threads(),

@@ -13,16 +13,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from nfsearch.latency_lut.interpolation import neighbours, summed
 from nfsearch.latency_lut.keys import Part, end_parts, layer_parts
+from nfsearch.latency_lut.measured import Measured
 from nfsearch.latency_lut.rows import Row
 from nfsearch.latency_lut.workload import Workload
 from nfsearch.space.architecture import Architecture, Layer
-
-if TYPE_CHECKING:
-    from nfsearch.latency_lut.table import LatencyTable
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
@@ -52,7 +49,7 @@ class Prices:
     Raises TableError where the table lacks a row, and OutOfMemory for one that did not fit.
     """
 
-    def __init__(self, table: LatencyTable, like: Architecture, workload: Workload, dtype: str) -> None:
+    def __init__(self, table: Measured, like: Architecture, workload: Workload, dtype: str) -> None:
         self.table, self.workload, self.dtype = table, workload, dtype
         self.width, self.meta_tokens, self.item = like.width, like.meta_tokens, ITEM_BYTES[dtype]
         self._layers: dict[Layer, Price] = {}
@@ -110,7 +107,7 @@ class Prices:
         return Price(seconds, math.sqrt(variance), memory, workspace)
 
 
-def priced(table: LatencyTable, part: Part) -> tuple[float, float, list[Row]]:
+def priced(table: Measured, part: Part) -> tuple[float, float, list[Row]]:
     """Seconds of all passes of `part`, their standard error, and the rows that say so: the row of its context where
     there is one, else those around it. Raises TableError and OutOfMemory."""
     key, last, times = part

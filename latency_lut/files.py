@@ -6,22 +6,49 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
+from nfsearch.latency_lut.errors import TableError
 from nfsearch.latency_lut.provenance import Provenance
 from nfsearch.latency_lut.rows import COLUMNS, Row
+from nfsearch.latency_lut.table import LatencyTable
 from nfsearch.support.errors import first_line
 from nfsearch.support.files import whole
 
-if TYPE_CHECKING:
-    from nfsearch.latency_lut.table import LatencyTable
-
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _META_SCHEMA, _META_PROVENANCE = b"nfsearch.latency_table", b"nfsearch.provenance"
 
 
-class TableError(ValueError):
-    """A latency table cannot be read, or does not hold what was asked for."""
+def load_table(path: str | Path, device: str | None = None) -> LatencyTable:
+    """The table of `device` (a short name, such as nvidia-h200) in a file; the only one where none is named.
+
+    Raises TableError for a file that is missing, is no latency table, is truncated, has another schema, or holds
+    no table of that device.
+    """
+    tables = read_tables(Path(path))
+    held = ", ".join(tables)
+    if device is None:
+        if len(tables) != 1:
+            raise TableError(f"{path} holds tables of {held or 'no device'}: say which device is meant")
+        return next(iter(tables.values()))
+    if device not in tables:
+        raise TableError(
+            f"{path} was measured on {held}, and the device asked for is {device}; times of one device say nothing "
+            f"about another: `nfsearch lut build CONFIG -o TABLE` on {device} itself makes a table, and "
+            "`latency.accept: [device]` takes this one all the same"
+        )
+    return tables[device]
+
+
+def save_table(table: LatencyTable, path: str | Path) -> None:
+    """Writes a file of this table alone; a reader sees the old file or the new one, never a part."""
+    write_tables(path, [table])
+    table.path = Path(path)
+
+
+def records(table: LatencyTable) -> list[dict[str, Any]]:
+    """A mapping of the file's columns for each row."""
+    return [{"device": table.provenance.device, **row.record()} for row in table.rows.values()]
 
 
 def read_tables(path: Path) -> dict[str, LatencyTable]:
@@ -29,8 +56,6 @@ def read_tables(path: Path) -> dict[str, LatencyTable]:
     latency table, is truncated, or has another schema."""
     import pyarrow
     import pyarrow.parquet
-
-    from nfsearch.latency_lut.table import LatencyTable
 
     build = f"`nfsearch lut build CONFIG -o {path}`"
     if not path.is_file():
@@ -86,9 +111,9 @@ def write_tables(path: str | Path, tables: Iterable[LatencyTable]) -> None:
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    records = [record for table in tables for record in table.records()]
+    content = pyarrow.Table.from_pylist([record for table in tables for record in records(table)], schema)
     with whole(path) as scratch:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, schema), scratch)
+        pyarrow.parquet.write_table(content, scratch)
 
 
 class Journal:

@@ -28,9 +28,12 @@ def summed(grid: Sequence[int], first: int, last: int) -> dict[int, float]:
     return {context: weight for context, weight in weights.items() if weight}
 
 
+def around(grid: Sequence[int], context: int) -> tuple[int, int]:
+    """The points next to a context that lies within the grid; both are the context itself where it was measured."""
+    return max(point for point in grid if point <= context), min(point for point in grid if point >= context)
+
+
 def neighbours(grid: Sequence[int], context: int) -> tuple[int, int, float]:
-    """The points around a context that lies within the grid, and its place between them, 0 to 1, on a logarithmic
-    axis; both are the context itself where it was measured."""
-    low = max(point for point in grid if point <= context)
-    high = min(point for point in grid if point >= context)
+    """The points `around` a context, and its place between them, 0 to 1, on a logarithmic axis."""
+    low, high = around(grid, context)
     return low, high, 0.0 if low == high else math.log(context / low) / math.log(high / low)

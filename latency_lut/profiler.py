@@ -18,10 +18,13 @@ from pathlib import Path
 import torch
 
 from nfsearch.latency_lut.chains import Chain, Weights, touched
+from nfsearch.latency_lut.code import digest_of
 from nfsearch.latency_lut.device import free_memory, monitor, provenance, resolve
-from nfsearch.latency_lut.files import Journal, TableError, read_tables, write_tables
+from nfsearch.latency_lut.errors import TableError
+from nfsearch.latency_lut.files import Journal, read_tables, write_tables
 from nfsearch.latency_lut.keys import EMBEDDING, Key
 from nfsearch.latency_lut.nvml import Reading
+from nfsearch.latency_lut.provenance import Provenance
 from nfsearch.latency_lut.rows import OUT_OF_MEMORY, SLOPE, WHOLE, Row
 from nfsearch.latency_lut.table import LatencyTable
 from nfsearch.latency_lut.timing import Bounds, Run, bounds, prepared, take, warm_up
@@ -44,31 +47,25 @@ def build(
 ) -> LatencyTable:
     """Measures `keys` into the table at `path`.
 
-    A table that is there already is completed: rows that it has are not measured again, and tables of other devices in
-    the same file stay. Every look at a row is on disk before the next one begins, in the journal beside the table,
-    from which a build that was stopped or killed goes on. `device` is auto, cpu, cuda or the short name of this
-    machine's device. `progress(done, total, row)` is called at the start, with row None, and after each look at a row;
-    it counts looks. `spent` is given the seconds that each kind of work took. A row that does not fit into memory is
-    recorded as such.
+    A table that is there already is completed: rows that it has are not measured again unless they timed other code
+    than what is here, and tables of other devices in the same file stay. Every look at a row is on disk before the next
+    one begins, in the journal beside the table, from which a build that was stopped or killed goes on. `device` is
+    auto, cpu, cuda or the short name of this machine's device. `progress(done, total, row)` is called at the start,
+    with row None, and after each look at a row; it counts looks. `spent` is given the seconds that each kind of work
+    took. A row that does not fit into memory is recorded as such.
 
-    Raises TableError if the rows there were made by other versions or by other kernels, and ValueError if `device` is
-    not here.
+    Raises TableError if the rows there were made by other versions, and ValueError if `device` is not here.
     """
     wanted, path = list(dict.fromkeys(keys)), Path(path)
     kind = resolve(device)
-    profiler = Profiler(kind, spent)
-    tables = read_tables(path) if path.exists() else {}
-    journal = Journal(path)
+    profiler, journal = Profiler(kind, spent), Journal(path)
     came, looks = journal.read()
-    here = provenance(kind)
-    table = tables.get(here.device) or LatencyTable(came or here)
-    for known in (came, table.provenance):
-        if known and (differences := known.differences(here)):
-            raise TableError(
-                f"{path} has rows that new ones cannot join ({'; '.join(differences.values())}); "
-                f"name another file, or delete this one (and {journal.path.name}, if it is there) to measure all anew"
-            )
+    tables, table = _known(path, came, provenance(kind))
+    stale = table.stale(wanted)
+    for key in stale:
+        del table.rows[key]
     missing = table.missing(wanted)
+    looks = [row for row in looks if row.code == digest_of(row.key)]
     seen = Counter(row.key for row in looks)
     for row in looks:
         _keep(table, row)
@@ -77,7 +74,7 @@ def build(
     if todo:
         with profiler.timed("warm-up"):
             warm_up(kind)
-    if not table.rows:
+    if stale or not table.rows:
         table.provenance = came or provenance(kind)  # with the clock as it is under load
     path.parent.mkdir(parents=True, exist_ok=True)
     with journal:
@@ -91,10 +88,24 @@ def build(
             _keep(table, row)
             if progress:
                 progress(done, total, row)
-    write_tables(path, {**tables, here.device: table}.values())
+    write_tables(path, {**tables, table.provenance.device: table}.values())
     journal.remove()
     table.path = path
     return table
+
+
+def _known(path: Path, came: Provenance | None, here: Provenance) -> tuple[dict[str, LatencyTable], LatencyTable]:
+    """The tables at a path, and the one of this device, new where there is none; `came` is the journal's provenance.
+    Raises TableError if its rows or the journal's were made by other versions."""
+    tables = read_tables(path) if path.exists() else {}
+    table = tables.get(here.device) or LatencyTable(came or here)
+    for known in (came, table.provenance):
+        if known and (differences := known.differences(here)):
+            raise TableError(
+                f"{path} has rows that new ones cannot join ({'; '.join(differences.values())}); name another file, "
+                f"or delete this one (and {Journal(path).path.name}, if it is there) to measure all anew"
+            )
+    return tables, table
 
 
 def _keep(table: LatencyTable, row: Row) -> None:
@@ -145,6 +156,7 @@ class Profiler:
             working_set_mb=2 * size / 1e6,
             cache=_cache(key),
             cuda_graph=self.kind == "cuda",
+            code=digest_of(key),
         )
 
     @contextmanager
@@ -182,6 +194,7 @@ class Profiler:
             working_set_mb=long * touched(key) / 1e6,
             cache=_cache(key),
             cuda_graph=self.kind == "cuda",
+            code=digest_of(key),
             workspace_mb=workspace,
             clock_mhz=reading.clock_mhz,
             power_w=reading.power_w,

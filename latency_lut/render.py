@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from nfsearch.latency_lut.rows import Row
-    from nfsearch.latency_lut.table import LatencyTable
+from nfsearch.latency_lut.keys import Key
+from nfsearch.latency_lut.measured import Measured
+from nfsearch.latency_lut.rows import SLOPE, Row
 
 
-def render(table: LatencyTable, widths: Sequence[int] | None = None) -> Table:
+def render(table: Measured, widths: Sequence[int] | None = None) -> Table:
     """A line for each block and workload, a column for each width (all, if none are given); cells are milliseconds
     ± half the spread."""
-    came = table.provenance
+    came, stale = table.provenance, set(table.stale())
     where = f"{came.device_name}, {came.threads} threads" if came.kind == "cpu" else came.device_name
     shown = Table(
         title=f"{where}: milliseconds per block",
-        caption=f"torch {came.torch}, kernels {came.kernels}, {came.date}; {len(table.rows)} rows; "
-        "± half the interquartile range; * no slope, whole chain",
+        caption=f"torch {came.torch}, {came.date}; {len(table.rows)} rows; "
+        "± half the interquartile range; * no slope, whole chain" + (f"; ! {table.staleness()}" if stale else ""),
     )
     keys = list(table.rows)
     widths = widths or table.widths
@@ -35,14 +34,15 @@ def render(table: LatencyTable, widths: Sequence[int] | None = None) -> Table:
         line = (key.block, *(str(getattr(key, name)) for name in several), str(key.context))
         lines.setdefault(line, {})[key.width] = table.rows[key]
     for line, cells in lines.items():
-        shown.add_row(*(escape(text) for text in line), *(_cell(cells.get(width)) for width in widths))
+        shown.add_row(*(escape(text) for text in line), *(_cell(cells.get(width), stale) for width in widths))
     return shown
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Row | None, stale: set[Key]) -> str:
     if row is None:
         return ""
+    mark = "!" if row.key in stale else ""
     if row.latency_ms is None:
-        return "no memory"
+        return f"no memory{mark}"
     percent = 50 * row.spread_ms / row.latency_ms
-    return f"{row.latency_ms:.4g} ±{percent:.0f}%" + ("" if row.status == "slope" else "*")
+    return f"{row.latency_ms:.4g} ±{percent:.0f}%{'' if row.status == SLOPE else '*'}{mark}"

@@ -40,6 +40,7 @@ COLUMNS = {
     "energy_mj": ("float64", "millijoules of one block for each token: power_w x latency_ms / tokens; null: not known"),
     "cache": ("string", "distinct weights: every block of a chain has its own; distinct rows: of one embedding table"),
     "cuda_graph": ("bool", "whether each chain ran as one CUDA graph"),
+    "code": ("string", "digest of the code that was timed"),
 }
 SLOPE, WHOLE, OUT_OF_MEMORY = "slope", "whole", "out_of_memory"
 
@@ -60,6 +61,7 @@ class Row:
     working_set_mb: float
     cache: str
     cuda_graph: bool
+    code: str
     workspace_mb: float | None = None
     clock_mhz: float | None = None
     power_w: float | None = None

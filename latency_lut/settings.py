@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nfsearch.latency_lut.provenance import CPU_IDENTITY, IDENTITY
+from nfsearch.latency_lut.provenance import CPU_IDENTITY, IDENTITY, KERNELS
 from nfsearch.latency_lut.workload import Workload
 
 
@@ -31,7 +31,9 @@ class LatencySettings(BaseModel):
         "is not here, the one that nfsearch has of it",
     )
     accept: tuple[str, ...] = Field(
-        (), description="how the table's origin may differ from what is here: device, kernels, driver, torch, ..."
+        (),
+        description="how the table may differ from what is here: device, driver, torch, ...; kernels = rows that were "
+        "timed with other code",
     )
     workloads: dict[str, Workload] = Field(
         default_factory=lambda: {"tpot": Workload()},
@@ -54,7 +56,7 @@ class LatencySettings(BaseModel):
     @classmethod
     def _differences(cls, accept: tuple[str, ...]) -> tuple[str, ...]:
         for name in accept:
-            if name not in (known := (*IDENTITY, *CPU_IDENTITY)):
+            if name not in (known := (*IDENTITY, *CPU_IDENTITY, KERNELS)):
                 raise ValueError(f"{name!r} is none of {', '.join(known)}")
         return accept
 

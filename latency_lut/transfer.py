@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from nfsearch.latency_lut.agreement import Agreement, agreement_of
-from nfsearch.latency_lut.files import TableError
+from nfsearch.latency_lut.errors import TableError
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.table import LatencyTable
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nfsearch.ops.layout import Layout
 from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide
 
 
@@ -26,8 +27,8 @@ def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
 class Attention(Operator):
     """o_t = sum over s of softmax_s(q_t . k_s / sqrt(dim)) v_s, with s <= t, and s > t - window if there is one.
 
-    Rows of `qkv`: q (heads x head_dim) | k (kv_heads x head_dim) | v (kv_heads x head_dim); query head h reads
-    key-value head h // (heads / kv_heads).
+    Rows of `qkv`: `layout`, heads x head_dim of q, kv_heads x head_dim of k and of v; query head h reads key-value head
+    h // (heads / kv_heads).
 
     State: `keys` (after the rotary embedding) and `values` [batch, slots, kv_heads, head_dim], slots being max_length
     or the window if that is smaller; position p lives in slot p % slots. Meta tokens leave the window like any other.
@@ -35,6 +36,7 @@ class Attention(Operator):
 
     row_normalised = ("qkv.weight",)
     column_normalised = ("out_proj.weight",)
+    fused_step = "nfsearch.ops.kernels.decode.attention:FUSED"
 
     def __init__(
         self,
@@ -50,7 +52,8 @@ class Attention(Operator):
         super().__init__(width)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.window, self.rope_base = window, rope_base
-        self.qkv = linear(width, (heads + 2 * kv_heads) * head_dim)
+        self.layout = Layout.of(q=heads * head_dim, k=kv_heads * head_dim, v=kv_heads * head_dim)
+        self.qkv = linear(width, self.layout.total)
         self.out_proj = linear(heads * head_dim, width)
         self.q_norm = RMSNorm(head_dim) if qk_norm else None
         self.k_norm = RMSNorm(head_dim) if qk_norm else None
@@ -85,8 +88,7 @@ class Attention(Operator):
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both turned) and values of x [batch, time, width], each [batch, time, heads, head_dim]."""
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))
-        qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        qk, v = (z.unflatten(-1, (-1, self.head_dim)) for z in self.layout.split(self.qkv(x), "q|k", "v"))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split((self.heads, self.kv_heads), dim=2)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
@@ -129,7 +131,7 @@ class Attention(Operator):
         )
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
-    def recurrence(self, x: Tensor) -> Tensor:
+    def reference(self, x: Tensor) -> Tensor:
         group = self.heads // self.kv_heads
         pair = torch.arange(0, self.head_dim, 2, device=x.device, dtype=wide(x.dtype))
         frequency = self.rope_base ** (-pair / self.head_dim)
@@ -137,8 +139,8 @@ class Attention(Operator):
         values: list[Tensor] = []
         outputs = []
         for t, row in enumerate(x.unbind(1)):
-            heads = (row @ self.qkv.weight.T).unflatten(-1, (-1, self.head_dim))
-            q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+            parts = self.layout.split(row @ self.qkv.weight.T)
+            q, k, v = (z.unflatten(-1, (-1, self.head_dim)) for z in parts)
             if self.q_norm is not None and self.k_norm is not None:
                 q = q / (q.square().mean(-1, keepdim=True) + self.q_norm.eps).sqrt() * self.q_norm.weight
                 k = k / (k.square().mean(-1, keepdim=True) + self.k_norm.eps).sqrt() * self.k_norm.weight

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nfsearch.ops.dispatch import Path, delta_rule, training_path
+from nfsearch.ops.chunked import delta_rule_step
+from nfsearch.ops.layout import Layout
 from nfsearch.ops.norms import fused_norm_heads, norm_heads
 from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide, xavier_rows_
-from nfsearch.ops.recurrence import delta_rule_step
+from nfsearch.ops.parallel import Chunks, delta_rule
 from nfsearch.ops.shortconv import (
     Parts,
     activate,
-    causal_conv_recurrence,
+    causal_conv_reference,
     causal_conv_silu,
     causal_conv_step,
     conv_weight,
@@ -25,38 +26,41 @@ class DeltaNet(Operator):
     q, k, v pass a short convolution and silu, q and k are scaled to length one, beta = sigmoid. The output is
     RMS-normalised per head (one weight for all heads) and projected.
 
-    Rows of `in_proj`: q | k | v (each heads x head_dim) | beta (heads). `conv` [3 heads head_dim, taps] runs over
-    q|k|v.
+    Rows of `in_proj`: `layout`, heads x head_dim of q, k and v each, a beta per head. `conv` [3 heads head_dim, taps]
+    runs over q|k|v.
 
     State: `conv`, the ring [batch, taps, 3 heads head_dim]; `state` [batch, heads, key, value] in float32 or wider.
     """
 
     row_normalised = ("in_proj.weight",)
     column_normalised = ("out_proj.weight",)
+    fused_step = "nfsearch.ops.kernels.decode.deltanet:FUSED"
 
     def __init__(self, width: int, *, heads: int, head_dim: int, conv: int) -> None:
         super().__init__(width)
         self.heads, self.head_dim, self.inner = heads, head_dim, heads * head_dim
-        self.in_proj = linear(width, 3 * self.inner + heads)
-        self.conv = conv_weight(3 * self.inner, conv)
+        self.layout = Layout.of(q=self.inner, k=self.inner, v=self.inner, beta=heads)
+        self.in_proj = linear(width, self.layout.total)
+        self.conv = conv_weight(self.layout.size("q|k|v"), conv)
         self.parts = Parts((self.inner,) * 3, head_dim, head_dim**-0.5)
         self.norm = RMSNorm(head_dim, 1e-5)
         self.out_proj = linear(self.inner, width)
 
     def reset_parameters(self) -> None:
-        xavier_rows_(self.in_proj.weight, (self.inner, self.inner, self.inner, self.heads))
+        xavier_rows_(self.in_proj.weight, self.layout.sizes)
         xavier_rows_(self.out_proj.weight, (self.width,))
 
     def init_state(self, batch: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
-        ring = torch.zeros(batch, self.conv.shape[1], 3 * self.inner, device=device, dtype=dtype)
+        ring = torch.zeros(batch, *self.conv.shape[::-1], device=device, dtype=dtype)
         shape = (batch, self.heads, self.head_dim, self.head_dim)
         return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
 
-    def training_path(self, like: Tensor) -> Path:
-        return training_path("delta_rule", self.head_dim, self.head_dim, like)
+    @property
+    def chunks(self) -> Chunks:
+        return Chunks("delta_rule", self.head_dim, self.head_dim)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
-        qkv, beta = self.in_proj(x).split((3 * self.inner, self.heads), dim=-1)
+        qkv, beta = self.layout.split(self.in_proj(x), "q|k|v", "beta")
         held = state or {}
         q, k, v = self._heads(causal_conv_silu(qkv, self.conv, None, held.get("conv"), position, parts=self.parts))
         out, last = delta_rule(q, k, v, beta.to(wide(beta.dtype)).sigmoid(), None, held.get("state"), like=x)
@@ -65,7 +69,7 @@ class DeltaNet(Operator):
         return self.out_proj(fused_norm_heads(out, self.norm.weight, self.norm.eps, None, qkv.dtype))
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
-        qkv, beta = self.in_proj(x).split((3 * self.inner, self.heads), dim=-1)
+        qkv, beta = self.layout.split(self.in_proj(x), "q|k|v", "beta")
         q, k, v = self._heads(activate(causal_conv_step(qkv, self.conv, None, state["conv"], position), self.parts))
         out = delta_rule_step(q, k, v, beta.to(q.dtype).sigmoid(), None, state["state"])
         return self.out_proj(norm_heads(out, self.norm.weight, self.norm.eps, None, qkv.dtype))
@@ -74,14 +78,14 @@ class DeltaNet(Operator):
         """q, k, v [..., heads, head_dim] of parts [..., inner]."""
         return tuple(z.unflatten(-1, (self.heads, self.head_dim)) for z in parts)
 
-    def recurrence(self, x: Tensor) -> Tensor:
+    def reference(self, x: Tensor) -> Tensor:
         d = self.head_dim
-        rows = x @ self.in_proj.weight.T
-        qkv = causal_conv_recurrence(rows[..., : 3 * self.inner], self.conv)
+        qkv, beta = self.layout.split(x @ self.in_proj.weight.T, "q|k|v", "beta")
+        qkv = causal_conv_reference(qkv, self.conv)
         qkv = qkv * qkv.sigmoid()
         q, k, v = (z.unflatten(-1, (self.heads, d)) for z in qkv.chunk(3, dim=-1))
         q, k = (z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt() for z in (q, k))
-        beta = rows[..., 3 * self.inner :].sigmoid()
+        beta = beta.sigmoid()
         state = x.new_zeros(len(x), self.heads, d, d)  # S, key x value
         outputs = []
         for t in range(x.shape[1]):

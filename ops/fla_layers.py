@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nfsearch.ops.dispatch import Path
+from nfsearch.ops.forms import Choice
 from nfsearch.ops.operator import Operator, State
 from nfsearch.space import Cost
 from nfsearch.space.operators import Value
@@ -76,18 +76,18 @@ class FlaLayer(Operator):
         tensors = self._kept.tensors.items()
         return {name: torch.zeros(batch, *t.shape[1:], device=device, dtype=t.dtype) for name, t in tensors}
 
-    def training_path(self, like: Tensor) -> Path:
-        return Path("torch", f"{type(self.layer).__name__}'s own forward, in kernels of its library")
+    def parallel_choice(self, like: Tensor) -> Choice:
+        return Choice("torch", f"{type(self.layer).__name__}'s own forward, in kernels of its library")
 
-    def decode_path(self, like: Tensor) -> Path:
+    def step_choice(self, like: Tensor) -> Choice:
         try:
             self.init_state(1, 1, device=like.device, dtype=like.dtype)
         except ValueError as error:
-            return Path("torch", f"none: {error}")
+            return Choice("torch", f"none: {error}")
         copied = f"{type(self.layer).__name__}'s own forward of one token, its new state copied in place"
-        return Path("torch", f"{copied}; {refusal}" if (refusal := self.graph_refusal(like)) else copied)
+        return Choice("torch", f"{copied}; {reason}" if (reason := self.prevents_capture(like)) else copied)
 
-    def graph_refusal(self, like: Tensor) -> str:
+    def prevents_capture(self, like: Tensor) -> str:
         if not self._known(like).asks_position:
             return ""
         return f"{self.name} asks for its position on the host in every step: it cannot be captured in a CUDA graph"
@@ -100,12 +100,12 @@ class FlaLayer(Operator):
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
         """Waits for the device where the layer asks for its position, as those with rotary embeddings do; such a step
         raises ValueError when it is captured."""
-        if x.is_cuda and torch.cuda.is_current_stream_capturing() and (refusal := self.graph_refusal(x)):
-            raise ValueError(refusal)
+        if x.is_cuda and torch.cuda.is_current_stream_capturing() and (reason := self.prevents_capture(x)):
+            raise ValueError(reason)
         return self._continue(x[:, None], state, position, empty=False)[:, 0]
 
     @torch.no_grad()
-    def recurrence(self, x: Tensor) -> Tensor:
+    def reference(self, x: Tensor) -> Tensor:
         """The layer itself, token by token, with a cache that nobody else touches. It has no gradient: the kernels
         for one token have none."""
         held = _Cache(self.name, None, 0)

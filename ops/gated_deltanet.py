@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nfsearch.ops.dispatch import Path, delta_rule, training_path
+from nfsearch.ops.chunked import delta_rule_step
+from nfsearch.ops.layout import Layout
 from nfsearch.ops.norms import fused_norm_heads, norm_heads
 from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide, xavier_rows_
-from nfsearch.ops.recurrence import delta_rule_step
+from nfsearch.ops.parallel import Chunks, delta_rule
 from nfsearch.ops.shortconv import (
     Parts,
     activate,
-    causal_conv_recurrence,
+    causal_conv_reference,
     causal_conv_silu,
     causal_conv_step,
     conv_weight,
@@ -26,23 +27,23 @@ class GatedDeltaNet(Operator):
     Per head, log a_t = -exp(A_log) softplus(decay_t + dt_bias). q, k, v pass a short convolution and silu, q and k are
     scaled to length one, beta = sigmoid. The output is RMS-normalised per head, multiplied by silu(gate), projected.
 
-    Rows of `in_proj`: q | k (each heads x key_dim) | v | gate (each heads x value_dim) | beta | decay (each heads).
-    `conv` [heads (2 key_dim + value_dim), taps] runs over q|k|v.
+    Rows of `in_proj`: `layout`, heads x key_dim of q and k each, heads x value_dim of v and the gate each, a beta and a
+    decay per head. `conv` [heads (2 key_dim + value_dim), taps] runs over q|k|v.
 
     State: `conv`, the ring [batch, taps, channels]; `state` [batch, heads, key, value] in float32 or wider.
     """
 
     row_normalised = ("in_proj.weight",)
     column_normalised = ("out_proj.weight",)
+    fused_step = "nfsearch.ops.kernels.decode.gated_deltanet:FUSED"
 
     def __init__(self, width: int, *, heads: int, key_dim: int, value_dim: int, conv: int) -> None:
         super().__init__(width)
         self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
         keys, values = heads * key_dim, heads * value_dim
-        self.channels = 2 * keys + values
-        self.rows = (keys, keys, values, values, heads, heads)
-        self.in_proj = linear(width, sum(self.rows))
-        self.conv = conv_weight(self.channels, conv)
+        self.layout = Layout.of(q=keys, k=keys, v=values, gate=values, beta=heads, decay=heads)
+        self.in_proj = linear(width, self.layout.total)
+        self.conv = conv_weight(self.layout.size("q|k|v"), conv)
         self.parts = Parts((keys, keys, values), key_dim, key_dim**-0.5)
         self.A_log = nn.Parameter(torch.empty(heads))
         self.dt_bias = nn.Parameter(torch.empty(heads))
@@ -51,18 +52,19 @@ class GatedDeltaNet(Operator):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        xavier_rows_(self.in_proj.weight, self.rows)
+        xavier_rows_(self.in_proj.weight, self.layout.sizes)
         xavier_rows_(self.out_proj.weight, (self.width,))
         self.A_log.uniform_(0, 16).clamp_(min=1e-4).log_()
         self.dt_bias.copy_(initial_step_bias(self.heads, self.dt_bias.device))
 
     def init_state(self, batch: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
-        ring = torch.zeros(batch, self.conv.shape[1], self.channels, device=device, dtype=dtype)
+        ring = torch.zeros(batch, *self.conv.shape[::-1], device=device, dtype=dtype)
         shape = (batch, self.heads, self.key_dim, self.value_dim)
         return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
 
-    def training_path(self, like: Tensor) -> Path:
-        return training_path("gated_delta_rule", self.key_dim, self.value_dim, like)
+    @property
+    def chunks(self) -> Chunks:
+        return Chunks("gated_delta_rule", self.key_dim, self.value_dim)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         qkv, gate, rest = self._rows(x)
@@ -83,7 +85,7 @@ class GatedDeltaNet(Operator):
 
     def _rows(self, x: Tensor) -> tuple[Tensor, ...]:
         """q|k|v, gate, beta|decay."""
-        return self.in_proj(x).split((self.channels, self.heads * self.value_dim, 2 * self.heads), dim=-1)
+        return self.layout.split(self.in_proj(x), "q|k|v", "gate", "beta|decay")
 
     def _heads(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """q, k, v [..., heads, dim] of parts [..., heads dim]."""
@@ -95,11 +97,11 @@ class GatedDeltaNet(Operator):
         rate = self.A_log.to(decay.dtype).exp()
         return beta.sigmoid(), -rate * F.softplus(decay + self.dt_bias.to(decay.dtype))
 
-    def recurrence(self, x: Tensor) -> Tensor:
-        rows = x @ self.in_proj.weight.T
-        gate, beta, decay = rows[..., self.channels :].split(self.rows[3:], dim=-1)
-        qkv = causal_conv_recurrence(rows[..., : self.channels], self.conv)
-        q, k, v = ((z * z.sigmoid()).unflatten(-1, (self.heads, -1)) for z in qkv.split(self.rows[:3], dim=-1))
+    def reference(self, x: Tensor) -> Tensor:
+        qkv, gate, beta, decay = self.layout.split(x @ self.in_proj.weight.T, "q|k|v", "gate", "beta", "decay")
+        qkv = causal_conv_reference(qkv, self.conv)
+        parts = qkv.split(self.layout.sizes[:3], dim=-1)
+        q, k, v = ((z * z.sigmoid()).unflatten(-1, (self.heads, -1)) for z in parts)
         q, k = (z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt() for z in (q, k))
         decay = torch.exp(-self.A_log.exp() * torch.log1p(torch.exp(decay + self.dt_bias)))
         beta = beta.sigmoid()

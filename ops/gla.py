@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nfsearch.ops.dispatch import Path, gated_linear, training_path
-from nfsearch.ops.fusing import kernels_serve
+from nfsearch.ops.chooser import run
+from nfsearch.ops.chunked import linear_step
+from nfsearch.ops.forms import Form, draws
+from nfsearch.ops.layout import Layout
 from nfsearch.ops.norms import fused_norm_heads, norm_heads
 from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide
-from nfsearch.ops.recurrence import linear_step
+from nfsearch.ops.parallel import Chunks, gated_linear
 
 _DECAY_ROOT = 16  # a = sigmoid(.) to the power of 1/16, so that memory starts long
 
@@ -21,21 +26,22 @@ class GatedLinearAttention(Operator):
     a_t = sigmoid(W2 W1 x + b)^(1/16) of low rank. The output is RMS-normalised per head, multiplied by silu(gate) and
     projected.
 
-    Rows of `in_proj`: q | k (each heads x key_dim) | v | gate (each heads x value_dim) | W1 (rank). `decay_proj` is W2
-    [heads key_dim, rank] with its bias b.
+    Rows of `in_proj`: `layout`, heads x key_dim of q and k each, heads x value_dim of v and the gate each, and W1
+    (`low`). `decay_proj` is W2 [heads key_dim, rank] with its bias b.
 
     State: `state` [batch, heads, key, value] in float32 or wider.
     """
 
     row_normalised = ("in_proj.weight",)
     column_normalised = ("out_proj.weight",)
+    fused_step = "nfsearch.ops.kernels.decode.gla:FUSED"
 
     def __init__(self, width: int, *, heads: int, key_dim: int, value_dim: int, rank: int) -> None:
         super().__init__(width)
         self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
         keys, values = heads * key_dim, heads * value_dim
-        self.rows = (keys, keys, values, values, rank)
-        self.in_proj = linear(width, sum(self.rows))
+        self.layout = Layout.of(q=keys, k=keys, v=values, gate=values, low=rank)
+        self.in_proj = linear(width, self.layout.total)
         self.decay_proj = nn.Linear(rank, keys)
         self.norm = RMSNorm(value_dim, 1e-5)
         self.out_proj = linear(values, width)
@@ -44,8 +50,9 @@ class GatedLinearAttention(Operator):
         shape = (batch, self.heads, self.key_dim, self.value_dim)
         return {"state": torch.zeros(shape, device=device, dtype=wide(dtype))}
 
-    def training_path(self, like: Tensor) -> Path:
-        return training_path("gated_linear", self.key_dim, self.value_dim, like)
+    @property
+    def chunks(self) -> Chunks:
+        return Chunks("gated_linear", self.key_dim, self.value_dim)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         q, k, v, decay, gate = self._heads(x)
@@ -69,12 +76,12 @@ class GatedLinearAttention(Operator):
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """q, k, v, what the decay is made of, each [..., heads, dim], and the gate [..., heads value_dim]."""
-        *qkv, gate, low = self.in_proj(x).split(self.rows, dim=-1)
+        *qkv, gate, low = self.layout.split(self.in_proj(x))
         q, k, v, decay = (z.unflatten(-1, (self.heads, -1)) for z in (*qkv, self.decay_proj(low)))
         return q, k, v, decay, gate
 
-    def recurrence(self, x: Tensor) -> Tensor:
-        *qkv, gate, low = (x @ self.in_proj.weight.T).split(self.rows, dim=-1)
+    def reference(self, x: Tensor) -> Tensor:
+        *qkv, gate, low = self.layout.split(x @ self.in_proj.weight.T)
         q, k, v = (z.unflatten(-1, (self.heads, -1)) for z in qkv)
         decay = torch.sigmoid(low @ self.decay_proj.weight.T + self.decay_proj.bias) ** (1 / _DECAY_ROOT)
         decay = decay.unflatten(-1, (self.heads, -1))
@@ -96,12 +103,16 @@ def _log_decay(x: Tensor) -> Tensor:
 
 def _fused_log_decay(x: Tensor) -> Tensor:
     """`_log_decay` by a kernel where it serves."""
+    return cast(Tensor, run(_decay_form(x.dtype), x, x))
 
-    def kernel(x: Tensor) -> Tensor:
-        from nfsearch.ops.kernels.training.log_sigmoid import log_sigmoid
 
-        return log_sigmoid(x, _DECAY_ROOT)
-
-    if kernels_serve("the log decay", None, x.dtype, x, kernel, _log_decay, lambda draw: [draw(3000).to(x.dtype)]):
-        return kernel(x)
-    return _log_decay(x)
+@cache
+def _decay_form(dtype: torch.dtype) -> Form:
+    return Form(
+        f"the log decay ({dtype})",
+        dtype,
+        _log_decay,
+        "nfsearch.ops.kernels.training.log_sigmoid:log_sigmoid",
+        lambda device: [draws(device)(3000).to(dtype)],
+        how={"root": _DECAY_ROOT},
+    )

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nfsearch.ops.dispatch import Path, shared_linear, training_path
+from nfsearch.ops.chunked import linear_step
+from nfsearch.ops.layout import Layout
 from nfsearch.ops.norms import fused_norm_gated, norm_gated
 from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide
-from nfsearch.ops.recurrence import linear_step
+from nfsearch.ops.parallel import Chunks, shared_linear
 from nfsearch.ops.shortconv import (
     Parts,
     activate,
-    causal_conv_recurrence,
+    causal_conv_reference,
     causal_conv_silu,
     causal_conv_step,
     conv_weight,
@@ -26,8 +27,8 @@ class Mamba2(Operator):
     delta_t = softplus(dt_t + dt_bias), A = -exp(A_log). x, B, C pass a short convolution (with bias) and silu. The
     output is multiplied by silu(z), then RMS-normalised over all heads together, then projected.
 
-    Rows of `in_proj`: z | x (each heads x head_dim) | B | C (each state) | dt (heads). `conv` [channels, taps] and
-    `conv_bias` run over x|B|C.
+    Rows of `in_proj`: `layout`, heads x head_dim of z and x each, `state` of B and C each, a dt per head. `conv`
+    [channels, taps] and `conv_bias` run over x|B|C.
 
     State: `conv`, the ring [batch, taps, channels]; `state` [batch, heads, state, head_dim] (key x value, B being the
     key) in float32 or wider.
@@ -35,15 +36,16 @@ class Mamba2(Operator):
 
     row_normalised = ("in_proj.weight",)
     column_normalised = ("out_proj.weight",)
+    fused_step = "nfsearch.ops.kernels.decode.mamba2:FUSED"
 
     def __init__(self, width: int, *, heads: int, head_dim: int, state: int, conv: int) -> None:
         super().__init__(width)
         self.heads, self.head_dim, self.state_size, self.inner = heads, head_dim, state, heads * head_dim
-        self.channels = self.inner + 2 * state
-        self.in_proj = linear(width, self.inner + self.channels + heads)
-        self.conv = conv_weight(self.channels, conv)
+        self.layout = Layout.of(z=self.inner, x=self.inner, b=state, c=state, dt=heads)
+        self.in_proj = linear(width, self.layout.total)
+        self.conv = conv_weight(self.layout.size("x|b|c"), conv)
         self.parts = Parts((self.inner, state, state), head_dim)
-        self.conv_bias = nn.Parameter(torch.empty(self.channels).uniform_(-(conv**-0.5), conv**-0.5))
+        self.conv_bias = nn.Parameter(torch.empty(len(self.conv)).uniform_(-(conv**-0.5), conv**-0.5))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.ones(heads))
@@ -57,12 +59,13 @@ class Mamba2(Operator):
         self.dt_bias.copy_(initial_step_bias(self.heads, self.dt_bias.device))
 
     def init_state(self, batch: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
-        ring = torch.zeros(batch, self.conv.shape[1], self.channels, device=device, dtype=dtype)
+        ring = torch.zeros(batch, *self.conv.shape[::-1], device=device, dtype=dtype)
         shape = (batch, self.heads, self.state_size, self.head_dim)
         return {"conv": ring, "state": torch.zeros(shape, device=device, dtype=wide(dtype))}
 
-    def training_path(self, like: Tensor) -> Path:
-        return training_path("shared_linear", self.state_size, self.head_dim, like)
+    @property
+    def chunks(self) -> Chunks:
+        return Chunks("shared_linear", self.state_size, self.head_dim)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         z, xbc, dt = self._rows(x)
@@ -86,7 +89,7 @@ class Mamba2(Operator):
 
     def _rows(self, x: Tensor) -> tuple[Tensor, ...]:
         """z, x|B|C, dt."""
-        return self.in_proj(x).split((self.inner, self.channels, self.heads), dim=-1)
+        return self.layout.split(self.in_proj(x), "z", "x|b|c", "dt")
 
     def _heads(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [..., heads, head_dim], B and C [..., state], delta x like x."""
@@ -99,9 +102,9 @@ class Mamba2(Operator):
         delta = F.softplus(dt.to(kind) + self.dt_bias.to(kind))
         return delta, -delta * self.A_log.to(kind).exp()
 
-    def recurrence(self, x: Tensor) -> Tensor:
-        z, xbc, dt = (x @ self.in_proj.weight.T).split((self.inner, self.channels, self.heads), dim=-1)
-        xbc = causal_conv_recurrence(xbc, self.conv, self.conv_bias)
+    def reference(self, x: Tensor) -> Tensor:
+        z, xbc, dt = self.layout.split(x @ self.in_proj.weight.T, "z", "x|b|c", "dt")
+        xbc = causal_conv_reference(xbc, self.conv, self.conv_bias)
         xbc = xbc * xbc.sigmoid()
         u = xbc[..., : self.inner].unflatten(-1, (self.heads, -1))
         b, c = xbc[..., self.inner :].chunk(2, dim=-1)

@@ -9,8 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nfsearch.ops import fused
+from nfsearch.ops.forms import Choice, Step
 from nfsearch.ops.operator import Operator, RMSNorm, State, build_operator, wide
+from nfsearch.ops.steps import (
+    Bound,
+    bind_embedding,
+    bind_head,
+    bind_step,
+    conditions,
+    embedding_choice,
+    head_choice,
+    shapes,
+    step_choice,
+)
 from nfsearch.space import Architecture, Layer
 
 _LOGITS_AT_ONCE = 1 << 25  # logits held at a time in `loss`: 128 MiB of float32
@@ -23,16 +34,29 @@ class Block(nn.Module):
         super().__init__()
         self.norm = RMSNorm(width, norm_eps)
         self.operator = build_operator(layer, width)
+        self._bound = Bound()
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         """x [batch, time, width]; see `Operator.forward`."""
         return x + self.operator(self.norm(x), state, position)
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
-        """x [batch, width]; see `Operator.step`. On CUDA by the fused kernels, where they serve."""
-        if fused.block_refusal(self, x, state):
-            return x + self.operator.step(self.norm(x), state, position)
-        return fused.block_step(self, x, state, position)
+        """x [batch, width]; see `Operator.step`. On CUDA by the operator's kernels, where they serve."""
+        key = (*conditions(x), shapes(state))
+        step = self._bound[key] if key in self._bound else self._bound.keep(key, self.bind(x, state))
+        return self.plain_step(x, state, position) if step is None else step(x.contiguous(), state, position)
+
+    def plain_step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
+        """`step` by the operator's own, in PyTorch."""
+        return x + self.operator.step(self.norm(x), state, position)
+
+    def step_choice(self, x: Tensor, state: State) -> Choice:
+        """What computes `step` for inputs and states such as these, and why."""
+        return step_choice(self.operator, self.norm, x, state)
+
+    def bind(self, x: Tensor, state: State) -> Step | None:
+        """`step` on the operator's kernels for all inputs and states such as these, or None where they do not serve."""
+        return bind_step(self.operator, self.norm, x, state)
 
 
 class HybridLM(nn.Module):
@@ -51,6 +75,7 @@ class HybridLM(nn.Module):
         self.meta = nn.Parameter(torch.randn(architecture.meta_tokens, width)) if architecture.meta_tokens else None
         self.blocks = nn.ModuleList(Block(layer, width, architecture.norm_eps) for layer in architecture.layers)
         self.norm = RMSNorm(width, architecture.norm_eps)
+        self._bound = Bound()
 
     def operators(self) -> Iterator[Operator]:
         """The operators, in order."""
@@ -108,20 +133,53 @@ class HybridLM(nn.Module):
     def step(self, tokens: Tensor, state: list[State], position: Tensor) -> Tensor:
         """Logits [batch, vocab] after one more token each: tokens [batch], position int64 [] (meta tokens counted)."""
         x = self.embed_next(tokens)
-        for block, held in zip(self.blocks, state, strict=True):
-            assert isinstance(block, Block)
-            x = block.step(x, held, position)
+        for step, held in zip(self._steps(x, state), state, strict=True):
+            x = step(x, held, position)
         return self.next_logits(x)
+
+    def _steps(self, x: Tensor, state: list[State]) -> list[Step]:
+        """Those of the blocks, bound for inputs and states such as these."""
+        key = ("steps", *conditions(x), tuple([shapes(held) for held in state]))
+        if key in self._bound:
+            steps: list[Step] = self._bound[key]
+            return steps
+        pairs = zip(self.blocks, state, strict=True)
+        return self._bound.keep(key, [block.bind(x, held) or block.plain_step for block, held in pairs])
 
     def embed_next(self, tokens: Tensor) -> Tensor:
         """Embeddings [batch, width] of tokens [batch], one more of each sequence."""
-        return self.embedding(tokens) if fused.embedding_refusal(self, tokens) else fused.embed(self, tokens)
+        key = ("embedding", *conditions(tokens), self.embedding.weight.dtype)
+        if key in self._bound:
+            lookup = self._bound[key]
+        else:
+            lookup = self._bound.keep(key, bind_embedding(self.embedding, tokens))
+        return self.embedding(tokens) if lookup is None else lookup(tokens)
 
     def next_logits(self, x: Tensor) -> Tensor:
         """Logits [batch, vocab] of one token each: final norm and head of the last block's x [batch, width]."""
-        if fused.head_refusal(self, x):
-            return self.head(self.norm(x))
-        return fused.head(self, x)
+        key = ("head", *conditions(x))
+        if key in self._bound:
+            head = self._bound[key]
+        else:
+            head = self._bound.keep(
+                key, bind_head(self.norm, self.embedding, self.architecture.head_norm, self._plain_logits, x)
+            )
+        return self._plain_logits(x) if head is None else head(x.contiguous())
+
+    def step_choices(self, tokens: Tensor, state: list[State]) -> dict[str, Choice]:
+        """What computes `step` for tokens [batch] and states such as these, and why: the embedding, each kind of
+        operator, the head."""
+        x = self.embedding.weight.new_empty(len(tokens), self.architecture.width)
+        found = {"embedding": embedding_choice(self.embedding, tokens)}
+        for block, held in zip(self.blocks, state, strict=True):
+            assert isinstance(block, Block)
+            found[type(block.operator).__name__] = block.step_choice(x, held)
+        return found | {
+            "head": head_choice(self.norm, self.embedding, self.architecture.head_norm, self._plain_logits, x)
+        }
+
+    def _plain_logits(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x))
 
     def hidden(self, tokens: Tensor, state: list[State] | None = None, position: int = 0) -> Tensor:
         """What the head reads: [batch, time, width] after the final norm, meta tokens cut off."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nfsearch.ops.fusing import kernels_serve
+from nfsearch.ops.chooser import run
+from nfsearch.ops.forms import Form, Inputs, draws
 from nfsearch.ops.operator import wide
 
 
@@ -35,10 +38,30 @@ def norm_gated(
 
 def fused_norm_heads(y: Tensor, weight: Tensor, eps: float, gate: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`norm_heads` by a kernel where one serves."""
-    heads, dim = y.shape[-2:]
+    rows = None if gate is None else (gate.stride(-2), gate.shape[-1], gate.dtype)
+    form = _heads_form(*y.shape[-2:], eps, y.dtype, dtype, rows)
+    return cast(Tensor, run(form, y, y, weight, gate).to(dtype))
 
-    def example(draw: Callable[..., Tensor]) -> list[Tensor | None]:
-        return [draw(2, 35, heads, dim).to(y.dtype), draw(dim), _rows_like(gate, draw)]
+
+def fused_norm_gated(
+    y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> Tensor:
+    """`norm_gated` by a kernel where one serves."""
+    rows = gate.stride(-2), gate.shape[-1], gate.dtype
+    form = _gated_form(*y.shape[-2:], eps, y.dtype, u.dtype, dtype, rows)
+    return cast(Tensor, run(form, y, y, u, skip, gate, weight).to(dtype))
+
+
+# --- the records -----------------------------------------------------------------------------------------------------
+
+Rows = tuple[int, int, torch.dtype]  # how wide the rows are that a gate is a slice of, its own width, its dtype
+
+
+@cache
+def _heads_form(heads: int, dim: int, eps: float, given: torch.dtype, dtype: torch.dtype, rows: Rows | None) -> Form:
+    def example(device: torch.device) -> Inputs:
+        draw = draws(device)
+        return [draw(2, 35, heads, dim).to(given), draw(dim), _gate(rows, draw)]
 
     def kernel(y: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:
         from nfsearch.ops.kernels.training.norms import gated_norm
@@ -48,22 +71,18 @@ def fused_norm_heads(y: Tensor, weight: Tensor, eps: float, gate: Tensor | None,
     def plain(y: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:
         return norm_heads(y, weight, eps, gate, wide(y.dtype))
 
-    key = (dim, eps, y.dtype, None if gate is None else gate.stride(-2))
-    if kernels_serve("the norm of heads", key, dtype, y, kernel, plain, example):
-        return kernel(y, weight, gate)
-    return norm_heads(y, weight, eps, gate, dtype)
+    key = (dim, eps, given, None if rows is None else rows[0])
+    return Form(f"the norm of heads ({dtype})", dtype, plain, kernel, example, key=key)
 
 
-def fused_norm_gated(
-    y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
-) -> Tensor:
-    """`norm_gated` by a kernel where one serves."""
-    heads, dim = y.shape[-2:]
-
-    def example(draw: Callable[..., Tensor]) -> list[Tensor | None]:
-        shape = (2, 35, heads, dim)
+@cache
+def _gated_form(
+    heads: int, dim: int, eps: float, given: torch.dtype, skipping: torch.dtype, dtype: torch.dtype, rows: Rows
+) -> Form:
+    def example(device: torch.device) -> Inputs:
+        draw, shape = draws(device), (2, 35, heads, dim)
         return [
-            draw(*shape).to(y.dtype), draw(*shape).to(u.dtype), draw(heads), _rows_like(gate, draw), draw(heads * dim)
+            draw(*shape).to(given), draw(*shape).to(skipping), draw(heads), _gate(rows, draw), draw(heads * dim)
         ]  # fmt: skip
 
     def kernel(y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
@@ -75,12 +94,10 @@ def fused_norm_gated(
     def plain(y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
         return norm_gated(y, u, skip, gate, weight, eps, wide(y.dtype))
 
-    key = (heads, dim, eps, y.dtype, u.dtype, gate.stride(-2))
-    if kernels_serve("the gated norm", key, dtype, y, kernel, plain, example):
-        return kernel(y, u, skip, gate, weight)
-    return norm_gated(y, u, skip, gate, weight, eps, dtype)
+    key = (heads, dim, eps, given, skipping, rows[0])
+    return Form(f"the gated norm ({dtype})", dtype, plain, kernel, example, key=key)
 
 
-def _rows_like(gate: Tensor | None, draw: Callable[..., Tensor]) -> Tensor | None:
-    """A gate [2, 35, channels] that is a slice of rows as wide as this one's."""
-    return None if gate is None else draw(2, 35, gate.stride(-2)).to(gate.dtype)[..., : gate.shape[-1]]
+def _gate(rows: Rows | None, draw: Callable[..., Tensor]) -> Tensor | None:
+    """A gate [2, 35, channels] that is a slice of such rows."""
+    return None if rows is None else draw(2, 35, rows[0]).to(rows[2])[..., : rows[1]]

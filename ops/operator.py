@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nfsearch.ops.dispatch import Path
+from nfsearch.ops import parallel
+from nfsearch.ops.forms import Choice, FusedStep, State
 from nfsearch.space import Layer
 
-State = dict[str, Tensor]
+__all__ = ["Operator", "RMSNorm", "State", "build_operator", "initial_step_bias", "linear", "wide", "xavier_rows_"]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -29,10 +31,15 @@ class Operator(nn.Module, ABC):
 
     Weight normalization projects each row (`row_normalised`) or each column (`column_normalised`) of the named
     parameters to length one: the axis of the model's width in both cases.
+
+    An operator may declare faster forms, which run on CUDA once they have been checked against the plain ones:
+    `fused_step`, a record or its "module:name", for the step of a block around it; `chunks`, the recurrence of its
+    parallel form, which `nfsearch.ops.parallel` then computes.
     """
 
     row_normalised: tuple[str, ...] = ()
     column_normalised: tuple[str, ...] = ()
+    fused_step: ClassVar[str | FusedStep | None] = None
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,22 +65,29 @@ class Operator(nn.Module, ABC):
         """
 
     @abstractmethod
-    def recurrence(self, x: Tensor) -> Tensor:
-        """The specification: a plain loop over time from an empty state, which every faster path is tested against."""
+    def reference(self, x: Tensor) -> Tensor:
+        """The specification: a plain loop over time from an empty state, which every faster form is tested against."""
 
     def init_state(self, batch: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
         """The empty state for up to `max_length` tokens, activations being of `dtype`."""
         return {}
 
-    def training_path(self, like: Tensor) -> Path:
-        """What computes the parallel form for an input such as `like`, and why."""
-        return Path("torch", "its own forward: there is no recurrence to dispatch")
-
-    def decode_path(self, like: Tensor) -> Path | None:
-        """What computes `step` for an input such as `like`, and why, where this is no matter of the fused kernels."""
+    @property
+    def chunks(self) -> parallel.Chunks | None:
+        """The recurrence of the parallel form with the sizes of its heads, or None where there is none."""
         return None
 
-    def graph_refusal(self, like: Tensor) -> str:
+    def parallel_choice(self, like: Tensor) -> Choice:
+        """What computes the parallel form for an input such as `like`, and why."""
+        if self.chunks is None:
+            return Choice("torch", "its own forward: there is no recurrence to choose kernels for")
+        return parallel.choice(self.chunks, like)
+
+    def step_choice(self, like: Tensor) -> Choice | None:
+        """What computes `step` for an input such as `like`, and why, where no fused step is to be thought of."""
+        return None
+
+    def prevents_capture(self, like: Tensor) -> str:
         """Why `step` cannot be captured in a CUDA graph for an input such as `like`, or nothing."""
         return ""
 

@@ -8,14 +8,15 @@ and moves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nfsearch.ops.fusing import kernels_serve
+from nfsearch.ops.chooser import run
+from nfsearch.ops.forms import Form, Inputs, draws
 from nfsearch.ops.operator import wide
 
 _TAPS = range(2, 9)  # that the kernels take
@@ -34,15 +35,10 @@ def conv_weight(channels: int, taps: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(channels, taps).uniform_(-(taps**-0.5), taps**-0.5))
 
 
-def causal_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, ring: Tensor | None = None, position: int = 0
-) -> Tensor:
-    """x [batch, time, channels] to the same; with a ring, continues after `position` inputs and writes the new ones."""
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, past: Tensor | None = None) -> Tensor:
+    """x [batch, time, channels] to the same, after the inputs `past` [batch, taps - 1, channels] or none."""
     time, taps = x.shape[1], weight.shape[1]
-    if ring is None:
-        padded = F.pad(x, (0, 0, taps - 1, 0))
-    else:
-        padded = torch.cat((_continue(ring, x, position).to(x.dtype), x), dim=1)
+    padded = F.pad(x, (0, 0, taps - 1, 0)) if past is None else torch.cat((past.to(x.dtype), x), dim=1)
     rows = weight.to(x.dtype).unbind(1)
     y = padded[:, :time] * rows[0]
     for j in range(1, taps):
@@ -97,45 +93,52 @@ def causal_conv_silu(
     parts: Parts,
     gain: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """`activate` of `causal_conv`. On CUDA by one kernel, whose results have x's dtype."""
-    if not _kernel_serves(x, weight, bias, parts, gain):
-        return activate(causal_conv(x, weight, bias, ring, position), parts, gain)
-    from nfsearch.ops.kernels.training.shortconv import conv_silu
+    """`activate` of `causal_conv`; with a ring, after the `position` inputs before, and writes the new ones into it.
 
+    On CUDA by one kernel, whose results have x's dtype.
+    """
     past = None if ring is None else _continue(ring, x, position)
-    return conv_silu(x, weight, bias, past, gain, **parts._asdict())
-
-
-def _kernel_serves(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, gain: Tensor | None) -> bool:
     channels, taps = weight.shape
-    if taps not in _TAPS or x.stride(2) != 1:
-        return False
+    form = _form(parts, channels, taps, x.dtype, x.stride()[1:], bias is None, None if gain is None else gain.shape[-1])
+    return tuple(run(form, x, x, weight, bias, past, gain))
 
-    def example(draw: Callable[..., Tensor]) -> list[Tensor | None]:
-        given = draw(2, 70, x.stride(1)).to(x.dtype)[..., :channels]
-        gains = None if gain is None else draw(2, 70, gain.shape[-1])
-        return [given, draw(channels, taps), None if bias is None else draw(channels), gains]
 
-    def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> tuple[Tensor, ...]:
-        from nfsearch.ops.kernels.training.shortconv import conv_silu
+@cache
+def _form(
+    parts: Parts, channels: int, taps: int, dtype: torch.dtype, strides: tuple[int, int], bare: bool, gains: int | None
+) -> Form:
+    """`strides` of x over time and channels, whose rows may be slices of wider ones; `bare`: without a bias; how many
+    gains there are, if any."""
 
-        return conv_silu(x, weight, bias, None, gain, **parts._asdict())
+    def example(device: torch.device) -> Inputs:
+        draw = draws(device)
+        given = draw(2, 70, strides[0]).to(dtype)[..., :channels]
+        gain = None if gains is None else draw(2, 70, gains)
+        return [given, draw(channels, taps), None if bare else draw(channels), None, gain]
 
-    def plain(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> tuple[Tensor, ...]:
-        return activate(causal_conv(x, weight, bias), parts, gain)
+    def plain(
+        x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor | None, gain: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return activate(causal_conv(x, weight, bias, past), parts, gain)
 
-    return kernels_serve(
-        "the short convolution",
-        (parts, taps, x.stride(1), bias is None, gain is None),
-        x.dtype,
-        x,
-        kernel,
+    def unsupported() -> str:
+        if taps not in _TAPS:
+            return f"they take {_TAPS.start} to {_TAPS.stop - 1} taps, not {taps}"
+        return "" if strides[1] == 1 else "the channels do not lie side by side"
+
+    return Form(
+        f"the short convolution ({dtype})",
+        dtype,
         plain,
+        "nfsearch.ops.kernels.training.shortconv:conv_silu",
         example,
+        unsupported,
+        (parts, taps, strides, bare, gains is None),
+        parts._asdict(),
     )
 
 
-def causal_conv_recurrence(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The definition, term by term: x [batch, time, channels] to the same."""
     outputs = []
     for t in range(x.shape[1]):

@@ -7,7 +7,7 @@ import pytest
 
 from nfsearch.cli.describe import check_member, read_space
 from nfsearch.export import load_architecture
-from nfsearch.latency_lut import LatencyTable, kernel_digest, keys_for
+from nfsearch.latency_lut import keys_for, load_table
 from nfsearch.latency_lut.bundled import bundled_table
 from nfsearch.run.config import load_config
 from nfsearch.space.notation import parse_layers
@@ -77,9 +77,8 @@ def test_what_the_check_of_a_member_says(tmp_path: Path, capsys: pytest.CaptureF
     ],
 )
 def test_the_table_that_is_shipped_serves_the_experiments(name: str, vocab: int) -> None:
-    """A change of the operators' code makes it useless: measure it anew, as experiments/h200_table says."""
-    table = LatencyTable.load(bundled_table("nvidia-h200"), "nvidia-h200")
-    assert table.provenance.kernels == kernel_digest()
+    """A change of an operator's code makes its rows useless: measure them anew, as experiments/h200_table says."""
+    table = load_table(bundled_table("nvidia-h200"), "nvidia-h200")
     config, _ = load_config(EXPERIMENTS / name / "config.yaml")
     table.require(keys_for(config.space.build(vocab), config.latency.workloads, "bfloat16"))
 

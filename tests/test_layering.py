@@ -1,9 +1,13 @@
-"""Imports point one way: nfsearch -> search -> proxies, latency_lut -> ops -> space -> nfsearch.support."""
+"""Imports point one way: nfsearch -> search -> proxies, latency_lut -> ops -> space -> nfsearch.support.
+
+No files import one another in a circle.
+"""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,6 +45,52 @@ def test_imports_point_one_way(folder: str) -> None:
                 part = name.split(".")[1]
                 part = part if part in FOLDERS else SUPPORT if part == "support" else "src/nfsearch"
                 assert part in allowed, f"{path} imports {name}"
+
+
+@cache
+def files() -> Mapping[str, Path]:
+    """Every file of the project by the name that it is imported under; a package's `__init__.py` by the package's."""
+    found = {}
+    for folder in ("src/nfsearch", *FOLDERS):
+        top = "nfsearch" if folder == "src/nfsearch" else f"nfsearch.{folder}"
+        for path in (ROOT / folder).rglob("*.py"):
+            inner = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join((top, *inner)).removesuffix(".__init__")] = path
+    return found
+
+
+@cache
+def graph() -> Mapping[str, frozenset[str]]:
+    """Which files each imports: wherever the import is, and though it is for types only. A package's `__init__.py`
+    counts where a name is imported from the package itself."""
+
+    def file_of(name: str) -> str | None:
+        return name if name in files() else name.rpartition(".")[0]
+
+    return {
+        module: frozenset(file for name in imports(path) if (file := file_of(name)) in files() and file != module)
+        for module, path in files().items()
+    }
+
+
+def reached(module: str) -> Mapping[str, list[str]]:
+    """What a file imports, directly or not, each with the shortest way there."""
+    ways: dict[str, list[str]] = {}
+    todo = [[module]]
+    for way in todo:
+        for other in sorted(graph()[way[-1]]):
+            if other not in ways:
+                ways[other] = [*way, other]
+                todo.append(ways[other])
+    return ways
+
+
+@pytest.mark.parametrize("folder", ["src/nfsearch", *FOLDERS])
+def test_no_files_import_one_another_in_a_circle(folder: str) -> None:
+    inside = (module for module, path in files().items() if path.is_relative_to(ROOT / folder))
+    ways = (reached(module).get(module) for module in inside)
+    circles = {frozenset(way): " -> ".join(way) for way in ways if way}
+    assert not circles, "\n".join(circles.values())
 
 
 def test_space_knows_no_torch() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from nfsearch.latency_lut import LatencyTable
+from nfsearch.latency_lut import LatencyTable, load_table
 from nfsearch.latency_lut.bundled import bundled_table
 from nfsearch.run.config import Config, load_config
 from nfsearch.space import Architecture
@@ -61,7 +61,7 @@ def report(config: Config, table: LatencyTable) -> str:
     every = {kind: points(config, table, layers) for kind, (layers, *_) in KINDS.items()}
     budget = next(point.seconds for point in every[SEARCHED] if point.width == SEARCHED_WIDTH)
     lines = [
-        f"8192 tokens, batch 1, {budget:.2f} s on {table.provenance.device_name} (kernels {table.provenance.kernels}); "
+        f"8192 tokens, batch 1, {budget:.2f} s on {table.provenance.device_name} ({table.provenance.date[:10]}); "
         "A100: the paper's, at 17.7 to 18.2 s.",
         "",
         "| 24 operators | width | parameters (M) | of the searched design's | s at width 2048 | A100: parameters (M) "
@@ -86,4 +86,4 @@ def report(config: Config, table: LatencyTable) -> str:
 if __name__ == "__main__":
     config, _ = load_config(Path(__file__).with_name("config.yaml"))
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else bundled_table(config.latency.device)
-    print(report(config, LatencyTable.load(path)))
+    print(report(config, load_table(path)))

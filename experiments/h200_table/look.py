@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from nfsearch.latency_lut import LatencyTable
-from nfsearch.latency_lut.bundled import bundled_table, known_verification
+from nfsearch.latency_lut import load_table
+from nfsearch.latency_lut.bundled import bundled_table
+from nfsearch.latency_lut.verification import known_verification
 from nfsearch.space import Layer
 from nfsearch.space.notation import parse_layers
 
-table = LatencyTable.load(bundled_table("nvidia-h200"))
-again = LatencyTable.load(Path(__file__).with_name("again.parquet"))
+table = load_table(bundled_table("nvidia-h200"))
+again = load_table(Path(__file__).with_name("again.parquet"))
 both = [(table.rows[key].latency_ms, row.latency_ms) for key, row in again.rows.items()]
 apart = 100 * np.abs([new / old - 1 for old, new in both if old and new])
 median, ninth, most = np.percentile(apart, [50, 90, 100])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nfsearch.latency_lut import Key, LatencyTable, Provenance, Row
+from nfsearch.latency_lut.code import digest_of
+from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.space.notation import parse
 from nfsearch.space.search_space import SearchSpace
 
@@ -19,7 +21,6 @@ PROVENANCE = Provenance(
     fla=None,
     python="3.11.7",
     nfsearch="0.1.0",
-    kernels="0123456789ab",
     os="Linux 6",
     cpu="Test CPU",
     threads=1,
@@ -43,6 +44,7 @@ def made_up_row(key: Key, latency_ms: float | None = 1.0, **changes: object) -> 
         working_set_mb=1.5,
         cache="distinct weights",
         cuda_graph=False,
+        code=digest_of(key),
         workspace_mb=0.0,
         clock_mhz=1980.0,
         power_w=400.0,
@@ -59,3 +61,23 @@ def made_up_table(keys: Iterable[Key]) -> LatencyTable:
 def small_space(widths: tuple[int, ...] = (32, 64), **rest: object) -> SearchSpace:
     layers = parse("((A[head_dim=16, window=8|none] | D[head_dim=16]) F{0..2})*{1..4}", {})
     return SearchSpace(layers=layers, widths=widths, vocab=64, **rest)  # type: ignore[arg-type]
+
+
+def made_up_check(estimated_ms: float, measured_ms: float, **changes: object) -> Check:
+    values: dict[str, object] = dict(
+        workload="tpot",
+        architecture="F @ 32",
+        digest="0" * 16,
+        depth=1,
+        estimated_ms=estimated_ms,
+        error_ms=0.1,
+        measured_ms=measured_ms,
+        spread_ms=0.1,
+        estimated_gb=1.0,
+        measured_gb=None,
+    )
+    return Check(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def made_up_verification(*checks: Check, device: str = "cpu", table: str = "2026") -> Verification:
+    return Verification.of(checks, device=device, dtype="float32", seed=0, table=table)

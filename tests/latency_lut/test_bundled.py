@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 
-from nfsearch.latency_lut import LatencyTable, TableError, Workload, bundled, keys_for
-from nfsearch.latency_lut.verify import Check, Verification
+from nfsearch.latency_lut import LatencyTable, TableError, Workload, bundled, keys_for, load_table, save_table
+from nfsearch.latency_lut.verification import known_verification, verification_path
 
-from .helpers import made_up_table, small_space
+from .helpers import made_up_check, made_up_table, made_up_verification, small_space
 
 
 @pytest.fixture
@@ -17,34 +16,33 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatencyTable:
     """The only one that is bundled."""
     monkeypatch.setattr(bundled, "folder", lambda: tmp_path)
     table = made_up_table(keys_for(small_space(), {"tpot": Workload(context=100)}, "float32"))
-    table.save(tmp_path / "test-device.parquet")
+    save_table(table, tmp_path / "test-device.parquet")
     return table
 
 
 def test_a_bundled_table_is_found_by_its_device(table: LatencyTable) -> None:
-    assert LatencyTable.load(bundled.bundled_table("test-device"), "test-device") == table
+    assert load_table(bundled.bundled_table("test-device"), "test-device") == table
     with pytest.raises(TableError, match=r"only of test-device\): `nfsearch lut build CONFIG -o nvidia-b9000.parq"):
         bundled.bundled_table("nvidia-b9000")
 
 
 def test_every_table_that_is_shipped_has_its_device_and_verification() -> None:
     for path in bundled.folder().glob("*.parquet"):
-        table = LatencyTable.load(path, path.stem)
+        table = load_table(path, path.stem)
         assert table.provenance.kind == "cuda"
-        assert bundled.known_verification(table) is not None
+        assert known_verification(table) is not None
         assert path.stat().st_size < 4e6
 
 
 def test_a_verification_is_known_only_of_the_very_table(table: LatencyTable) -> None:
-    assert bundled.known_verification(table) is None
-    check = Check("tpot", "F @ 32", "0" * 16, 1, 1.0, 0.1, 1.1, 0.1, 1.0, None)
-    found = Verification((check,), "test-device", "float32", 0, table.provenance.date)
+    assert known_verification(table) is None
+    found = made_up_verification(made_up_check(1.0, 1.1), device="test-device", table=table.provenance.date)
     assert table.path is not None
-    kept = bundled.verification_path(table.path)
-    kept.write_text(json.dumps(found.to_dict()))
-    assert bundled.known_verification(table) == found
+    kept = verification_path(table.path)
+    kept.write_text(found.model_dump_json())
+    assert known_verification(table) == found
     table.provenance = dataclasses.replace(table.provenance, date="2001-01-01")
-    assert bundled.known_verification(table) is None
+    assert known_verification(table) is None
     kept.write_text("{")
     with pytest.raises(TableError, match=r"is no verification of this version.*`nfsearch lut verify"):
-        bundled.known_verification(table)
+        known_verification(table)

@@ -1,13 +1,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from nfsearch.latency_lut import Key, LatencyTable, Row, TableError, Workload, chains, keys_for, profiler, timing
+from nfsearch.latency_lut import (
+    Key,
+    Row,
+    TableError,
+    Workload,
+    chains,
+    keys_for,
+    load_table,
+    profiler,
+    save_table,
+    timing,
+)
+from nfsearch.latency_lut.device import provenance
 from nfsearch.latency_lut.files import Journal, read_tables, write_tables
 from nfsearch.latency_lut.profiler import Profiler
 from nfsearch.latency_lut.timing import CPU, CUDA, Bounds, Samples
@@ -46,7 +59,7 @@ def test_builds_every_row_on_the_cpu(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     table = profiler.build(keys, path, device="cpu", progress=lambda *now: seen.append(now), spent=spent)
     assert table.missing(keys) == []
-    assert LatencyTable.load(tmp_path / "t.parquet") == table
+    assert load_table(tmp_path / "t.parquet") == table
     for row in table.rows.values():
         assert row.latency_ms is not None
         assert 0 < row.latency_ms < 1e3
@@ -80,7 +93,7 @@ def test_resumes_without_measuring_again(tmp_path: Path, measured: list[Key], st
     table = profiler.build(KEYS, path, device="cpu", progress=lambda done, total, row: started.append(done))
     assert started == list(range(stop, 2 * len(KEYS) + 1))
     assert measured == 2 * KEYS
-    assert LatencyTable.load(path) == table
+    assert load_table(path) == table
     profiler.build(KEYS, path, device="cpu")
     assert measured == 2 * KEYS
     assert list(tmp_path.iterdir()) == [path]
@@ -104,12 +117,12 @@ def test_tables_of_other_devices_in_the_file_stay(tmp_path: Path, measured: list
     assert read_tables(path) == {"test-device": other, table.provenance.device: table}
 
 
-@pytest.mark.parametrize(("field", "value"), [("kernels", "000000000000"), ("torch", "1.0"), ("threads", 99)])
+@pytest.mark.parametrize(("field", "value"), [("driver", "1"), ("torch", "1.0"), ("threads", 99)])
 def test_rows_of_another_origin_are_not_mixed(tmp_path: Path, measured: list[Key], field: str, value: object) -> None:
     path = tmp_path / "t.parquet"
     table = profiler.build(KEYS[:1], path, device="cpu")
     table.provenance = dataclasses.replace(table.provenance, **{field: value})  # type: ignore[arg-type]
-    table.save(path)
+    save_table(table, path)
     content = path.read_bytes()
     with pytest.raises(TableError, match=rf"rows that new ones cannot join \({field} {value}, now .*another file"):
         profiler.build(KEYS, path, device="cpu")
@@ -122,11 +135,30 @@ def test_rows_of_another_origin_are_not_mixed(tmp_path: Path, measured: list[Key
     assert measured == 2 * KEYS[:1]
 
 
+def test_rows_of_other_code_are_measured_anew_and_no_others(tmp_path: Path, measured: list[Key]) -> None:
+    path = tmp_path / "t.parquet"
+    table = made_up_table([*KEYS[:-1], dataclasses.replace(KEYS[0], batch=9)])
+    stale = [key for key in KEYS[:-1] if key.block.startswith("D")]
+    for key in [*stale, dataclasses.replace(KEYS[0], batch=9)]:  # of which the last is not asked for
+        table.add(made_up_row(key, 1e-9, code="0" * 12))
+    table.provenance = dataclasses.replace(provenance("cpu"), date="2001-01-01", nfsearch="0")
+    save_table(table, path)
+    with Journal(path) as journal:
+        journal.start(provenance("cpu"))
+        journal.add(made_up_row(KEYS[-1]))
+        journal.add(made_up_row(KEYS[-1], code="0" * 12))  # counts as not measured
+    again = profiler.build(KEYS, path, device="cpu")
+    assert Counter(measured) == {**dict.fromkeys(stale, 2), KEYS[-1]: 1}
+    assert again.stale(KEYS) == []
+    assert len(again.stale()) == 1
+    assert again.provenance.date > "2001-01-01"  # a check of the rows before says nothing about these
+
+
 def test_date_and_command_may_differ(tmp_path: Path, measured: list[Key]) -> None:
     path = tmp_path / "t.parquet"
     table = profiler.build(KEYS[:1], path, device="cpu")
     table.provenance = dataclasses.replace(table.provenance, date="2001-01-01", command="other", clock_mhz=3.0)
-    table.save(path)
+    save_table(table, path)
     profiler.build(KEYS, path, device="cpu")
     assert measured == 2 * KEYS[:1] + 2 * KEYS[1:]
 
@@ -138,7 +170,7 @@ def test_the_faster_of_two_looks_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
     )
     table = profiler.build(KEYS[:2], tmp_path / "t.parquet", device="cpu")
     assert [table.rows[key].latency_ms for key in KEYS[:2]] == [2.0, 1.0]
-    assert LatencyTable.load(tmp_path / "t.parquet") == table
+    assert load_table(tmp_path / "t.parquet") == table
 
 
 def test_folder_that_cannot_be_written_shows_before_the_work(tmp_path: Path, measured: list[Key]) -> None:

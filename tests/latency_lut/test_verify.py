@@ -9,11 +9,11 @@ import torch
 
 from nfsearch.latency_lut import LatencyTable, TableError, Workload, device, keys_for, profiler, verify
 from nfsearch.latency_lut.timing import CPU
-from nfsearch.latency_lut.verify import Check, Verification
+from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.latency_lut.workload import Span
 from nfsearch.space.notation import parse
 
-from .helpers import made_up_row, made_up_table, small_space
+from .helpers import made_up_check, made_up_row, made_up_table, made_up_verification, small_space
 
 SPACE = small_space((32,), meta_tokens=(0, 4))
 WORKLOADS = {"tpot": Workload(context=12), "ttft": Workload(phase="prefill", context=8)}
@@ -27,10 +27,6 @@ def table(monkeypatch: pytest.MonkeyPatch) -> LatencyTable:
     table = made_up_table(KEYS)
     table.provenance = device.provenance("cpu")
     return table
-
-
-def _check(estimated: float, measured: float, workload: str = "tpot") -> Check:
-    return Check(workload, "F @ 32", "0" * 16, 1, estimated, 0.1, measured, 0.1, 1.0, None)
 
 
 def test_measures_each_architecture_under_each_workload(table: LatencyTable) -> None:
@@ -59,28 +55,31 @@ def test_estimate_and_measurement_are_of_the_same_thing(tmp_path: Path) -> None:
 
 
 def test_agreement() -> None:
-    checks = (_check(1.1, 1.0), _check(1.8, 2.0), _check(3.0, 3.0), _check(8.0, 4.0))
-    agreement = Verification(checks, "cpu", "float32", 0, "2026").agreement["tpot"]
+    checks = (made_up_check(1.1, 1.0), made_up_check(1.8, 2.0), made_up_check(3.0, 3.0), made_up_check(8.0, 4.0))
+    agreement = made_up_verification(*checks).agreement["tpot"]
     assert agreement.models == 4
     assert agreement.mape == pytest.approx((0.1 + 0.1 + 0 + 1.0) / 4)
     assert agreement.bias == pytest.approx((0.1 - 0.1 + 0 + 1.0) / 4)
     assert agreement.worst == pytest.approx(1.0)
     assert (agreement.spearman, agreement.kendall) == (pytest.approx(1.0), pytest.approx(1.0))
-    reverse = Verification((_check(1, 3), _check(2, 2), _check(3, 1)), "cpu", "float32", 0, "2026").agreement["tpot"]
+    reverse = made_up_verification(made_up_check(1, 3), made_up_check(2, 2), made_up_check(3, 1)).agreement["tpot"]
     assert (reverse.spearman, reverse.kendall) == (pytest.approx(-1.0), pytest.approx(-1.0))
     assert reverse.worst == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("checks", [(_check(1, 2), _check(2, 3)), (_check(1, 2), _check(1, 3), _check(1, 4))])
+@pytest.mark.parametrize(
+    "checks",
+    [(made_up_check(1, 2), made_up_check(2, 3)), (made_up_check(1, 2), made_up_check(1, 3), made_up_check(1, 4))],
+)
 def test_no_rank_where_nothing_can_be_ranked(checks: tuple[Check, ...]) -> None:
-    agreement = Verification(checks, "cpu", "float32", 0, "2026").agreement["tpot"]
+    agreement = made_up_verification(*checks).agreement["tpot"]
     assert (agreement.spearman, agreement.kendall) == (None, None)
 
 
 def test_json_both_ways() -> None:
-    result = Verification((_check(1, 2), _check(2, 3, "ttft")), "cpu", "float32", 7, "2026")
-    text = json.dumps(result.to_dict(), allow_nan=False)
-    assert Verification.from_dict(json.loads(text)) == result
+    result = made_up_verification(made_up_check(1, 2), made_up_check(2, 3, workload="ttft"))
+    text = result.model_dump_json()
+    assert Verification.model_validate_json(text) == result
     assert json.loads(text)["agreement"]["ttft"]["models"] == 1
 
 
@@ -101,7 +100,7 @@ def test_small_space_gives_fewer() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"kernels": "0" * 12}, "made with kernels 000000000000, now"), ({"device": "nvidia-b9000"}, "is not here")],
+    [({"torch": "1.0"}, "made with torch 1.0, now"), ({"device": "nvidia-b9000"}, "is not here")],
 )
 def test_table_of_something_else_is_refused(table: LatencyTable, change: dict[str, str], message: str) -> None:
     table.provenance = dataclasses.replace(table.provenance, **change)  # type: ignore[arg-type]
@@ -116,8 +115,12 @@ def test_incomplete_table_is_refused(table: LatencyTable) -> None:
 
 
 def test_accepted_differences_are_verified_all_the_same(table: LatencyTable) -> None:
-    table.provenance = dataclasses.replace(table.provenance, kernels="0" * 12)
-    assert verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=1, accept=["kernels"]).checks
+    table.provenance = dataclasses.replace(table.provenance, torch="1.0")
+    for key in KEYS[:3]:
+        table.add(made_up_row(key, code="0" * 12))
+    with pytest.raises(TableError, match=f"3 of {len(KEYS)} rows were timed with other code"):
+        verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=1, accept=["torch"])
+    assert verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=1, accept=["torch", "kernels"]).checks
 
 
 def test_generations_and_throughput_are_measured(table: LatencyTable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,22 +148,22 @@ def test_generations_and_throughput_are_measured(table: LatencyTable, monkeypatc
 
 
 def test_by_depth() -> None:
-    checks = tuple(dataclasses.replace(_check(1.1, 1.0), depth=depth) for depth in (6, 30, 7, 8, 9, 12, 13, 20, 21))
-    groups = Verification(checks, "cpu", "float32", 0, "2026").by_depth["tpot"]
+    checks = tuple(made_up_check(1.1, 1.0, depth=depth) for depth in (6, 30, 7, 8, 9, 12, 13, 20, 21))
+    groups = made_up_verification(*checks).by_depth["tpot"]
     assert {label: group.models for label, group in groups.items()} == {
         "6 to 9 operators": 4,
         "12 to 20 operators": 3,
         "21 to 30 operators": 2,
     }
-    alike = Verification((_check(1, 1), _check(1, 1)), "cpu", "float32", 0, "2026").by_depth["tpot"]
+    alike = made_up_verification(made_up_check(1, 1), made_up_check(1, 1)).by_depth["tpot"]
     assert list(alike) == ["1 operators"]
 
 
 def test_memory_agreement_counts_what_was_measured() -> None:
-    checks = (_check(1, 1), dataclasses.replace(_check(1, 1), measured_gb=1.25))
-    memory = Verification(checks, "cpu", "float32", 0, "2026").memory["tpot"]
+    checks = (made_up_check(1, 1), made_up_check(1, 1, measured_gb=1.25))
+    memory = made_up_verification(*checks).memory["tpot"]
     assert (memory.models, memory.mape, memory.bias) == (1, pytest.approx(0.2), pytest.approx(-0.2))
-    assert Verification(checks[:1], "cpu", "float32", 0, "2026").memory == {}
+    assert made_up_verification(*checks[:1]).memory == {}
 
 
 def test_a_model_that_does_not_fit_is_told_and_passed_over(

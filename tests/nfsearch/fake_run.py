@@ -6,6 +6,7 @@ import math
 import random
 from datetime import datetime, timezone
 
+from nfsearch.latency_lut.verification import Verification
 from nfsearch.proxies import Score
 from nfsearch.report.result import (
     ConfigRecord,
@@ -13,7 +14,6 @@ from nfsearch.report.result import (
     RunResult,
     SpaceRecord,
     TableRecord,
-    VerificationRecord,
     build_result,
 )
 from nfsearch.search.candidate import Candidate, Proposal
@@ -106,7 +106,7 @@ def fake_candidates(n: int = 40, seed: int = 0, workloads: tuple[str, ...] = ("t
     return found
 
 
-def fake_verification(n: int = 12) -> VerificationRecord:
+def fake_verification(n: int = 12) -> Verification:
     rng = random.Random(1)
     checks = []
     for i in range(n):
@@ -117,7 +117,7 @@ def fake_verification(n: int = 12) -> VerificationRecord:
         check |= {"estimated_gb": 0.1, "measured_gb": None}
         checks.append(check)
     agreement = {"models": n, "mape": 0.043, "bias": -0.02, "worst": 0.11, "spearman": 0.97, "kendall": 0.88}
-    return VerificationRecord.model_validate(
+    return Verification.model_validate(
         {
             "device": "cpu",
             "dtype": "float32",

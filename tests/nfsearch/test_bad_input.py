@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from nfsearch.cli.main import main
-from nfsearch.latency_lut import LatencyTable
+from nfsearch.latency_lut import LatencyTable, load_table, save_table
 from nfsearch.ops import fla_layers
 from nfsearch.run.config import Config, load_config
 from tests.nfsearch.runs import SPACE, nfsearch, tiny_config
@@ -148,18 +148,17 @@ def test_unreachable_budget(fails: Run, tmp_path: Path) -> None:
 
 
 def test_table_of_another_device_and_with_missing_rows(fails: Run, tmp_path: Path) -> None:
-    from nfsearch.latency_lut import LatencyTable
 
     config = tiny_config(tmp_path)
     path = tmp_path / "table.parquet"
-    table = LatencyTable.load(path)
+    table = load_table(path)
     own = table.provenance
     table.provenance = dataclasses.replace(own, device="nvidia-h200", device_name="NVIDIA H200")
-    table.save(path)
+    save_table(table, path)
     assert "was measured on nvidia-h200, and the device asked for is" in fails("run", config)
     table.provenance = own
     del table.rows[next(iter(table.rows))]
-    table.save(path)
+    save_table(table, path)
     err = fails("run", config)
     assert "has no row for" in err
     assert "nfsearch lut build" in err
@@ -250,7 +249,7 @@ def test_resuming_with_another_table(
     shutil.copytree(finished_run, tmp_path / "run")
     given = run.given_table
 
-    def another(config: Config) -> LatencyTable | None:
+    def another(config: Config) -> LatencyTable:
         table = given(config)
         assert table is not None
         table.provenance = dataclasses.replace(table.provenance, date="2001-01-01")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nfsearch.report.result import RunResult, VerificationRecord
+from nfsearch.report.result import RunResult
 from nfsearch.support.files import write_atomically
 from tests.nfsearch.fake_run import fake_candidates, make_result
 
@@ -95,16 +95,6 @@ def test_another_schema_version_is_refused(result: RunResult, tmp_path: Path) ->
     result.model_copy(update={"schema_version": 2}).save(path)
     with pytest.raises(ValueError, match="schema version 2"):
         RunResult.load(path)
-
-
-def test_what_the_latency_table_check_gives_fits_the_schema() -> None:
-    from nfsearch.latency_lut.verify import Check, Verification
-
-    checks = tuple(Check("tpot", "D F @ 64", f"{i}", 2, 1.0 + i, 0.1, 1.1 + i, 0.01, 1.0, 1.1) for i in range(4))
-    found = Verification(checks, "cpu", "float32", 0, "2026-03-01")
-    record = VerificationRecord.model_validate(found.to_dict())
-    assert record.agreement["tpot"].mape == found.agreement["tpot"].mape
-    assert len(record.checks) == 4
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

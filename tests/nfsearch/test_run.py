@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from nfsearch.export.export import load_architecture
-from nfsearch.latency_lut import LatencyTable
+from nfsearch.latency_lut import load_table
 from nfsearch.report.result import RunResult
 from nfsearch.run.config import load_config
 from nfsearch.run.search import _same_table
@@ -77,7 +77,7 @@ def test_exports_load_again(finished_run: Path, tmp_path: Path, command: Command
 
 def test_a_table_measured_anew_does_not_go_on_with_candidates_of_another(finished_run: Path) -> None:
     config, _ = load_config(finished_run / "config.yaml")
-    table = LatencyTable.load(config.latency.table)
+    table = load_table(config.latency.table)
     with load_store(finished_run / "study.journal") as store:
         _same_table(store, table)
         table.provenance = dataclasses.replace(table.provenance, date="2001-01-01")

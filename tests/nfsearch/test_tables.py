@@ -14,13 +14,13 @@ import yaml
 from rich.console import Console
 
 from nfsearch.cli import tables
-from nfsearch.latency_lut import LatencyTable, kernel_digest, profiler, timing, verify
-from nfsearch.latency_lut.bundled import verification_path
+from nfsearch.latency_lut import load_table, profiler, save_table, timing, verify
 from nfsearch.latency_lut.files import Journal
-from nfsearch.latency_lut.verify import Check, Verification
+from nfsearch.latency_lut.verification import verification_path
 from nfsearch.report.result import RunResult
 from nfsearch.run.config import load_config
 from nfsearch.run.tables import checked, given_table
+from tests.latency_lut.helpers import made_up_check, made_up_verification
 from tests.nfsearch.runs import invented_table, kill_group, nfsearch, start, tiny_config
 
 LATENCY = {
@@ -92,15 +92,15 @@ def test_calibrating_measures_a_few_rows_and_tells_the_error_of_a_scaled_table(
     quick: None, tmp_path: Path, command: Command
 ) -> None:
     command("lut", "build", config(tmp_path), "-o", tmp_path / "here.parquet")
-    other = LatencyTable.load(tmp_path / "here.parquet")
+    other = load_table(tmp_path / "here.parquet")
     other.provenance = dataclasses.replace(other.provenance, device="nvidia-h200", kind="cuda")
-    other.save(tmp_path / "other.parquet")
+    save_table(other, tmp_path / "other.parquet")
     new = tmp_path / "new.parquet"
     calibrating = ("--calibrate", tmp_path / "other.parquet", "--rows", "6")
     out, _ = command("lut", "build", config(tmp_path), "-o", new, *calibrating)
     assert "times as long as nvidia-h200 (median of 3 rows)" in out
     assert "all: 3 rows, MAPE" in out
-    assert len(LatencyTable.load(new).rows) == 6
+    assert len(load_table(new).rows) == 6
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_killed_and_resumed_nothing_is_measured_again(tmp_path: Path) -> None:
     assert len(first) >= 4
     err = nfsearch(*arguments, cwd=tmp_path).stderr
     assert f"({len(first)} known before)" in err
-    rows = LatencyTable.load(table).rows
+    rows = load_table(table).rows
     assert not journal.exists()
     for row in first:  # each is kept as it was, or replaced by a faster second look
         assert rows[row.key].latency_ms is not None
@@ -128,13 +128,15 @@ def test_killed_and_resumed_nothing_is_measured_again(tmp_path: Path) -> None:
 # --- planning for another device -------------------------------------------------------------------------------------
 
 
-def elsewhere(folder: Path, **changes: Any) -> Path:
-    """A table of a device that is not here, in the dtype of a GPU."""
+def elsewhere(folder: Path, code: str | None = None) -> Path:
+    """A table of a device that is not here, in the dtype of a GPU; with `code`, of other code."""
     path = invented_table(folder / "nvidia-h200.parquet", dtype="bfloat16")
-    table = LatencyTable.load(path)
+    table = load_table(path)
     values = {"device": "nvidia-h200", "device_name": "NVIDIA H200", "kind": "cuda", "torch": "2.0", "driver": "570"}
-    table.provenance = dataclasses.replace(table.provenance, **{**values, **changes})
-    table.save(path)
+    table.provenance = dataclasses.replace(table.provenance, **values)  # type: ignore[arg-type]
+    if code:
+        table.rows = {key: dataclasses.replace(row, code=code) for key, row in table.rows.items()}
+    save_table(table, path)
     return path
 
 
@@ -177,19 +179,27 @@ def test_the_check_kept_beside_a_table_of_another_device_is_the_runs(
     space = settings.space.build(257)
     assert checked(settings, space, table) is None
     assert "BEWARE" in capsys.readouterr().err
-    check = Check("tpot", "D @ 64", "0" * 16, 1, 1.0, 0.1, 1.02, 0.1, 1.0, 1.0)
-    kept = Verification((check,), "nvidia-h200", "bfloat16", 0, table.provenance.date)
-    verification_path(path).write_text(json.dumps(kept.to_dict()))
+    kept = made_up_verification(made_up_check(1.0, 1.02), device="nvidia-h200", table=table.provenance.date)
+    verification_path(path).write_text(kept.model_dump_json())
     assert checked(settings, space, table) == kept
     assert "BEWARE" not in capsys.readouterr().err
+
+
+def test_rows_of_other_code_that_are_accepted_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latency = {"device": "nvidia-h200", "table": str(elsewhere(tmp_path, code="0" * 12)), "accept": ["kernels"]}
+    settings, _ = load_config(tiny_config(tmp_path, latency=latency))
+    table = given_table(settings)
+    assert table is not None
+    table.require(table.rows, settings.latency.accept)
+    assert f"{len(table.rows)} of {len(table.rows)} rows were timed with other code" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("changes", "latency", "message"),
     [
         ({}, {"device": "nvidia-b9000"}, "was measured on nvidia-h200, and the device asked for is nvidia-b9000"),
-        ({"kernels": "0" * 12}, {}, f"made with kernels 000000000000, now {kernel_digest()}"),
-        ({"kernels": "0" * 12}, {"accept": ["device"]}, "`latency.accept: [kernels]` takes this one all the same"),
+        ({"code": "0" * 12}, {}, "rows were timed with other code: A decode (2), D decode (2)"),
+        ({"code": "0" * 12}, {"accept": ["device"]}, "`latency.accept: [kernels]` takes them all the same"),
         (
             {},
             {"device": "nvidia-b9000", "table": "auto"},

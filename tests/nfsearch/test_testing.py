@@ -63,8 +63,8 @@ def greedy(init_state: Method) -> Method:
 
 
 BROKEN = [
-    ("forward", off, "test_parallel_and_step_follow_the_recurrence", ("cpu",), "of 3 steps in torch.float64: 1"),
-    ("step", off, "test_parallel_and_step_follow_the_recurrence", ("cpu",), "steps in torch.float64: 1.0e-08 off"),
+    ("forward", off, "test_parallel_and_step_follow_the_reference", ("cpu",), "of 3 steps in torch.float64: 1"),
+    ("step", off, "test_parallel_and_step_follow_the_reference", ("cpu",), "steps in torch.float64: 1.0e-08 off"),
     ("forward", forgetful, "test_state_is_carried_across_splits", ("cpu",), r"4 steps cut at \(1, 3\)"),
     ("step", replacing, "test_state_is_written_in_place", (), "state 'conv' was replaced"),
     ("step", counting, "test_state_is_written_in_place", (), "step changed the position"),
@@ -91,8 +91,8 @@ def test_a_broken_operator_fails(
         check(LAYER, *rest)
 
 
-def test_slopes_serve_where_the_recurrence_has_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DeltaNet, "recurrence", torch.no_grad()(DeltaNet.recurrence))
+def test_slopes_serve_where_the_reference_has_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeltaNet, "reference", torch.no_grad()(DeltaNet.reference))
     Suite().test_gradients(LAYER, "cpu", 3)
     forward = DeltaNet.forward
 

@@ -14,7 +14,7 @@ from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.profiler import Profiler
 from nfsearch.ops.decoder import Decoder
 from nfsearch.ops.model import HybridLM
-from nfsearch.ops.paths import check
+from nfsearch.ops.what_runs import check
 from nfsearch.proxies.data import prepare
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.training import train

@@ -12,7 +12,7 @@ from nfsearch.ops import fla_layers
 from nfsearch.ops.decoder import Decoder
 from nfsearch.ops.model import HybridLM
 from nfsearch.ops.operator import build_operator
-from nfsearch.ops.paths import check, paths
+from nfsearch.ops.what_runs import check, what_runs
 from nfsearch.space import Architecture, Layer
 from nfsearch.testing.operators import EXACT, OperatorSuite, agree, empty, steps
 from tests.fla_stand_in import forget, stand_in
@@ -59,9 +59,9 @@ def test_a_layer_that_asks_for_its_position() -> None:
     state = empty(operator, x)
     parts = operator(x[:, :9], state), operator(x[:, 9:13], state, 9), steps(operator, x[:, 13:], state, 13)
     agree(torch.cat(parts, dim=1), operator(x), EXACT, "20 steps in three parts")
-    assert "it cannot be captured in a CUDA graph" in paths(layer, 32, "cpu").decode.reason
+    assert "it cannot be captured in a CUDA graph" in what_runs(layer, 32, "cpu").decode.reason
     check([layer], [32], "cpu", decode=True)  # where nothing is captured
-    assert paths(MEMORY, 32, "cpu").decode == (
+    assert what_runs(MEMORY, 32, "cpu").decode == (
         "torch",
         "GatedMemory's own forward of one token, its new state copied in place",
     )
@@ -100,7 +100,7 @@ def test_a_layer_without_decode_trains_and_says_so(name: str, reason: str) -> No
     ):
         with pytest.raises(ValueError, match=f"fla:{name} {reason}"):
             refused()
-    assert reason in paths(layer, 32, "cpu").decode.reason
+    assert reason in what_runs(layer, 32, "cpu").decode.reason
 
 
 @pytest.mark.parametrize(

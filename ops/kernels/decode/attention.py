@@ -9,14 +9,20 @@ last could do it instead, but alone it takes longer than a launch.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from nfsearch.ops.forms import FusedStep, State, Step
+from nfsearch.ops.kernels.decode.projection import odd_size, power_of_two, project, project_back
+from nfsearch.ops.kernels.decode.weights import Held, held
 from nfsearch.ops.kernels.launch import begin, dependent, follow
+from nfsearch.ops.layout import Layout
 
 
 @triton.jit
@@ -60,51 +66,83 @@ def _tile(keys, values, base, first, cached, here, KV: tl.constexpr, HALF: tl.co
     return lo, hi, v, seen
 
 
+@triton.jit
+def _angle(position, LOG2_BASE: tl.constexpr, HALF: tl.constexpr):
+    """How far each pair has turned: cosines and sines [HALF]."""
+    d = tl.arange(0, HALF)
+    # Turns of each pair in float64: float32 loses the angle after some ten thousand tokens.
+    turns = position.to(tl.float64) * tl.exp2(d.to(tl.float64) * (-LOG2_BASE / HALF)) * 0.15915494309189535
+    angle = ((turns - tl.floor(turns)) * 6.283185307179586).to(tl.float32)
+    return tl.cos(angle), tl.sin(angle)
+
+
+@triton.jit
+def _append(qkv, keys, values, at_k, at_v, slot, norm, cos, sin, HALF: tl.constexpr, QK_NORM: tl.constexpr,
+            EPS: tl.constexpr):  # fmt: skip
+    """Puts the new token into its slot: both halves of its key, and its value."""
+    one = tl.arange(0, 1)
+    d = tl.arange(0, HALF)
+    e = tl.arange(0, 2 * HALF)
+    lo, hi = _rotated(qkv, at_k, one, one < 1, norm, cos, sin, HALF, QK_NORM, EPS)
+    lo = lo.to(keys.dtype.element_ty)
+    hi = hi.to(keys.dtype.element_ty)
+    v = tl.load(qkv + at_v + e)
+    tl.store(keys + slot + d[None, :], lo)
+    tl.store(keys + slot + HALF + d[None, :], hi)
+    tl.store(values + slot + e, v)
+    return lo, hi, v
+
+
+@triton.jit
+def _fold(q_lo, q_hi, k_lo, k_hi, v, seen, top, total, o):
+    """The softmax so far, with a tile of the cache more."""
+    s = tl.dot(q_lo, tl.trans(k_lo), input_precision="ieee")
+    s = tl.dot(q_hi, tl.trans(k_hi), s, input_precision="ieee")
+    s = tl.where(seen[None, :], s, -float("inf"))
+    higher = tl.maximum(top, tl.max(s, 1))
+    safe = tl.where(higher == -float("inf"), 0.0, higher)
+    p = tl.exp2(s - safe[:, None])
+    fade = tl.exp2(top - safe)
+    total = total * fade + tl.sum(p, 1)
+    o = tl.dot(p.to(v.dtype), v, o * fade[:, None], input_precision="ieee")
+    return higher, total, o
+
+
 @triton.jit(do_not_specialize=("SLOTS",))
-def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, WIDTH, SLOTS,
-               HEADS: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, GROUP_P: tl.constexpr, TILE: tl.constexpr,
-               SPLITS: tl.constexpr, STAGES: tl.constexpr, LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr,
-               EPS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, WIDTH, SLOTS, AT_Q: tl.constexpr,
+               AT_K: tl.constexpr, AT_V: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr,
+               GROUP_P: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
+               LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr, EPS: tl.constexpr, EARLY: tl.constexpr,
+               PDL: tl.constexpr):  # fmt: skip
     begin(PDL, EARLY)
     GROUP: tl.constexpr = HEADS // KV
     HD: tl.constexpr = 2 * HALF
     split = tl.program_id(0)
     g = tl.program_id(1)
     b = tl.program_id(2)
-    d = tl.arange(0, HALF)
     e = tl.arange(0, HD)
     row = tl.arange(0, GROUP_P)
     live_row = row < GROUP
     base = (b.to(tl.int64) * SLOTS * KV + g) * HD
-    step: tl.constexpr = KV * HD
-
     position = tl.load(position_at)
     here = (position % SLOTS).to(tl.int32)
     cached = tl.minimum(position, SLOTS).to(tl.int32)
-    # Turns of each pair in float64: float32 loses the angle after some ten thousand tokens.
-    turns = position.to(tl.float64) * tl.exp2(d.to(tl.float64) * (-LOG2_BASE / HALF)) * 0.15915494309189535
-    angle = ((turns - tl.floor(turns)) * 6.283185307179586).to(tl.float32)
-    cos = tl.cos(angle)
-    sin = tl.sin(angle)
+    cos, sin = _angle(position, LOG2_BASE, HALF)
 
     follow(PDL, True)
 
     qkv += b.to(tl.int64) * WIDTH
-    q_lo, q_hi = _rotated(qkv, g * GROUP * HD, row, live_row, q_norm, cos, sin, HALF, QK_NORM, EPS)
+    q_lo, q_hi = _rotated(qkv, AT_Q + g * GROUP * HD, row, live_row, q_norm, cos, sin, HALF, QK_NORM, EPS)
     q_lo = (q_lo * (HD**-0.5 * 1.4426950408889634)).to(keys.dtype.element_ty)
     q_hi = (q_hi * (HD**-0.5 * 1.4426950408889634)).to(keys.dtype.element_ty)
-    one = tl.arange(0, 1)
     top = tl.full((GROUP_P,), -float("inf"), tl.float32)
     total = tl.zeros((GROUP_P,), tl.float32)
     o = tl.zeros((GROUP_P, HD), tl.float32)
     if split == 0:  # the new token, which this program also appends
-        n_lo, n_hi = _rotated(qkv, (HEADS + g) * HD, one, one < 1, k_norm, cos, sin, HALF, QK_NORM, EPS)
-        n_lo = n_lo.to(keys.dtype.element_ty)
-        n_hi = n_hi.to(keys.dtype.element_ty)
-        new_v = tl.load(qkv + (HEADS + KV + g) * HD + e)
-        tl.store(keys + base + here * step + d[None, :], n_lo)
-        tl.store(keys + base + here * step + HALF + d[None, :], n_hi)
-        tl.store(values + base + here * step + e, new_v)
+        slot = base + here * (KV * HD)
+        n_lo, n_hi, new_v = _append(
+            qkv, keys, values, AT_K + g * HD, AT_V + g * HD, slot, k_norm, cos, sin, HALF, QK_NORM, EPS
+        )  # fmt: skip
         top = tl.sum(q_lo.to(tl.float32) * n_lo.to(tl.float32), 1)
         top += tl.sum(q_hi.to(tl.float32) * n_hi.to(tl.float32), 1)
         total += 1.0
@@ -112,16 +150,7 @@ def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, W
 
     for first in tl.range(split * TILE, cached, SPLITS * TILE, num_stages=STAGES):
         k_lo, k_hi, v, seen = _tile(keys, values, base, first, cached, here, KV, HALF, TILE)
-        s = tl.dot(q_lo, tl.trans(k_lo), input_precision="ieee")
-        s = tl.dot(q_hi, tl.trans(k_hi), s, input_precision="ieee")
-        s = tl.where(seen[None, :], s, -float("inf"))
-        higher = tl.maximum(top, tl.max(s, 1))
-        safe = tl.where(higher == -float("inf"), 0.0, higher)
-        p = tl.exp2(s - safe[:, None])
-        fade = tl.exp2(top - safe)
-        total = total * fade + tl.sum(p, 1)
-        o = tl.dot(p.to(v.dtype), v, o * fade[:, None], input_precision="ieee")
-        top = higher
+        top, total, o = _fold(q_lo, q_hi, k_lo, k_hi, v, seen, top, total, o)
 
     if not EARLY:
         begin(PDL, True)
@@ -202,44 +231,74 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-def attention(
-    qkv: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    position: torch.Tensor,
-    *,
-    heads: int,
+def bind_attention(
+    like: Tensor,
+    keys: Tensor,
+    layout: Layout,
     rope_base: float,
-    q_norm: torch.Tensor | None = None,
-    k_norm: torch.Tensor | None = None,
-    eps: float = 1e-6,
+    norms: tuple[Held, Held] | None = None,
+    eps: float = 0.0,
     how: Tiling | None = None,
-) -> torch.Tensor:
-    """Attention of one new token per sequence over its cache and itself: [batch, heads * head_dim].
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Attention of one new token per sequence over its cache and itself: [batch, heads * head_dim]; a function of qkv,
+    keys, values and position, for inputs of the batch, dtype and device of `like` and a cache of the shape of `keys`.
 
-    qkv [batch, (heads + 2 kv_heads) * head_dim] before rotation; keys, values [batch, slots, kv_heads, head_dim], to
-    which the token is appended at `position % slots` (the slots are the window, or all positions); position: int64
-    tensor []. head_dim: a power of two from 32.
+    qkv are rows of this layout before rotation; keys, values [batch, slots, kv_heads, head_dim], to which the token is
+    appended at `position % slots` (the slots are the window, or all positions); position: int64 tensor []. head_dim: a
+    power of two from 32. `norms`: the weights of the norms of q and k.
     """
     batch, slots, kv_heads, head_dim = keys.shape
-    how = how or tiling_of(keys)
-    group = heads // kv_heads
-    rows = max(16, triton.next_power_of_2(group))  # what a matrix instruction takes
-    y = torch.empty(batch, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
-    found = batch * heads * how.splits if how.splits > 1 else 0
-    part = torch.empty(found * head_dim, device=qkv.device, dtype=torch.float32)
-    stats = torch.empty(found * 2, device=qkv.device, dtype=torch.float32)
-    shape = dict(HEADS=heads, KV=kv_heads, SPLITS=how.splits)
-    _attention[(how.splits, kv_heads, batch)](
-        qkv, keys, values, part, stats, y, position, qkv if q_norm is None else q_norm,
-        qkv if k_norm is None else k_norm, qkv.shape[1], slots, HALF=head_dim // 2, GROUP_P=rows, TILE=how.tile,
-        STAGES=how.stages, LOG2_BASE=math.log2(rope_base), QK_NORM=q_norm is not None, EPS=eps,
-        EARLY=how.early, **shape, num_warps=how.warps, **dependent(qkv),
+    how, heads, width = how or tiling_of(keys), layout.size("q") // head_dim, layout.total
+    rows = max(16, triton.next_power_of_2(heads // kv_heads))  # what a matrix instruction takes
+    options, device, dtype = dependent(like), like.device, like.dtype
+    shape, cells = (batch, heads * head_dim), batch * heads * how.splits
+    shared = dict(HEADS=heads, KV=kv_heads, SPLITS=how.splits, **options)
+    constants = dict(
+        AT_Q=layout.start("q"), AT_K=layout.start("k"), AT_V=layout.start("v"), HALF=head_dim // 2, GROUP_P=rows,
+        TILE=how.tile, STAGES=how.stages, LOG2_BASE=math.log2(rope_base), QK_NORM=norms is not None, EPS=eps,
+        EARLY=how.early, num_warps=how.warps, **shared,
     )  # fmt: skip
-    if how.splits > 1:
-        known = triton.next_power_of_2(how.splits)
-        _combine[(heads, batch)](
-            part, stats, y, HD=head_dim, SPLITS_P=known, **shape, num_warps=8 if known * head_dim > 8192 else 4,
-            **dependent(qkv),
-        )  # fmt: skip
-    return y
+    kernel, combine = _attention[(how.splits, kv_heads, batch)], _combine[(heads, batch)]
+    known = triton.next_power_of_2(how.splits)
+    combining = dict(HD=head_dim, SPLITS_P=known, num_warps=8 if known * head_dim > 8192 else 4, **shared)
+
+    def launch(qkv: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
+        y = torch.empty(shape, device=device, dtype=dtype)
+        q_norm, k_norm = (qkv, qkv) if norms is None else (norms[0](), norms[1]())
+        if how.splits == 1:
+            kernel(qkv, keys, values, y, y, y, position, q_norm, k_norm, width, slots, **constants)
+            return y
+        part = torch.empty(cells * head_dim, device=device, dtype=torch.float32)
+        stats = torch.empty(cells * 2, device=device, dtype=torch.float32)
+        kernel(qkv, keys, values, part, stats, y, position, q_norm, k_norm, width, slots, **constants)
+        combine(part, stats, y, **combining)
+        return y
+
+    return launch
+
+
+def bind(op: Any, norm: Any, x: Tensor, state: State, tiling: Tiling | None = None) -> Step:
+    """See `FusedStep`."""
+    norms, eps = ((held(op.q_norm), held(op.k_norm)), op.q_norm.eps) if op.q_norm is not None else (None, 0.0)
+    attend = bind_attention(x, state["keys"], op.layout, op.rope_base, norms, eps, tiling)
+    into, out = project(op.qkv, norm, x), project_back(op.out_proj, x)
+
+    def step(x: Tensor, state: State, position: Tensor) -> Tensor:
+        return out(attend(into(x), state["keys"], state["values"], position), x)
+
+    return step
+
+
+def choices(state: State) -> dict[str, Tiling]:
+    """How this cache is shared out."""
+    return {"tiling": tiling_of(state["keys"])}
+
+
+def unsupported(op: Any, dtype: torch.dtype) -> str:
+    """Why the kernels cannot serve, or nothing."""
+    if op.head_dim < 32 or not power_of_two(op.head_dim):
+        return f"head_dim {op.head_dim} is not a power of two from 32"
+    return odd_size(op.width)
+
+
+FUSED = FusedStep(bind, unsupported, choices)

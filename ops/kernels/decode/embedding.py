@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
+from nfsearch.ops.kernels.decode.weights import held
 from nfsearch.ops.kernels.launch import begin, dependent, follow
 
 
@@ -21,11 +25,18 @@ def _embed(tokens, w, y, stride, vocab, WIDTH: tl.constexpr, WIDTH_P: tl.constex
     tl.store(y + b * WIDTH + k, row, mask=k < WIDTH)
 
 
-def embed(tokens: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Rows `tokens` (integers [batch]) of w [vocab, width]: [batch, width]; NaN for a token outside the vocabulary."""
-    vocab, width = w.shape
-    y = w.new_empty(len(tokens), width)
-    _embed[(len(tokens),)](
-        tokens, w, y, tokens.stride(0), vocab, WIDTH=width, WIDTH_P=triton.next_power_of_2(width), **dependent(w)
-    )
-    return y
+def bind(embedding: Any, tokens: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function of tokens (integers [batch], as many as these): their rows of the module's weight [vocab, width], and
+    NaN for a token outside the vocabulary."""
+    weight = held(embedding)
+    vocab, width = weight().shape
+    shape, device, dtype = (len(tokens), width), weight().device, weight().dtype
+    kernel = _embed[(len(tokens),)]
+    constants = dict(WIDTH=width, WIDTH_P=triton.next_power_of_2(width), **dependent(weight()))
+
+    def lookup(tokens: torch.Tensor) -> torch.Tensor:
+        y = torch.empty(shape, device=device, dtype=dtype)
+        kernel(tokens, weight(), y, tokens.stride(0), vocab, **constants)
+        return y
+
+    return lookup

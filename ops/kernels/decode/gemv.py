@@ -9,6 +9,9 @@ Columns are covered by at most two power-of-two pieces (6144 = 4096 + 2048), so 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -29,7 +32,7 @@ def _load_rows(w, row, N, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr)
 
 
 @triton.jit
-def _load_vector(x, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr, PERIOD: tl.constexpr):
+def load_vector(x, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr, PERIOD: tl.constexpr):
     """Values START .. START + P as [1, P], zero past K; those of `x` repeat every PERIOD."""
     k = START + tl.arange(0, P)[None, :]
     if START + P > K:
@@ -41,7 +44,7 @@ def _load_vector(x, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr, PERIO
 def _input(x, gate, scale, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
            EPS: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
     """One piece of the input in float32 [1, P], and what it adds to the squares of a norm over all K, [1]."""
-    v = _load_vector(x, START, P, K, K).to(tl.float32)
+    v = load_vector(x, START, P, K, K).to(tl.float32)
     squares = tl.zeros((1,), tl.float32)
     if NORM == "rms":  # the common factor 1 / rms is applied to the results
         squares = tl.sum(v * v, 1)
@@ -51,7 +54,7 @@ def _input(x, gate, scale, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr
         mean = tl.sum(groups * groups, 1) / GROUP
         v = tl.reshape(groups * tl.rsqrt(mean + EPS)[:, None], (1, P)) * scale
     if NORM == "gated_heads":  # the gate comes after the norm
-        z = _load_vector(gate, START, P, K, K).to(tl.float32)
+        z = load_vector(gate, START, P, K, K).to(tl.float32)
         v = v * z * tl.sigmoid(z)
     return v, squares
 
@@ -80,9 +83,9 @@ def _gemv(x, gate, norm, w, residual, y, N, x_stride, gate_stride, K: tl.constex
     scale1 = 1.0
     scale2 = 1.0
     if NORM != "none":
-        scale1 = _load_vector(norm, 0, K1, K, GROUP).to(tl.float32)
+        scale1 = load_vector(norm, 0, K1, K, GROUP).to(tl.float32)
         if K2 > 0:
-            scale2 = _load_vector(norm, K1, K2, K, GROUP).to(tl.float32)
+            scale2 = load_vector(norm, K1, K2, K, GROUP).to(tl.float32)
 
     follow(PDL, EARLY)
 
@@ -181,20 +184,62 @@ def tiling(rows: int, columns: int, swiglu: bool) -> tuple[int, int]:
     return 1 << (block.bit_length() - 1), warps
 
 
+def bind(
+    like: torch.Tensor,
+    w: torch.Tensor,
+    *,
+    mode: str = "none",
+    group: int | None = None,
+    x_stride: int | None = None,
+    gate_stride: int = 0,
+    eps: float = 1e-6,
+    act: str = "none",
+    residual: bool = False,
+    unit_rows: bool = False,
+    dtype: torch.dtype | None = None,
+    early: bool = True,
+    config: tuple[int, int] | None = None,
+) -> Callable[..., torch.Tensor]:
+    """`gemv` for inputs of the batch, dtype and device of `like` and weights of the shape of `w`: a function of x, w,
+    the norm's weight, the gate and the residual, each given if it was announced here: the norm with the length of its
+    weight (`group`), the gate with its stride, which is that of wider rows if it is a slice of them."""
+    batch, columns = len(like), w.shape[1]
+    rows = w.shape[0] // 2 if act == "swiglu" else w.shape[0]
+    k1, k2 = pieces(columns)
+    block, warps = config or tiling(rows, columns, act == "swiglu")
+    shape, device, dtype = (batch, rows), like.device, dtype or like.dtype
+    stride = columns if x_stride is None else x_stride
+    kernel = _gemv[(triton.cdiv(rows, block),)]
+    constants = dict(
+        K=columns, K1=k1, K2=k2, BATCH=batch, ROWS=block, GROUP=group or columns, EPS=eps, NORM=mode, ACT=act,
+        RESIDUAL=residual, UNIT_ROWS=unit_rows, num_warps=warps, EARLY=early, **dependent(like),
+    )  # fmt: skip
+
+    def launch(
+        x: torch.Tensor,
+        w: torch.Tensor,
+        norm: torch.Tensor | None = None,
+        gate: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        y = torch.empty(shape, device=device, dtype=dtype)
+        kernel(
+            x, x if gate is None else gate, w if norm is None else norm, w, y if residual is None else residual, y,
+            rows, stride, gate_stride, **constants,
+        )  # fmt: skip
+        return y
+
+    return launch
+
+
 def gemv(
     x: torch.Tensor,
     w: torch.Tensor,
     *,
     norm: torch.Tensor | None = None,
-    mode: str = "none",
     gate: torch.Tensor | None = None,
-    eps: float = 1e-6,
-    act: str = "none",
     residual: torch.Tensor | None = None,
-    unit_rows: bool = False,
-    dtype: torch.dtype | None = None,
-    early: bool = True,
-    config: tuple[int, int] | None = None,
+    **how: Any,
 ) -> torch.Tensor:
     """`act(norm(x) @ w.T) + residual` for x [batch, columns], w [rows, columns]; at most MAX_BATCH sequences.
 
@@ -203,16 +248,13 @@ def gemv(
     takes w [2 * rows, columns]; `unit_rows` divides each result by the length of its row of w. Sums in float32.
     `early` as in `launch`: not for a projection into a state.
     """
-    batch, columns = x.shape
-    rows = w.shape[0] // 2 if act == "swiglu" else w.shape[0]
-    y = torch.empty(batch, rows, device=x.device, dtype=dtype or x.dtype)
-    k1, k2 = pieces(columns)
-    block, warps = config or tiling(rows, columns, act == "swiglu")
-    group = norm.shape[0] if norm is not None else columns
-    _gemv[(triton.cdiv(rows, block),)](
-        x, x if gate is None else gate, w if norm is None else norm, w, y if residual is None else residual, y, rows,
-        x.stride(0), 0 if gate is None else gate.stride(0), K=columns, K1=k1, K2=k2, BATCH=batch, ROWS=block,
-        GROUP=group, EPS=eps, NORM=mode, ACT=act, RESIDUAL=residual is not None, UNIT_ROWS=unit_rows, num_warps=warps,
-        EARLY=early, **dependent(x),
-    )  # fmt: skip
-    return y
+    launch = bind(
+        x,
+        w,
+        group=None if norm is None else len(norm),
+        x_stride=x.stride(0),
+        gate_stride=0 if gate is None else gate.stride(0),
+        residual=residual is not None,
+        **how,
+    )
+    return launch(x, w, norm, gate, residual)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from nfsearch.ops.kernels.decode.recurrence import _softplus
+from nfsearch.ops.kernels.pointwise import softplus
 
 _VALUES = 2048  # of a program
 
@@ -18,7 +18,7 @@ _VALUES = 2048  # of a program
 def _forward(x, y, count, inverse_root, VALUES: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
     value = tl.load(x + at, mask=at < count, other=0.0).to(tl.float32)
-    tl.store(y + at, -_softplus(-value) * inverse_root, mask=at < count)
+    tl.store(y + at, -softplus(-value) * inverse_root, mask=at < count)
 
 
 @triton.jit(do_not_specialize=("inverse_root",))

@@ -93,10 +93,11 @@ def attention_alone(layer: Layer, width: int, context: int, batch: int, setup: S
 
     def ours() -> Kernel:
         _need_triton(setup)
-        from nfsearch.ops.kernels.decode.attention import attention
+        from nfsearch.ops.kernels.decode.attention import bind_attention
 
         flat = rows.flatten(1)
-        return lambda k, v: attention(flat, k, v, position, heads=heads, rope_base=op.rope_base)
+        attend = bind_attention(flat, caches[0][0], op.layout, op.rope_base)
+        return lambda k, v: attend(flat, k, v, position)
 
     def theirs(make: Callable[[], Attend]) -> Kernel:
         attend = make()

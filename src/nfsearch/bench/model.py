@@ -16,7 +16,7 @@ from nfsearch.bench.ops import bytes_moved, plain_step, randomise
 from nfsearch.bench.race import TOLERANCE, Absent, Contender, Group, Role, Setup, race, relative, release
 from nfsearch.bench.schema import Bandwidth, Comparison, Ratio
 from nfsearch.latency_lut.timing import Run
-from nfsearch.ops import Block, HybridLM, State, fused
+from nfsearch.ops import Block, HybridLM, State
 from nfsearch.ops.attention import Attention
 from nfsearch.space import Architecture
 
@@ -206,16 +206,10 @@ class _Subject:
         return lambda state: lambda: self.model.step(self.tokens, state, self.position)
 
     def _ours_path(self) -> str:
-        x = torch.randn(len(self.tokens), self.model.architecture.width, device=self.setup.kind).to(self.setup.dtype)
         with torch.no_grad():
-            refusals = {
-                type(block.operator).__name__: fused.block_refusal(block, x, held)
-                for block, held in zip(self.blocks, self.state, strict=True)
-            }
-            refusals["embedding"] = fused.embedding_refusal(self.model, self.tokens)
-            refusals["head"] = fused.head_refusal(self.model, x)
-        refused = [f"plain {name}: {reason}" for name, reason in refusals.items() if reason]
-        return "; ".join(refused) or "fused kernels"
+            found = self.model.step_choices(self.tokens, self.state)
+        plain = [f"plain {name}: {choice.reason}" for name, choice in found.items() if choice.runs == "torch"]
+        return "; ".join(plain) or "fused kernels"
 
     def _plain(self, wrap: Wrap) -> Bound:
         model, blocks = self.model, self.blocks

@@ -16,7 +16,7 @@ from nfsearch.bench.kernels import attention_alone, projection
 from nfsearch.bench.race import TOLERANCE, Contender, Group, Role, Setup, links, race, relative, release
 from nfsearch.bench.schema import Bandwidth, Comparison
 from nfsearch.latency_lut.timing import Run
-from nfsearch.ops import Block, State, fused
+from nfsearch.ops import Block, State
 from nfsearch.ops.ffn import FeedForward
 from nfsearch.ops.operator import build_operator
 from nfsearch.space import Layer
@@ -155,8 +155,8 @@ class _Chain:
 
         def ours_path() -> str:
             with torch.no_grad():
-                refusal = fused.block_refusal(block, self.x, self.states[0])
-            return f"plain step: {refusal}" if refusal else "fused kernels"
+                choice = block.step_choice(self.x, self.states[0])
+            return f"plain step: {choice.reason}" if choice.runs == "torch" else "fused kernels"
 
         def plain_compiled() -> Bind:
             step = _FunctionalStep(block)

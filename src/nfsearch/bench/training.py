@@ -25,8 +25,8 @@ from nfsearch.bench.ops import randomise
 from nfsearch.bench.race import TOLERANCE, Contender, Group, Role, Setup, race_as_they_are, relative
 from nfsearch.bench.schema import Bandwidth, Comparison
 from nfsearch.latency_lut.timing import Run, prepared
-from nfsearch.ops import Operator, build_operator, recurrence
-from nfsearch.ops.dispatch import plain
+from nfsearch.ops import Operator, build_operator, chunked
+from nfsearch.ops.parallel import plain
 from nfsearch.space import Layer
 
 Launched = Literal["host", "graph"]
@@ -106,11 +106,11 @@ class _Case:
                 ours,
                 *(_Way(f"SDPA, {name}", "baseline", partial(sdpa_kernel, b), str) for name, b in backends.items()),
             ]
-        chunked = partial(_calling, self.operator, _PLAIN)
+        in_pytorch = partial(_calling, self.operator, _PLAIN)
         fla = partial(_calling, self.operator, _FLA, self.setup.kind)
         ways = [
             ours,
-            _Way("chunked PyTorch", "baseline", chunked, lambda: "nfsearch.ops.recurrence"),
+            _Way("chunked PyTorch", "baseline", in_pytorch, lambda: "nfsearch.ops.chunked"),
             _Way("fla-core", "baseline", fla, lambda: "fla-core's chunk kernels, tuned on their first call"),
         ]
         if self.layer.op == "M2":
@@ -122,8 +122,8 @@ class _Case:
 
     def _path(self) -> str:
         with self._autocast():
-            path = self.operator.training_path(self.x)
-        return f"{path.name}: {path.reason}"
+            choice = self.operator.parallel_choice(self.x)
+        return f"{choice.runs}: {choice.reason}"
 
     def _contender(self, way: _Way, launched: Launched) -> Contender:
         return Contender(
@@ -198,7 +198,7 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 @contextmanager
 def _calling(operator: Operator, functions: Functions, kind: str = "") -> Iterator[None]:
-    """Makes the operator call these instead of the dispatcher's functions of the same names."""
+    """Makes the operator call these instead of the choosing functions of the same names."""
     if functions is _FLA:
         need("fla-core", kind, *FLA_MODULES)
     if functions is _MAMBA_SSM:
@@ -292,9 +292,9 @@ def _mamba_ssm_shared_linear(
 
 
 _PLAIN: Functions = {
-    "delta_rule": _plain(recurrence.delta_rule),
-    "gated_linear": _plain(recurrence.gated_linear),
-    "shared_linear": _plain(recurrence.shared_linear),
+    "delta_rule": _plain(chunked.delta_rule),
+    "gated_linear": _plain(chunked.gated_linear),
+    "shared_linear": _plain(chunked.shared_linear),
 }
 _FLA: Functions = {
     "delta_rule": _fla_delta,

@@ -40,7 +40,7 @@ def diagnose() -> int:
         problems.append(f"torch cannot be imported: {typed_line(error)}")
     console.print(_machine(not problems))
     if not problems:
-        console.print(_paths())
+        console.print(_choices())
     console.print(_extras())
     for problem in problems:
         console.print(f"Nothing will run: {problem}", markup=False, soft_wrap=True)
@@ -88,10 +88,10 @@ def _compute() -> list[tuple[str, str]]:
     return [*rows, ("driver", f"{here.driver or 'unknown'}, CUDA {here.cuda}")]
 
 
-def _paths() -> Table:
+def _choices() -> Table:
     """Each operator with its default settings."""
     from nfsearch.latency_lut.device import resolve
-    from nfsearch.ops.paths import paths
+    from nfsearch.ops.what_runs import what_runs
 
     device = resolve("auto")
     table = Table(title=f"What will run on {device} (defaults, width {WIDTH}, batch 1)", title_justify="left")
@@ -100,11 +100,11 @@ def _paths() -> Table:
     for name, spec in operators().items():
         operator = f"{name} ({spec.long_name})"
         try:
-            found = paths(Layer.of(name), WIDTH, device)
+            found = what_runs(Layer.of(name), WIDTH, device)
         except Exception as error:  # an operator of another package must not hide the others
             table.add_row(operator, "fails", escape(typed_line(error)), "", "")
         else:
-            cells = (cell for path in found for cell in (path.name, escape(path.reason)))
+            cells = (cell for choice in found for cell in (choice.runs, escape(choice.reason)))
             table.add_row(operator, *cells)
     return table
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from nfsearch.latency_lut import LatencyTable, Workload, keys_for
+from nfsearch.latency_lut import LatencyTable, Workload, keys_for, load_table
 from nfsearch.latency_lut.agreement import Agreement
-from nfsearch.latency_lut.bundled import SUFFIX, bundled_table, verification_path
+from nfsearch.latency_lut.bundled import SUFFIX, bundled_table
 from nfsearch.latency_lut.keys import Key
+from nfsearch.latency_lut.render import render
 from nfsearch.latency_lut.transfer import compare, sample_keys
+from nfsearch.latency_lut.verification import Verification, verification_path
 from nfsearch.run.config import Config, load_config
 from nfsearch.run.tables import check, check_layers, measure, vocabulary
 from nfsearch.space import Architecture
 from nfsearch.support.files import write_atomically
 from nfsearch.support.terminal import say, stdout
-
-if TYPE_CHECKING:
-    from nfsearch.latency_lut.verify import Verification
 
 
 def build_table(config_path: Path, output: Path, assignments: Sequence[str], calibrate: Path | None, rows: int) -> None:
@@ -33,7 +31,7 @@ def build_table(config_path: Path, output: Path, assignments: Sequence[str], cal
         table = measure(config, keys, output)
         say(f"{output}: {len(table.rows)} rows")
         return
-    other = LatencyTable.load(calibrate)
+    other = load_table(calibrate)
     chosen = sample_keys(keys, other, rows)
     table = measure(config, chosen, output)
     found = compare(chosen, table, other)
@@ -65,7 +63,7 @@ def show_table(path: Path, device: str | None) -> None:
     table, console = _load(path, device), stdout()
     unbounded = console.options.update(max_width=10_000)
     for size in range(len(table.widths), 0, -1):
-        parts = [table.render(table.widths[i : i + size]) for i in range(0, len(table.widths), size)]
+        parts = [render(table, table.widths[i : i + size]) for i in range(0, len(table.widths), size)]
         if all(console.measure(part, options=unbounded).maximum <= console.width for part in parts):
             break
     for part in parts:
@@ -79,12 +77,11 @@ def verify_table(path: Path, config_path: Path, number: int, seed: int, assignme
 
     config, _ = load_config(config_path, assignments)
     kind = device.resolve(config.latency.device)
-    table = LatencyTable.load(path, device.device_slug(kind))
+    table = load_table(path, device.device_slug(kind))
     space = config.space.build(vocabulary(config))
-    table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(kind)))
     found = check(config, space, table, number, seed)
     kept = verification_path(path)
-    write_atomically(kept, json.dumps(found.to_dict(), indent=1) + "\n")
+    write_atomically(kept, found.model_dump_json(indent=1) + "\n")
     write_atomically(kept.with_suffix(".png"), check_png(found))
     stdout().print(_checks(found, path))
     for name, agreement in found.agreement.items():
@@ -154,7 +151,7 @@ def estimate_from_table(
 
 def _load(path: Path, device: str | None) -> LatencyTable:
     """Of a file, or of a device whose table comes with nfsearch."""
-    return LatencyTable.load(path if path.suffix or path.exists() else bundled_table(str(path)), device)
+    return load_table(path if path.suffix or path.exists() else bundled_table(str(path)), device)
 
 
 def _head(table: LatencyTable, vocab: int | None, head_norm: bool | None) -> tuple[int, bool]:

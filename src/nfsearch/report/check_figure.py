@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from matplotlib.figure import Figure
 
+from nfsearch.latency_lut.verification import Verification
 from nfsearch.report.pictures import png
-
-if TYPE_CHECKING:
-    from nfsearch.latency_lut.verify import Verification
 
 
 def check_png(found: Verification) -> bytes:

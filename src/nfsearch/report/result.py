@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nfsearch.latency_lut.verification import Verification
 from nfsearch.proxies import Fidelity
 from nfsearch.search.budgets import Limits
 from nfsearch.search.candidate import Candidate, State
@@ -100,52 +101,13 @@ class Hypervolume(_Part):
     trajectory: list[tuple[int, float]] = Field(description="(evaluations finished, hypervolume), where it changed")
 
 
-class Check(_Part):
-    """One whole model, measured and estimated."""
-
-    workload: str
-    architecture: str = Field(description="notation @ width")
-    digest: str
-    depth: int
-    estimated_ms: float
-    error_ms: float = Field(description="of the estimate")
-    measured_ms: float
-    spread_ms: float = Field(description="interquartile range of the measurement")
-    estimated_gb: float = Field(description="peak memory, 1e9 bytes")
-    measured_gb: float | None = Field(description="null: not measured")
-
-
-class Agreement(_Part):
-    """Estimates against measurements under one workload; errors are fractions of the measured time."""
-
-    models: int
-    mape: float = Field(description="mean absolute error")
-    bias: float = Field(description="mean error; positive: estimates are too high")
-    worst: float = Field(description="the largest error, with its sign")
-    spearman: float | None = Field(description="null for fewer than three models")
-    kendall: float | None
-
-
-class VerificationRecord(_Part):
-    """What `nfsearch lut verify` found."""
-
-    device: str
-    dtype: str
-    seed: int
-    table: str = Field(description="date of the table that was checked")
-    agreement: dict[str, Agreement] = Field(description="by workload")
-    by_depth: dict[str, dict[str, Agreement]] = Field(description="by workload and by range of depths")
-    memory: dict[str, Agreement] = Field(description="of peak memory, by workload, where it was measured")
-    checks: list[Check]
-
-
 class TableRecord(_Part):
     """The latency table used, where its figures come from, and how well they predict whole models."""
 
     path: str
     rows: int
     provenance: dict[str, Any]
-    verification: VerificationRecord | None = Field(default=None, description="null if the table was never checked")
+    verification: Verification | None = Field(default=None, description="null if the table was never checked")
 
 
 class RunResult(_Part):

@@ -70,7 +70,8 @@ def read_plan(config_path: Path, out: Path | None, resume: bool, assignments: Se
     table = given_table(config)
     plan = Plan(config, file, folder, training_kind(config), proxy, space, table, known)
     if table is not None:
-        table.require(keys_for(space, config.latency.workloads, config.latency.dtype_on(table.provenance.kind)))
+        keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(table.provenance.kind))
+        table.require(keys, config.latency.accept)
         plan.begin(table).strategy.propose(0, [])  # raises if no member keeps the limits
     elif plan.device == "cpu":
         _need_memory(config)

@@ -92,7 +92,7 @@ def _carry_out(plan: Plan, store: Store) -> None:
     if store.meta.get("verify") != config.latency.verify:
         found = checked(config, space, table)
         if found is not None:
-            store.set_meta("verification", found.to_dict())
+            store.set_meta("verification", found.model_dump(mode="json"))
         store.set_meta("verify", config.latency.verify)
     begun = plan.begin(table)
     for warning in begun.warnings:
@@ -118,7 +118,7 @@ def _carry_out(plan: Plan, store: Store) -> None:
 
 
 def _identity(provenance: Mapping[str, Any]) -> str:
-    return " ".join(str(provenance[name]) for name in ("device", "kernels", "date"))
+    return " ".join(str(provenance[name]) for name in ("device", "date"))
 
 
 def _same_table(store: Store, table: LatencyTable) -> None:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nfsearch.latency_lut import LatencyTable
-from nfsearch.latency_lut.bundled import bundled_table, known_verification
+from nfsearch.latency_lut import LatencyTable, load_table
+from nfsearch.latency_lut.bundled import bundled_table
 from nfsearch.latency_lut.keys import Key
+from nfsearch.latency_lut.provenance import KERNELS
 from nfsearch.latency_lut.rows import Row
+from nfsearch.latency_lut.verification import Check, Verification, known_verification
 from nfsearch.proxies import PROXIES, Proxy
 from nfsearch.run.config import Config
 from nfsearch.run.metrics import costs_of
 from nfsearch.search import Budgets
 from nfsearch.space import SearchSpace
 from nfsearch.support.terminal import duration, say, steps
-
-if TYPE_CHECKING:
-    from nfsearch.latency_lut.verify import Verification
 
 
 def vocabulary(config: Config) -> int:
@@ -35,10 +33,10 @@ def proxy_of(config: Config) -> Proxy:
 def check_layers(config: Config, space: SearchSpace) -> None:
     """Raises ValueError unless everything in the space can be built here and run: trained, and, where latencies are of
     this machine's device, decoded."""
-    from nfsearch.ops.paths import check as check_paths
+    from nfsearch.ops.what_runs import check
 
     decode = is_here(config) and any(workload.phase != "prefill" for workload in config.latency.workloads.values())
-    check_paths(space.alphabet(), space.widths, training_kind(config), decode=decode)
+    check(space.alphabet(), space.widths, training_kind(config), decode=decode)
 
 
 def is_here(config: Config) -> bool:
@@ -58,21 +56,21 @@ def training_kind(config: Config) -> str:
 
 def given_table(config: Config) -> LatencyTable | None:
     """The table that a config names, or for another machine's device the one that nfsearch has; None where it is to be
-    measured. Raises TableError unless it serves for the device and for the code that is here."""
+    measured. Raises TableError unless it serves for the device; `LatencyTable.require` asks for its rows."""
     from nfsearch.latency_lut import device
 
     settings, here = config.latency, is_here(config)
     wanted = device.device_slug(device.resolve(settings.device)) if here else settings.device
     if settings.table != "auto":
-        table = LatencyTable.load(settings.table, None if "device" in settings.accept else wanted)
+        table = load_table(settings.table, None if "device" in settings.accept else wanted)
     elif here:
         return None
     else:
-        table = LatencyTable.load(bundled_table(wanted), wanted)
+        table = load_table(bundled_table(wanted), wanted)
     machine = device.provenance(device.resolve(settings.device if here else "auto"))
     table.require_origin(wanted, machine, settings.accept)
-    found = table.provenance.differences(machine)
-    if accepted := [found[name] for name in settings.accept if name in found]:
+    found = table.provenance.differences(machine) | {KERNELS: table.staleness()}
+    if accepted := [found[name] for name in settings.accept if found.get(name)]:
         say(f"Beware: accepted of {table.name}: {'; '.join(accepted)}")
     return table
 
@@ -106,7 +104,7 @@ def check(config: Config, space: SearchSpace, table: LatencyTable, number: int, 
 
     with steps("checking the table on whole models") as step:
 
-        def progress(done: int, total: int, made: verify.Check) -> None:
+        def progress(done: int, total: int, made: Check) -> None:
             step(done, total)
 
         return verify.verify(

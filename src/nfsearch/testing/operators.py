@@ -10,7 +10,7 @@ It needs pytest, which nfsearch itself does not (it is in the extra `dev`). In a
         widths = (32, 96)
 
 The operator's spec must be found under its name, so install the package that declares it (entry-point group
-`nfsearch.operators`). Small sizes are enough, and the recurrence is a loop in Python: keep widths below a hundred.
+`nfsearch.operators`). Small sizes are enough, and the reference is a loop in Python: keep widths below a hundred.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class OperatorSuite:
     """Subclass it as `Test...` and name `layers` and `widths`; pytest runs every test for every layer.
 
     Forms and gradients are compared at the first of `widths`, costs at each. Everything runs on the CPU, and again on a
-    CUDA device where there is one, always against the operator's `recurrence` on the CPU in float64.
+    CUDA device where there is one, always against the operator's `reference` on the CPU in float64.
 
     Override `lengths`, `splits` and `gradient_lengths` for an operator whose chunks are longer than 64 steps. For one
     whose kernels are a library's, say in `devices` where they run and in `tolerances` in which dtypes and how exactly:
-    the `recurrence` is then taken on the first of the devices, in the widest of the dtypes.
+    the `reference` is then taken on the first of the devices, in the widest of the dtypes.
     """
 
     layers: ClassVar[Sequence[Layer]]
@@ -74,7 +74,7 @@ class OperatorSuite:
 
     @property
     def home(self) -> str:
-        """Where the recurrence is taken, and what is tested on one device."""
+        """Where the reference is taken, and what is tested on one device."""
         return self.devices[0]
 
     @property
@@ -86,9 +86,9 @@ class OperatorSuite:
         """The relative error allowed in the widest dtype."""
         return self.tolerances[self.widest]
 
-    def recurrence(self, layer: Layer, x: Tensor) -> Tensor:
+    def reference(self, layer: Layer, x: Tensor) -> Tensor:
         """What everything is compared with."""
-        return self.make(layer, self.widest, self.home).recurrence(x.to(self.home, self.widest))
+        return self.make(layer, self.widest, self.home).reference(x.to(self.home, self.widest))
 
     def make(self, layer: Layer, dtype: torch.dtype, device: str = "cpu") -> Operator:
         """The operator at the first width, always with the same weights."""
@@ -116,16 +116,16 @@ class OperatorSuite:
     # --- the forms -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def test_parallel_and_step_follow_the_recurrence(self, layer: Layer, device: str) -> None:
+    def test_parallel_and_step_follow_the_reference(self, layer: Layer, device: str) -> None:
         x = self.inputs(max(self.lengths))
-        expected = self.recurrence(layer, x)
+        expected = self.reference(layer, x)
         for kind, tolerance in self.tolerances.items():
             if kind.itemsize < 4:
                 continue
             operator, given = self.make(layer, kind, device), x.to(device, kind)
             if kind != self.widest:
-                home = self.make(layer, kind, self.home).recurrence(x.to(self.home, kind))
-                agree(home, expected, tolerance, f"recurrence in {kind}")
+                home = self.make(layer, kind, self.home).reference(x.to(self.home, kind))
+                agree(home, expected, tolerance, f"reference in {kind}")
             for time in self.lengths:  # a loop over time: prefixes give prefixes
                 agree(operator(given[:, :time]), expected[:, :time], tolerance, f"forward of {time} steps in {kind}")
             agree(steps(operator, given, empty(operator, given)), expected, tolerance, f"steps in {kind}")
@@ -138,7 +138,7 @@ class OperatorSuite:
         x = given.to(device, self.widest)
         whole = empty(operator, x)
         expected = operator(x, whole)
-        agree(expected, self.recurrence(layer, given), self.exact, f"forward of {total} steps with a state")
+        agree(expected, self.reference(layer, given), self.exact, f"forward of {total} steps with a state")
         for cuts in self.splits:
             state, parts = empty(operator, x), []
             for i, (first, last) in enumerate(itertools.pairwise((0, *cuts, total))):
@@ -193,7 +193,7 @@ class OperatorSuite:
         at = leaves(reference, self.home)
 
         def loss() -> Tensor:
-            return (reference.recurrence(at["x"]) * weight).sum()
+            return (reference.reference(at["x"]) * weight).sum()
 
         if (total := loss()).requires_grad:
             expected = dict(zip(at, torch.autograd.grad(total, tuple(at.values())), strict=True))
@@ -206,7 +206,7 @@ class OperatorSuite:
 
     @torch.no_grad()
     def agree_with_slope(self, loss: Callable[[], Tensor], leaf: Tensor, gradient: Tensor, what: str) -> None:
-        """For a recurrence without a gradient: along the gradient, the loss rises as steeply as the gradient is long.
+        """For a reference without a gradient: along the gradient, the loss rises as steeply as the gradient is long.
 
         A central difference; its step balances the error of the two values against the loss's curvature.
         """
@@ -232,7 +232,7 @@ class OperatorSuite:
         for name, leaf in (("x", x), *operator.named_parameters()):
             assert leaf.grad is not None, f"no gradient reached {name}"
             assert leaf.grad.isfinite().all(), f"the gradient of {name} is not finite"
-        agree(y, self.recurrence(layer, given), self.tolerances[torch.bfloat16], "forward under autocast")
+        agree(y, self.reference(layer, given), self.tolerances[torch.bfloat16], "forward under autocast")
 
     @torch.no_grad()
     def test_declared_normalisation_is_along_the_width(self, layer: Layer) -> None:
@@ -282,7 +282,7 @@ class OperatorSuite:
         state = empty(operator, small)
         got = torch.cat((operator(small[:, :66], state), steps(operator, small[:, 66:], state, 66)), dim=1)
         assert got.dtype == torch.bfloat16, f"{got.dtype} of a bfloat16 operator and input"
-        agree(got, self.recurrence(layer, x), self.tolerances[torch.bfloat16], "bfloat16")
+        agree(got, self.reference(layer, x), self.tolerances[torch.bfloat16], "bfloat16")
 
     @torch.no_grad()
     def test_step_needs_no_value_from_the_device(self, layer: Layer) -> None:

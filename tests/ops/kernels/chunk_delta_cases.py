@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from nfsearch.ops import recurrence
+from nfsearch.ops import chunked
 from nfsearch.ops.kernels.training.chunk_delta import delta_rule
 
 
@@ -38,7 +38,7 @@ def errors(
         inputs["state"] = normal(batch, heads, key, value)
     weights = [normal(batch, time, heads, value).to(dtype), normal(batch, heads, key, value) if states else None]
     found = _run(delta_rule, inputs, weights, torch.device(device), None)
-    expected = _run(recurrence.delta_rule, inputs, weights, torch.device(device), torch.float64)
+    expected = _run(chunked.delta_rule, inputs, weights, torch.device(device), torch.float64)
     return {name: float((found[name].double() - x).norm() / x.norm()) for name, x in expected.items()}
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nfsearch.ops import recurrence
+from nfsearch.ops import chunked
 from nfsearch.ops.kernels.training.chunk_gated import gated_linear
 from nfsearch.ops.kernels.training.chunk_shared import shared_linear
 
 KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "shared": (shared_linear, recurrence.shared_linear),
-    "gated": (gated_linear, recurrence.gated_linear),
+    "shared": (shared_linear, chunked.shared_linear),
+    "gated": (gated_linear, chunked.gated_linear),
 }
 
 

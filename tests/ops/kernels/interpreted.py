@@ -8,9 +8,12 @@ from typing import Any
 import torch
 
 from nfsearch.ops.attention import rotate
-from nfsearch.ops.kernels.decode import attention, embedding, gemv, recurrence
-from nfsearch.ops.kernels.decode import blocks as decode
+from nfsearch.ops.forms import named
+from nfsearch.ops.kernels.decode import attention, deltanet, embedding, gemv
+from nfsearch.ops.kernels.decode.projection import bind_head
+from nfsearch.ops.layout import Layout
 from nfsearch.ops.model import Block
+from nfsearch.ops.operator import RMSNorm, build_operator
 from nfsearch.space import Layer
 
 # name: (operator, settings, width, batch, steps); widths and head counts that are no powers of two among them
@@ -41,17 +44,22 @@ def error(name: str, settings: dict[str, Any], width: int, batch: int, steps: in
         p.add_(0.3 * torch.randn_like(p)) if p.ndim == 1 else p.mul_(3)
     x = torch.randn(batch, steps, width)
     exact = copy.deepcopy(block).double()
-    expected = exact.operator.recurrence(exact.norm(x.double()))
+    expected = exact.operator.reference(exact.norm(x.double()))
     state = block.operator.init_state(batch, steps + 2, device="cpu", dtype=torch.float32)
     for key in state.keys() & {"keys", "values"}:
         state[key].fill_(float("nan"))  # slots not written yet must not be read
     position = torch.zeros((), dtype=torch.int64)
+    fused = named(type(block.operator).fused_step)
+    run = fused.bind(block.operator, block.norm, x[:, 0], state, **fused.choices(state))
     outputs = []
     for row in x.unbind(1):
         row = row.contiguous()
-        run = decode.BLOCKS[type(block.operator).__name__]
-        outputs.append(run(row, block.norm.weight, 1e-6, block.operator, state, position) - row)
+        outputs.append(run(row, state, position) - row)
         position += 1
+        for name, parameter in list(block.named_parameters()):  # what was bound follows weights that are replaced
+            owner, _, leaf = name.rpartition(".")
+            setattr(block.get_submodule(owner), leaf, torch.nn.Parameter(parameter.clone()))
+            parameter.fill_(float("nan"))
     return float((torch.stack(outputs, 1) - expected).norm() / expected.norm())
 
 
@@ -66,7 +74,8 @@ def shared_cache_error() -> float:
     scores = torch.einsum("bhd,bthd->bht", query, exact[0].repeat_interleave(2, 2)) / 32**0.5
     expected = torch.einsum("bht,bthd->bhd", scores.softmax(-1), exact[1].repeat_interleave(2, 2)).flatten(1)
     how = attention.Tiling(tile=16, splits=3, warps=4, stages=3, early=False)
-    found = attention.attention(rows.flatten(1), keys, values, position, heads=4, rope_base=1e4, how=how)
+    attend = attention.bind_attention(rows.flatten(1), keys, Layout.of(q=4 * 32, k=2 * 32, v=2 * 32), 1e4, how=how)
+    found = attend(rows.flatten(1), keys, values, position)
     return float((found - expected).norm() / expected.norm())
 
 
@@ -76,27 +85,33 @@ def head_error(unit_rows: bool, batch: int = 2) -> float:
     expected = torch.nn.functional.rms_norm(wide[0], (40,), wide[1], 1e-6) @ wide[2].T
     if unit_rows:
         expected /= wide[2].norm(dim=1)
-    return float((decode.head(x, norm, 1e-6, w, unit_rows) - expected).norm() / expected.norm())
+    before, embedded = RMSNorm(40, 1e-6), torch.nn.Embedding.from_pretrained(w)
+    before.weight.copy_(norm)
+    return float((bind_head(before, embedded, unit_rows, x)(x) - expected).norm() / expected.norm())
 
 
 def embedding_error() -> float:
     """Of a column of tokens, the first and last of the vocabulary among them; one outside it must give NaN."""
     w, tokens = torch.randn(19, 40), torch.tensor([[0, 3], [18, 3], [7, 3], [19, 3]])[:, 0]
-    found = embedding.embed(tokens, w)
+    found = embedding.bind(torch.nn.Embedding.from_pretrained(w), tokens)(tokens)
     assert found[3].isnan().all()
     return float((found[:3] - w[tokens[:3]]).norm())
 
 
 def narrow_state_error() -> float:
     """What keeping the state in bfloat16 costs."""
-    rows = torch.randn(5, 1, 3 * 32 + 2)
-    weight, position = torch.randn(96, 4), torch.zeros((), dtype=torch.int64)
+    operator = build_operator(Layer.of("D", head_dim=16), 32)
+    rows = torch.randn(5, 1, operator.layout.total)
+    operator.conv.normal_()
+    position = torch.zeros((), dtype=torch.int64)
     outputs = []
     for dtype in (torch.float32, torch.bfloat16):
-        state, ring = torch.zeros(1, 2, 16, 16, dtype=dtype), torch.zeros(1, 4, 96)
+        state = operator.init_state(1, 5, device="cpu", dtype=torch.float32)
+        state["state"] = state["state"].to(dtype)
+        token = deltanet.bind_token(operator, rows[0], state)
         position.zero_()
         for row in rows:
-            y = recurrence.recurrence("delta", row, state, position, ring=ring, conv_weight=weight)
+            y = token(row, state, position)
             position += 1
         outputs.append(y)
     return float((outputs[1] - outputs[0]).norm() / outputs[0].norm())

@@ -13,13 +13,19 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets here", allow_module_level=True)
 
-from nfsearch.ops.kernels.decode import attention, embedding, gemv, prologue, recurrence
+from nfsearch.ops.kernels.decode import attention, deltanet, embedding, gated_deltanet, gemv, gla, mamba2, prologue
+from nfsearch.ops.layout import Layout
+from nfsearch.ops.operator import build_operator
+from nfsearch.space import Layer
 
 from .cross_compile import Usage, launches
 
 MODULES = {
     gemv: ("_gemv",),
-    recurrence: ("_recurrence",),
+    deltanet: ("_token",),
+    gated_deltanet: ("_token",),
+    gla: ("_token",),
+    mamba2: ("_token",),
     attention: ("_attention", "_combine"),
     prologue: ("_prologue",),
     embedding: ("_embed",),
@@ -34,29 +40,30 @@ def matrix(rows: int, columns: int, batch: int = 1, **how: Any) -> Callable[[], 
     return lambda: gemv.gemv(meta(batch, columns), meta(rows, columns), **how)
 
 
-def linear(kind: str, heads: int, keys: int, values: int, rows: int, channels: int, gates: recurrence.Gates) -> Any:
+def token(module: Any, layer: Layer, width: int) -> Callable[[], object]:
     def call() -> None:
-        recurrence.recurrence(
-            kind,
-            meta(1, rows),
-            meta(1, heads, keys, values, dtype=torch.float32),
-            meta(1, dtype=torch.int64).reshape([]),
-            ring=meta(1, 4, channels) if channels else None,
-            conv_weight=meta(channels, 4),
-            conv_bias=meta(channels),
-            gates=gates,
-        )
+        with torch.device("meta"):
+            operator = build_operator(layer, width).bfloat16()
+        state = operator.init_state(1, 8, device="meta", dtype=torch.bfloat16)
+        rows, position = meta(1, operator.layout.total), meta(1, dtype=torch.int64).reshape([])
+        module.bind_token(operator, rows, state)(rows, state, position)
 
     return call
 
 
 def attend(batch: int = 1) -> None:
     cache, position = meta(batch, 8192, 4, 128), meta(1, dtype=torch.int64).reshape([])
-    attention.attention(meta(batch, 3072), cache, cache, position, heads=16, rope_base=1e4)
+    layout = Layout.of(q=16 * 128, k=4 * 128, v=4 * 128)
+    attention.bind_attention(meta(batch, 3072), cache, layout, 1e4)(meta(batch, 3072), cache, cache, position)
 
 
-per_head = recurrence.Gates(meta(64), meta(64), meta(64))
-low_rank = recurrence.Gates(decay_weight=meta(1024, 16), decay_bias=meta(1024))
+def embed() -> None:
+    with torch.device("meta"):
+        made = torch.nn.Embedding(131072, 3072, dtype=torch.bfloat16)
+    tokens = meta(1, dtype=torch.int64)
+    embedding.bind(made, tokens)(tokens)
+
+
 CALLS = {
     "projection": matrix(8512, 2048, norm=meta(2048), mode="rms", early=False),
     "projection of eight": matrix(8512, 2048, 8, norm=meta(2048), mode="rms", early=False),
@@ -76,16 +83,16 @@ CALLS = {
     ),
     "head of two pieces": matrix(131072, 2304, norm=meta(2304), mode="rms", unit_rows=True, dtype=torch.float32),
     "head": matrix(131072, 2048, norm=meta(2048), mode="rms", unit_rows=True, dtype=torch.float32),
-    "delta": linear("delta", 16, 128, 128, 6160, 6144, recurrence.Gates()),
-    "mamba2": linear("mamba2", 64, 128, 64, 8512, 4352, per_head),
-    "gated delta": linear("gated_delta", 6, 256, 512, 12300, 6144, per_head),
-    "gla": linear("gla", 4, 256, 512, 6160, 0, low_rank),
+    "delta": token(deltanet, Layer.of("D"), 2048),
+    "mamba2": token(mamba2, Layer.of("M2"), 2048),
+    "gated delta": token(gated_deltanet, Layer.of("GDN"), 2048),
+    "gla": token(gla, Layer.of("GLA"), 2048),
     "attention": attend,
     "attention of eight": lambda: attend(8),
     "attention of many": lambda: attend(64),
     "norm of many": lambda: prologue.prologue(meta(64, 3072), norm=meta(3072)),
     "output norm of many": lambda: prologue.prologue(meta(64, 3072), norm=meta(512), gate=meta(64, 3072)),
-    "embedding": lambda: embedding.embed(meta(1, dtype=torch.int64), meta(131072, 3072)),
+    "embedding": embed,
     "activation of many": lambda: prologue.prologue(meta(64, 2 * 9216), act="swiglu"),
 }
 

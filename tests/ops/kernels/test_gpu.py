@@ -14,11 +14,14 @@ import triton
 import triton.language as tl
 
 from nfsearch.ops.attention import rotate
-from nfsearch.ops.kernels.decode import blocks as decode
-from nfsearch.ops.kernels.decode.attention import attention
-from nfsearch.ops.kernels.decode.embedding import embed
+from nfsearch.ops.checks import compile_together
+from nfsearch.ops.forms import Step, named
+from nfsearch.ops.kernels.decode import embedding
+from nfsearch.ops.kernels.decode.attention import bind_attention
+from nfsearch.ops.kernels.decode.projection import bind_head
+from nfsearch.ops.layout import Layout
 from nfsearch.ops.model import Block
-from nfsearch.ops.selfcheck import compile_together
+from nfsearch.ops.operator import RMSNorm
 from nfsearch.space import Layer
 
 pytestmark = [
@@ -56,9 +59,11 @@ def make(name: str, settings: dict[str, Any], width: int, dtype: torch.dtype) ->
     return block.to(dtype)
 
 
-def step(block: Block, x: torch.Tensor, state: dict[str, torch.Tensor], position: torch.Tensor) -> torch.Tensor:
-    run = decode.BLOCKS[type(block.operator).__name__]
-    return run(x, block.norm.weight, block.norm.eps, block.operator, state, position)
+def bind(block: Block, x: torch.Tensor, state: dict[str, torch.Tensor]) -> Step:
+    """The block's kernels, not checked."""
+    fused = named(block.operator.fused_step)
+    step: Step = fused.bind(block.operator, block.norm, x, state, **fused.choices(state))
+    return step
 
 
 @pytest.fixture(autouse=True)
@@ -79,14 +84,14 @@ def test_agrees_with_float64(
     block, time = make(name, settings, width, dtype), 20
     x = SMALL * torch.randn(batch, time, width, device="cuda", dtype=dtype)
     exact, wide = copy.deepcopy(block).double(), x.double()
-    expected = wide + exact.operator.recurrence(exact.norm(wide))
+    expected = wide + exact.operator.reference(exact.norm(wide))
     state = block.operator.init_state(batch, time, device="cuda", dtype=dtype)
     for key in state.keys() & {"keys", "values"}:
         state[key].fill_(float("nan"))  # slots not written yet must not be read
     position = torch.zeros((), dtype=torch.int64, device="cuda")
-    outputs = []
+    outputs, step = [], bind(block, x[:, 0], state)
     for row in x.unbind(1):
-        outputs.append(step(block, row.contiguous(), state, position))
+        outputs.append(step(row.contiguous(), state, position))
         position += 1
     got = torch.stack(outputs, 1).double()
     assert (got - expected).norm() / expected.norm() < bound
@@ -97,7 +102,8 @@ def test_agrees_with_float64(
 def test_embeddings_are_the_rows_of_the_weight(dtype: torch.dtype, batch: int) -> None:
     weight = torch.randn(1000, 1536, device="cuda", dtype=dtype)
     tokens = torch.randint(1000, (batch, 2), device="cuda")[:, 1]
-    assert torch.equal(embed(tokens, weight), weight[tokens])
+    lookup = embedding.bind(torch.nn.Embedding.from_pretrained(weight), tokens)
+    assert torch.equal(lookup(tokens), weight[tokens])
 
 
 @pytest.mark.parametrize("unit_rows", [False, True])
@@ -109,7 +115,9 @@ def test_the_head_agrees_with_float64(dtype: torch.dtype, bound: float, batch: i
     exact = torch.nn.functional.rms_norm(x.double(), (840,), norm.double(), 1e-6) @ weight.double().T
     if unit_rows:
         exact /= weight.double().norm(dim=1)
-    got = decode.head(x, norm, 1e-6, weight, unit_rows)
+    before, embedded = RMSNorm(840, 1e-6).to("cuda", dtype), torch.nn.Embedding.from_pretrained(weight)
+    before.weight.copy_(norm)
+    got = bind_head(before, embedded, unit_rows, x)(x)
     assert got.dtype == torch.float32
     assert (got - exact).norm() / exact.norm() < bound
 
@@ -122,11 +130,12 @@ def test_a_captured_step_is_the_eager_one(name: str, settings: dict[str, Any], w
     rows = torch.randn(100, 1, width, device="cuda", dtype=torch.bfloat16)
     x, position = rows[0].clone(), torch.zeros((), dtype=torch.int64, device="cuda")
     states = [b.operator.init_state(1, len(rows), device="cuda", dtype=torch.bfloat16) for b in blocks]
+    steps = [bind(block, x, state) for block, state in zip(blocks, states, strict=True)]
 
     def run() -> torch.Tensor:
         y = x
-        for block, state in zip(blocks, states, strict=True):
-            y = step(block, y, state, position)
+        for step, state in zip(steps, states, strict=True):
+            y = step(y, state, position)
         position.add_(1)
         return y
 
@@ -164,10 +173,11 @@ def test_two_thousand_replayed_steps_do_not_drift(
     expected = exact.operator(exact.norm(rows.double()))[0]
     state = block.operator.init_state(1, time, device="cuda", dtype=dtype)
     x, position = rows[:, 0].clone(), torch.zeros((), dtype=torch.int64, device="cuda")
-    step(block, x, state, position)  # compiles
+    step = bind(block, x, state)
+    step(x, state, position)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = step(block, x, state, position)
+        y = step(x, state, position)
         position.add_(1)
     position.zero_()
     for tensor in state.values():
@@ -190,7 +200,8 @@ def test_attention_shares_out_long_caches(batch: int, slots: int, kv_heads: int)
     heads, dim, position = 4 * kv_heads, 128, torch.tensor(slots - 1, device="cuda")
     keys, values = (torch.randn(batch, slots, kv_heads, dim, device="cuda").bfloat16() for _ in range(2))
     rows = torch.randn(batch, heads + 2 * kv_heads, dim, device="cuda").bfloat16()
-    found = attention(rows.flatten(1), keys, values, position, heads=heads, rope_base=1e4)
+    layout = Layout.of(q=heads * dim, k=kv_heads * dim, v=kv_heads * dim)
+    found = bind_attention(rows.flatten(1), keys, layout, 1e4)(rows.flatten(1), keys, values, position)
     query, key, value = rows.double().split((heads, kv_heads, kv_heads), dim=1)
     query, key = (rotate(z[:, None], position[None], 1e4)[:, 0] for z in (query, key))
     for b in {0, batch // 2, batch - 1}:

@@ -1,5 +1,4 @@
-"""Which implementation a linear recurrence runs on: nfsearch's Triton kernels on CUDA where they serve and have been
-checked, else plain PyTorch.
+"""The linear recurrences over chunks, in training and prefill: on Triton kernels where these serve, else in PyTorch.
 
 Inputs may come in any dtype; `like` is the operator's input, whose dtype (or autocast's) says how precise the products
 may be.
@@ -9,58 +8,55 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nfsearch.ops import recurrence
-from nfsearch.ops.selfcheck import Inputs, disagreement, missing, verdict
+from nfsearch.ops import chunked
+from nfsearch.ops.chooser import available, choose
+from nfsearch.ops.forms import Choice, Form, Inputs, named
 
 Kind = Literal["delta_rule", "gated_delta_rule", "shared_linear", "gated_linear"]
 
-_KERNELS: dict[Kind, str] = {  # modules with a `refusal`, the SMALLEST size and the function of the recurrence's name
-    "delta_rule": "nfsearch.ops.kernels.training.chunk_delta",
-    "gated_delta_rule": "nfsearch.ops.kernels.training.chunk_delta",
-    "shared_linear": "nfsearch.ops.kernels.training.chunk_shared",
-    "gated_linear": "nfsearch.ops.kernels.training.chunk_gated",
+_KERNELS: dict[Kind, str] = {  # functions, in modules with a `refusal` and the SMALLEST size
+    "delta_rule": "nfsearch.ops.kernels.training.chunk_delta:delta_rule",
+    "gated_delta_rule": "nfsearch.ops.kernels.training.chunk_delta:delta_rule",
+    "shared_linear": "nfsearch.ops.kernels.training.chunk_shared:shared_linear",
+    "gated_linear": "nfsearch.ops.kernels.training.chunk_gated:gated_linear",
 }
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative, of results and gradients
+_PLAIN: dict[Kind, Callable[..., tuple[Tensor, Tensor]]] = {
+    "delta_rule": chunked.delta_rule,
+    "gated_delta_rule": chunked.delta_rule,
+    "shared_linear": chunked.shared_linear,
+    "gated_linear": chunked.gated_linear,
+}
+_TOLERANCE = {torch.float32: 1e-3}  # sums over a chunk, whose products are of TF32's parts
 
 
-class Path(NamedTuple):
-    """What computes something, and why: nfsearch's Triton kernels, or PyTorch."""
+class Chunks(NamedTuple):
+    """The recurrence of an operator's parallel form, and the sizes of its heads' keys and values."""
 
-    name: Literal["triton", "torch"]
-    reason: str
+    kind: Kind
+    key: int
+    value: int
 
 
-def training_path(kind: Kind, key: int, value: int, like: Tensor, *, continued: bool = False) -> Path:
-    """The implementation that `kind` takes with heads of these key and value sizes, for an operator's input `like`;
-    `continued` from a given state.
+def choice(chunks: Chunks, like: Tensor, *, continued: bool = False) -> Choice:
+    """What computes these for an operator's input `like`; `continued` from a given state.
 
     On CUDA, asking compiles and checks the kernels, once a process for all sizes that are padded to the same.
     """
     dtype = product_dtype(like)
-    if not like.is_cuda:
-        return Path("torch", f"the tensors are on {like.device.type}, not CUDA")
-    if dtype not in _TOLERANCE:
-        return Path("torch", f"no kernels for {dtype}")
-    if reason := missing():
-        return Path("torch", reason)
-    module = _kernels(kind)
-    keys, values = _padded(module, key, value)
-    padded = "" if (keys, values) == (key, value) else f" (heads padded to {keys} x {values})"
-    if reason := module.refusal(keys, values, dtype):
-        return Path("torch", reason + padded)
-    gradients = torch.is_grad_enabled()
-    name = f"{kind} ({keys} x {values}, {dtype}{', from a state' * continued}{', without gradients' * (not gradients)})"
-    what = (kind, keys, values, dtype, continued)
-    reason = verdict((*what, gradients), name, lambda: _kernel_error(*what, like.device), _TOLERANCE[dtype])
-    return Path("torch", reason + padded) if reason else Path("triton", "agrees with float64 here" + padded)
+    sizes = chunks.key, chunks.value
+    padded = _padded(chunks.kind, *sizes) if available(like) else sizes
+    found = choose(_form(chunks.kind, *padded, dtype, continued, torch.is_grad_enabled()), like)
+    return (
+        found if padded == sizes else Choice(found.runs, f"{found.reason} (heads padded to {padded[0]} x {padded[1]})")
+    )
 
 
 def product_dtype(like: Tensor) -> torch.dtype:
@@ -72,21 +68,21 @@ def product_dtype(like: Tensor) -> torch.dtype:
 def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See `recurrence.delta_rule`. The output has the dtype of the products where the kernels run."""
+    """See `chunked.delta_rule`. The output has the dtype of the products where the kernels run."""
     return _run("delta_rule" if log_decay is None else "gated_delta_rule", like, q, k, v, (beta, log_decay), state)
 
 
 def gated_linear(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See `recurrence.gated_linear`; the output as of `delta_rule`."""
+    """See `chunked.gated_linear`; the output as of `delta_rule`."""
     return _run("gated_linear", like, q, k, v, (log_decay,), state)
 
 
 def shared_linear(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See `recurrence.shared_linear`; the output as of `delta_rule`."""
+    """See `chunked.shared_linear`; the output as of `delta_rule`."""
     return _run("shared_linear", like, q, k, v, (log_decay,), state)
 
 
@@ -96,31 +92,26 @@ def _run(
     """By the plain form, or by the kernels with heads padded with zeros, which is exact: channels of q and k that
     are zero neither write to the state nor read from it, those of v that are zero leave state and output zero."""
     key, value = q.shape[-1], v.shape[-1]
-    if training_path(kind, key, value, like, continued=state is not None).name == "torch":
-        return plain(_function(recurrence, kind), like, q, k, v, *gates, state)
-    module, dtype = _kernels(kind), product_dtype(like)
-    keys, values = _padded(module, key, value)
+    if choice(Chunks(kind, key, value), like, continued=state is not None).runs == "torch":
+        return plain(_PLAIN[kind], like, q, k, v, *gates, state)
+    dtype = product_dtype(like)
+    keys, values = _padded(kind, key, value)
     if kind == "gated_linear":  # whose decays are those of the keys' channels
         gates = tuple(_pad(x, keys) for x in gates)
     q, k, v = (x.to(dtype) for x in (q, k, v))
-    out, last = _function(module, kind)(
-        _pad(q, keys), _pad(k, keys), _pad(v, values), *gates, _pad(state, keys, values)
-    )
+    out, last = named(_KERNELS[kind])(_pad(q, keys), _pad(k, keys), _pad(v, values), *gates, _pad(state, keys, values))
     return out[..., :value], last[..., :key, :value]
 
 
-def _kernels(kind: Kind) -> ModuleType:
+def _module(kind: Kind) -> ModuleType:
     """Imports Triton."""
-    return importlib.import_module(_KERNELS[kind])
+    return importlib.import_module(_KERNELS[kind].split(":")[0])
 
 
-def _function(module: ModuleType, kind: Kind) -> Any:
-    return getattr(module, "delta_rule" if kind == "gated_delta_rule" else kind)
-
-
-def _padded(module: ModuleType, *sizes: int) -> tuple[int, ...]:
+def _padded(kind: Kind, *sizes: int) -> tuple[int, ...]:
     """The powers of two from these sizes on, and from the smallest that the kernels take."""
-    return tuple(max(module.SMALLEST, 1 << (size - 1).bit_length()) for size in sizes)
+    smallest = _module(kind).SMALLEST
+    return tuple(max(smallest, 1 << (size - 1).bit_length()) for size in sizes)
 
 
 def _pad(x: Tensor | None, *sizes: int) -> Tensor | None:
@@ -138,19 +129,36 @@ def plain(form: Callable[..., tuple[Tensor, Tensor]], like: Tensor, *inputs: Ten
         return form(*wide)
 
 
-# --- the check -------------------------------------------------------------------------------------------------------
+# --- the record ------------------------------------------------------------------------------------------------------
 
-_TIME, _HEADS = 150, 2  # more than two chunks, the last one short
+_TIME, _HEADS = 150, 2  # of the example: more than two chunks, the last one short
 
 
-def _kernel_error(kind: Kind, key: int, value: int, dtype: torch.dtype, continued: bool, device: torch.device) -> float:
-    kernel, reference = _function(_kernels(kind), kind), _function(recurrence, kind)
-    inputs = _example(kind, key, value, dtype)
-    if not continued:
-        inputs[-1] = None
-        if torch.is_grad_enabled():  # as in training, where no gradient comes through the last state
-            kernel, reference = partial(_output, kernel), partial(_output, reference)
-    return disagreement(kernel, reference, inputs, device)
+@cache
+def _form(kind: Kind, key: int, value: int, dtype: torch.dtype, continued: bool, gradients: bool) -> Form:
+    """Heads of these sizes in products of `dtype`."""
+
+    def example(device: torch.device) -> Inputs:
+        inputs = _example(kind, key, value, dtype)
+        return inputs if continued else [*inputs[:-1], None]
+
+    kernel, exact = _by_name(kind), _PLAIN[kind]
+    if gradients and not continued:  # as in training, where no gradient comes through the last state
+        kernel, exact = partial(_output, kernel), partial(_output, exact)
+    return Form(
+        f"{kind} ({key} x {value}, {dtype}{', from a state' * continued}{', without gradients' * (not gradients)})",
+        dtype,
+        exact,
+        kernel,
+        example,
+        lambda: _module(kind).refusal(key, value, dtype),
+        tolerance=_TOLERANCE,
+    )
+
+
+def _by_name(kind: Kind) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The kernels, imported when they are called."""
+    return lambda *inputs: named(_KERNELS[kind])(*inputs)
 
 
 def _output(form: Callable[..., tuple[Tensor, Tensor]], *inputs: Tensor | None) -> Tensor:

@@ -1,14 +1,10 @@
-"""Kernels are believed once they have computed the right thing here: on this machine, with this version of Triton.
-
-The first use of a kernel at a kind of sizes computes something small both ways. A kernel that does not compile or is
-off is refused loudly, once a process, and the plain form goes on working.
-"""
+"""How far kernels are off here: on this machine, with this version of Triton."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -20,12 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from nfsearch.support.errors import typed_line
+from nfsearch.ops.forms import Form, Inputs
 
-Inputs = list[Tensor | None]
-Form = Callable[..., Tensor | tuple[Tensor, ...]]
+Function = Callable[..., Tensor | Sequence[Tensor]]
 
-_verdicts: dict[Hashable, str] = {}  # what was checked -> why it is refused, or nothing
 _dry = Lock()  # of Triton's hook, which all threads share
 
 logger = logging.getLogger(__name__)
@@ -41,22 +35,28 @@ def missing() -> str:
     return ""
 
 
-def verdict(key: Hashable, what: str, error: Callable[[], float], tolerance: float) -> str:
-    """Why the kernels of `what` are refused, or nothing. `error()`, their relative error, is asked once a `key`."""
-    if key not in _verdicts:
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            return "not checked yet, and a graph is being captured"
-        try:
-            found = error()
-            _verdicts[key] = "" if found <= tolerance else f"they are {found:.1e} off"
-        except Exception as problem:
-            _verdicts[key] = typed_line(problem)
-        if _verdicts[key]:
-            logger.warning("the kernels of %s are not used: %s", what, _verdicts[key])
-    return _verdicts[key]
+def error_of(form: Form, device: torch.device) -> float:
+    """The largest relative error of the kernels of `form` on its example."""
+    inputs = form.example(device)
+    if form.gradients:
+        return disagreement(form.run_kernel, form.plain, inputs, device)
+    with torch.no_grad():
+        there = [z if z is None else z.to(device) for z in inputs]
+        compile_together(lambda: form.run_kernel(*_copies(there)), device)
+        expected = _listed(form.plain(*_copies(there)))
+        return max(map(relative, _listed(form.run_kernel(*_copies(there))), expected))
 
 
-def disagreement(kernel: Form, plain: Form, inputs: Inputs, device: torch.device) -> float:
+def _copies(inputs: Inputs) -> Inputs:
+    """So that what one form writes, the other does not read."""
+    return [z if z is None else z.clone() for z in inputs]
+
+
+def _listed(results: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [results] if isinstance(results, Tensor) else list(results)
+
+
+def disagreement(kernel: Function, plain: Function, inputs: Inputs, device: torch.device) -> float:
     """The largest relative error of the results of `kernel` on `device` and, where gradients are enabled, of every
     input's gradient, against `plain` in float64 where the inputs are."""
     # What the check saves for its gradients is its own, also where a checkpoint would keep nothing.
@@ -101,14 +101,13 @@ def compile_together(run: Callable[[], object], device: torch.device) -> None:
         logger.debug("a kernel was not compiled ahead: %s", problem)
 
 
-def _results(form: Form, inputs: Inputs) -> list[Tensor]:
-    """What `form` gives, and with gradients enabled those of all inputs for some gradients of the results."""
+def _results(function: Function, inputs: Inputs) -> list[Tensor]:
+    """What `function` gives, and with gradients enabled those of all inputs for some gradients of the results."""
     gradients = torch.is_grad_enabled()
     leaves = [z if z is None else z.detach().requires_grad_(gradients) for z in inputs]
-    results = form(*leaves)
-    results = (results,) if isinstance(results, Tensor) else results
+    results = _listed(function(*leaves))
     if not gradients:
-        return list(results)
+        return results
     weights = [torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y).to(y.dtype) for y in results]
     found = torch.autograd.grad(results, [z for z in leaves if z is not None], weights)
     return [*(y.detach() for y in results), *found]

@@ -1,4 +1,4 @@
-"""Which implementation a layer takes on a device, and why."""
+"""What runs of a layer on a device, and why."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from typing import NamedTuple
 
 import torch
 
-from nfsearch.ops import fused
-from nfsearch.ops.dispatch import Path
+from nfsearch.ops.forms import Choice
 from nfsearch.ops.model import Block
 from nfsearch.ops.operator import build_operator
 from nfsearch.space import Layer
 
 
-class Paths(NamedTuple):
+class Runs(NamedTuple):
     """What computes a layer's parallel form in training, and its one-token step."""
 
-    training: Path
-    decode: Path
+    training: Choice
+    decode: Choice
 
 
 def decode_dtype(device: str) -> torch.dtype:
@@ -39,12 +38,12 @@ def check(layers: Iterable[Layer], widths: Sequence[int], device: str, *, decode
             operator = build_operator(layer, widths[0])
         operator.init_state(1, 1, device=device, dtype=dtype)
         like = torch.empty(1, widths[0], device=device, dtype=dtype)
-        if decode and like.is_cuda and (refusal := operator.graph_refusal(like)):
-            raise ValueError(refusal)
+        if decode and like.is_cuda and (reason := operator.prevents_capture(like)):
+            raise ValueError(reason)
 
 
-def paths(layer: Layer, width: int, device: str, *, batch: int = 1) -> Paths:
-    """The paths of a layer as the search runs it on "cuda" or "cpu": trained (in bf16 autocast on CUDA), decoding
+def what_runs(layer: Layer, width: int, device: str, *, batch: int = 1) -> Runs:
+    """What computes a layer as the search runs it on "cuda" or "cpu": trained (in bf16 autocast on CUDA), decoding
     `batch` sequences without autograd (in bfloat16 on CUDA).
 
     On CUDA the kernels are compiled and checked for it, once a process. Raises ValueError where the layer's
@@ -55,10 +54,10 @@ def paths(layer: Layer, width: int, device: str, *, batch: int = 1) -> Paths:
         block = Block(layer, width, 1e-6)
     x = torch.empty(batch, width, device=device)
     with torch.enable_grad(), torch.autocast(device, torch.bfloat16, enabled=on_cuda):
-        training = block.operator.training_path(x)
+        training = block.operator.parallel_choice(x)
     dtype = decode_dtype(device)
-    if own := block.operator.decode_path(x.to(dtype)):
-        return Paths(training, own)
+    if own := block.operator.step_choice(x.to(dtype)):
+        return Runs(training, own)
     with torch.no_grad():
-        refusal = fused.block_refusal(block.to(dtype), x.to(dtype))
-    return Paths(training, Path("torch", refusal) if refusal else Path("triton", "agrees with the plain step here"))
+        state = block.operator.init_state(batch, 1, device=device, dtype=dtype)
+        return Runs(training, block.to(dtype).step_choice(x.to(dtype), state))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nfsearch.ops import recurrence
+from nfsearch.ops import chunked
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -31,20 +31,20 @@ def test_no_decay_overflows(kind: str, strength: float) -> None:
     leaves = [x.requires_grad_() for x in (q, k, v, decay)]
 
     if kind == "delta":
-        out, last = recurrence.delta_rule(q, k, v, beta, decay[..., 0])
+        out, last = chunked.delta_rule(q, k, v, beta, decay[..., 0])
     elif kind == "shared":
-        out, last = recurrence.shared_linear(q[:, :, 0], k[:, :, 0], v, decay[..., 0])
+        out, last = chunked.shared_linear(q[:, :, 0], k[:, :, 0], v, decay[..., 0])
     else:
-        out, last = recurrence.gated_linear(q, k, v, decay)
+        out, last = chunked.gated_linear(q, k, v, decay)
 
     state = torch.zeros(batch, heads, key, value, dtype=torch.float64)
     expected = torch.zeros(out.shape, dtype=torch.float64)
     for t in range(time):
         row_q, row_k, row_v, row_decay, row_beta = (x[:, t].detach().double() for x in (*leaves, beta))
         if kind == "delta":
-            expected[:, t] = recurrence.delta_rule_step(row_q, row_k, row_v, row_beta, row_decay[..., 0], state)
+            expected[:, t] = chunked.delta_rule_step(row_q, row_k, row_v, row_beta, row_decay[..., 0], state)
         else:
-            expected[:, t] = recurrence.linear_step(row_q, row_k, row_v, row_decay, state)
+            expected[:, t] = chunked.linear_step(row_q, row_k, row_v, row_decay, state)
 
     # Accumulated logs of a million lose absolute precision in float32; what is left of such a decay is rounding.
     tolerance = 1e-4 if strength < 100 else 1e-2
@@ -61,7 +61,7 @@ def test_repeated_keys_are_solved_exactly() -> None:
     time = 200
     k = torch.ones(1, time, 1, 4) / 2
     v, beta = draw(1, time, 1, 3), torch.ones(1, time, 1)
-    out, state = recurrence.delta_rule(k, k, v, beta)
+    out, state = chunked.delta_rule(k, k, v, beta)
     assert torch.allclose(out, v, atol=1e-4)  # what was written last is what is read
     assert torch.allclose(state, k[:, 0, :, :, None] * v[:, -1, :, None], atol=1e-4)
 
@@ -73,12 +73,12 @@ def test_any_chunk_size_gives_the_same(time: int, chunk: int) -> None:
     decay, fine = -torch.rand(2, time, 2, dtype=q.dtype), -torch.rand(2, time, 2, 4, dtype=q.dtype)
     state = draw(2, 2, 4, 4, dtype=q.dtype)
     for got, expected in (
-        (recurrence.delta_rule(q, k, v, decay + 1, decay, state, chunk=chunk),
-         recurrence.delta_rule(q, k, v, decay + 1, decay, state, chunk=33)),
-        (recurrence.shared_linear(q[:, :, 0], k[:, :, 0], v, decay, state, chunk=chunk),
-         recurrence.shared_linear(q[:, :, 0], k[:, :, 0], v, decay, state, chunk=33)),
-        (recurrence.gated_linear(q, k, v, fine, state, chunk=chunk, sub=4),
-         recurrence.gated_linear(q, k, v, fine, state, chunk=33, sub=5)),
+        (chunked.delta_rule(q, k, v, decay + 1, decay, state, chunk=chunk),
+         chunked.delta_rule(q, k, v, decay + 1, decay, state, chunk=33)),
+        (chunked.shared_linear(q[:, :, 0], k[:, :, 0], v, decay, state, chunk=chunk),
+         chunked.shared_linear(q[:, :, 0], k[:, :, 0], v, decay, state, chunk=33)),
+        (chunked.gated_linear(q, k, v, fine, state, chunk=chunk, sub=4),
+         chunked.gated_linear(q, k, v, fine, state, chunk=33, sub=5)),
     ):  # fmt: skip
         for a, b in zip(got, expected, strict=True):
             assert torch.allclose(a, b, rtol=1e-9, atol=1e-10)

@@ -1,0 +1,117 @@
+"""How well a latency table's estimates agree with whole models: what was found, and where it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nfsearch.latency_lut.agreement import Agreement, agreement_of
+from nfsearch.latency_lut.errors import TableError
+from nfsearch.latency_lut.measured import Measured
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Check(_Part):
+    """One whole model under one workload, measured and estimated."""
+
+    workload: str
+    architecture: str = Field(description="notation @ width")
+    digest: str
+    depth: int
+    estimated_ms: float
+    error_ms: float = Field(description="of the estimate")
+    measured_ms: float
+    spread_ms: float = Field(description="interquartile range of the measurement")
+    estimated_gb: float = Field(description="peak memory, 1e9 bytes")
+    measured_gb: float | None = Field(
+        description="null on a CPU, and for a generation, of which only some positions are run"
+    )
+
+    @property
+    def relative(self) -> float:
+        """(estimated - measured) / measured."""
+        return self.estimated_ms / self.measured_ms - 1
+
+
+class Verification(_Part):
+    """What `nfsearch lut verify` found: every check that was made, and how well they agree."""
+
+    device: str
+    dtype: str
+    seed: int
+    table: str = Field(description="date of the table that was checked")
+    agreement: dict[str, Agreement] = Field(description="by workload")
+    by_depth: dict[str, dict[str, Agreement]] = Field(
+        description="by workload and by range of depths, up to three that hold about as many models each"
+    )
+    memory: dict[str, Agreement] = Field(description="of peak memory, by workload, where it was measured")
+    checks: tuple[Check, ...]
+
+    @classmethod
+    def of(cls, checks: Iterable[Check], *, device: str, dtype: str, seed: int, table: str) -> Verification:
+        """With the agreement that the checks come to."""
+        checks = tuple(checks)
+        by_workload: dict[str, list[Check]] = {}
+        for check in checks:
+            by_workload.setdefault(check.workload, []).append(check)
+        return cls(
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            table=table,
+            agreement={name: _times(group) for name, group in by_workload.items()},
+            by_depth={
+                name: {label: _times(part) for label, part in _thirds(group).items()}
+                for name, group in by_workload.items()
+            },
+            memory={name: agreement_of(pairs) for name, group in by_workload.items() if (pairs := _peaks(group))},
+            checks=checks,
+        )
+
+
+def verification_path(table: Path) -> Path:
+    """Where the check of a table is kept, beside it."""
+    return table.with_suffix(".verification.json")
+
+
+def known_verification(table: Measured) -> Verification | None:
+    """The check that is kept beside a table, if it was made of this table, which may have been given more rows since.
+    Raises TableError if it cannot be read."""
+    if table.path is None or not (path := verification_path(table.path)).is_file():
+        return None
+    try:
+        found = Verification.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise TableError(
+            f"{path} is no verification of this version ({where}: {first['msg']}); "
+            f"`nfsearch lut verify {table.path} --config CONFIG` makes a new one"
+        ) from None
+    same = (found.device, found.table) == (table.provenance.device, table.provenance.date)
+    return found if same else None
+
+
+def _thirds(checks: list[Check]) -> dict[str, list[Check]]:
+    depths = sorted(check.depth for check in checks)
+    tops = sorted({depths[len(depths) // 3], depths[2 * len(depths) // 3], depths[-1]})
+    groups = [[c for c in checks if low < c.depth <= top] for low, top in zip([0, *tops], tops, strict=False)]
+    return {_range([check.depth for check in group]): group for group in groups}
+
+
+def _range(depths: list[int]) -> str:
+    low, high = min(depths), max(depths)
+    return f"{low} operators" if low == high else f"{low} to {high} operators"
+
+
+def _times(checks: list[Check]) -> Agreement:
+    return agreement_of([(check.estimated_ms, check.measured_ms) for check in checks])
+
+
+def _peaks(checks: list[Check]) -> list[tuple[float, float]]:
+    return [(check.estimated_gb, check.measured_gb) for check in checks if check.measured_gb is not None]

@@ -1,0 +1,43 @@
+"""The rows of a projection: what stands where, said once for the plain forms and the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Parts of the rows of a matrix, one after the other: (name, size) of each. A group of neighbours is written
+    "q|k|v"."""
+
+    parts: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, **sizes: int) -> Layout:
+        return cls(tuple(sizes.items()))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of all parts."""
+        return tuple(size for _, size in self.parts)
+
+    @property
+    def total(self) -> int:
+        """How many rows there are."""
+        return sum(self.sizes)
+
+    def size(self, group: str) -> int:
+        """How many rows a part or a group has."""
+        sizes = dict(self.parts)
+        return sum(sizes[name] for name in group.split("|"))
+
+    def start(self, group: str) -> int:
+        """The first row of a part or a group."""
+        names = [name for name, _ in self.parts]
+        return sum(self.sizes[: names.index(group.split("|")[0])])
+
+    def split(self, x: Tensor, *groups: str) -> tuple[Tensor, ...]:
+        """x [..., total] cut into all parts, or into these groups, which are all parts in their order."""
+        return x.split([self.size(group) for group in groups] if groups else list(self.sizes), dim=-1)
