@@ -38,13 +38,19 @@ def missing() -> str:
 def error_of(form: Form, device: torch.device) -> float:
     """The largest relative error of the kernels of `form` on its example."""
     inputs = form.example(device)
+
+    def kernel(*inputs: Tensor | None) -> list[Tensor]:
+        return _listed(form.run_kernel(*inputs))[: form.compared]
+
+    def plain(*inputs: Tensor | None) -> list[Tensor]:
+        return _listed(form.plain(*inputs))[: form.compared]
+
     if form.gradients:
-        return disagreement(form.run_kernel, form.plain, inputs, device)
+        return disagreement(kernel, plain, inputs, device)
     with torch.no_grad():
-        there = [z if z is None else z.to(device) for z in inputs]
-        compile_together(lambda: form.run_kernel(*_copies(there)), device)
-        expected = _listed(form.plain(*_copies(there)))
-        return max(map(relative, _listed(form.run_kernel(*_copies(there))), expected))
+        compile_together(lambda: kernel(*_copies(inputs)), device)
+        expected = plain(*_copies(inputs))
+        return max(map(relative, kernel(*_copies(inputs)), expected))
 
 
 def _copies(inputs: Inputs) -> Inputs:

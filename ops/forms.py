@@ -51,6 +51,7 @@ class Form:
     gradients: bool = True
     tolerance: Mapping[torch.dtype, float] = field(default_factory=dict)  # where it is not TOLERANCE's
     instead: str = "the plain form"
+    compared: int | None = None  # how many of the results, if not all
 
     def run_kernel(self, *inputs: Any) -> Any:
         """What the kernels give; imports them."""

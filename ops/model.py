@@ -143,8 +143,11 @@ class HybridLM(nn.Module):
         if key in self._bound:
             steps: list[Step] = self._bound[key]
             return steps
-        pairs = zip(self.blocks, state, strict=True)
-        return self._bound.keep(key, [block.bind(x, held) or block.plain_step for block, held in pairs])
+        steps = []
+        for block, held in zip(self.blocks, state, strict=True):
+            assert isinstance(block, Block)
+            steps.append(block.bind(x, held) or block.plain_step)
+        return self._bound.keep(key, steps)
 
     def embed_next(self, tokens: Tensor) -> Tensor:
         """Embeddings [batch, width] of tokens [batch], one more of each sequence."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from types import ModuleType
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from nfsearch.ops import chunked
 from nfsearch.ops.chooser import available, choose
-from nfsearch.ops.forms import Choice, Form, Inputs, named
+from nfsearch.ops.forms import Choice, Form, Inputs
 
 Kind = Literal["delta_rule", "gated_delta_rule", "shared_linear", "gated_linear"]
 
@@ -96,10 +96,11 @@ def _run(
         return plain(_PLAIN[kind], like, q, k, v, *gates, state)
     dtype = product_dtype(like)
     keys, values = _padded(kind, key, value)
+    form = _form(kind, keys, values, dtype, state is not None, torch.is_grad_enabled())
     if kind == "gated_linear":  # whose decays are those of the keys' channels
         gates = tuple(_pad(x, keys) for x in gates)
     q, k, v = (x.to(dtype) for x in (q, k, v))
-    out, last = named(_KERNELS[kind])(_pad(q, keys), _pad(k, keys), _pad(v, values), *gates, _pad(state, keys, values))
+    out, last = form.run_kernel(_pad(q, keys), _pad(k, keys), _pad(v, values), *gates, _pad(state, keys, values))
     return out[..., :value], last[..., :key, :value]
 
 
@@ -142,27 +143,16 @@ def _form(kind: Kind, key: int, value: int, dtype: torch.dtype, continued: bool,
         inputs = _example(kind, key, value, dtype)
         return inputs if continued else [*inputs[:-1], None]
 
-    kernel, exact = _by_name(kind), _PLAIN[kind]
-    if gradients and not continued:  # as in training, where no gradient comes through the last state
-        kernel, exact = partial(_output, kernel), partial(_output, exact)
     return Form(
         f"{kind} ({key} x {value}, {dtype}{', from a state' * continued}{', without gradients' * (not gradients)})",
         dtype,
-        exact,
-        kernel,
+        _PLAIN[kind],
+        _KERNELS[kind],
         example,
         lambda: _module(kind).refusal(key, value, dtype),
         tolerance=_TOLERANCE,
+        compared=1 if gradients and not continued else None,  # no gradient comes through the last state in training
     )
-
-
-def _by_name(kind: Kind) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The kernels, imported when they are called."""
-    return lambda *inputs: named(_KERNELS[kind])(*inputs)
-
-
-def _output(form: Callable[..., tuple[Tensor, Tensor]], *inputs: Tensor | None) -> Tensor:
-    return form(*inputs)[0]
 
 
 def _example(kind: Kind, key: int, value: int, dtype: torch.dtype) -> Inputs:

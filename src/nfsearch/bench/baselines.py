@@ -182,10 +182,10 @@ def _linear_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, state: Tensor,
 
 
 def _deltanet(op: DeltaNet, eps: float) -> Step:
-    heads, dim, inner, norm_eps = op.heads, op.head_dim, op.inner, op.norm.eps
+    heads, dim, layout, norm_eps = op.heads, op.head_dim, op.layout, op.norm.eps
 
     def step(x: Tensor, w: Weights, state: State) -> Tensor:
-        qkv, beta = F.linear(_norm(x, w, eps), w["in_proj.weight"]).split((3 * inner, heads), dim=-1)
+        qkv, beta = layout.split(F.linear(_norm(x, w, eps), w["in_proj.weight"]), "q|k|v", "beta")
         q, k, v = _conv(qkv, state, w).unflatten(1, (3, heads, dim)).unbind(1)
         out = _delta_kernel(q, k, v, beta, state["state"])
         out = F.rms_norm(out, (dim,), w["norm.weight"], norm_eps)
@@ -195,12 +195,12 @@ def _deltanet(op: DeltaNet, eps: float) -> Step:
 
 
 def _gated_deltanet(op: GatedDeltaNet, eps: float) -> Step:
-    heads, rows, channels, norm_eps = op.heads, op.rows, op.channels, op.norm.eps
+    heads, layout, norm_eps = op.heads, op.layout, op.norm.eps
 
     def step(x: Tensor, w: Weights, state: State) -> Tensor:
-        parts = F.linear(_norm(x, w, eps), w["in_proj.weight"]).split((channels, *rows[3:]), dim=-1)
-        qkv, gate, beta, decay = parts
-        q, k, v = (z.unflatten(1, (heads, -1)) for z in _conv(qkv, state, w).split(rows[:3], dim=-1))
+        rows = F.linear(_norm(x, w, eps), w["in_proj.weight"])
+        qkv, gate, beta, decay = layout.split(rows, "q|k|v", "gate", "beta", "decay")
+        q, k, v = (z.unflatten(1, (heads, -1)) for z in _conv(qkv, state, w).split(layout.sizes[:3], dim=-1))
         decay = decay.contiguous()
         out = _delta_kernel(q, k, v, beta, state["state"], g=decay, A_log=w["A_log"], dt_bias=w["dt_bias"])
         out = _gated_norm(out, gate.unflatten(1, (heads, -1)).contiguous(), w["norm.weight"], norm_eps)
@@ -210,10 +210,10 @@ def _gated_deltanet(op: GatedDeltaNet, eps: float) -> Step:
 
 
 def _gla(op: GatedLinearAttention, eps: float) -> Step:
-    heads, rows, scale, norm_eps = op.heads, op.rows, op.key_dim**-0.5, op.norm.eps
+    heads, layout, scale, norm_eps = op.heads, op.layout, op.key_dim**-0.5, op.norm.eps
 
     def step(x: Tensor, w: Weights, state: State) -> Tensor:
-        *qkvg, low = F.linear(_norm(x, w, eps), w["in_proj.weight"]).split(rows, dim=-1)
+        *qkvg, low = layout.split(F.linear(_norm(x, w, eps), w["in_proj.weight"]))
         q, k, v, gate = (z.unflatten(1, (heads, -1)) for z in qkvg)
         decay = F.linear(low, w["decay_proj.weight"], w["decay_proj.bias"]).float()
         decay = (F.logsigmoid(decay) / 16).unflatten(1, (heads, -1))
@@ -225,10 +225,10 @@ def _gla(op: GatedLinearAttention, eps: float) -> Step:
 
 
 def _mamba2_fla(op: Mamba2, eps: float) -> Step:
-    heads, size, inner, channels, norm_eps = op.heads, op.state_size, op.inner, op.channels, op.norm.eps
+    heads, size, inner, layout, norm_eps = op.heads, op.state_size, op.inner, op.layout, op.norm.eps
 
     def step(x: Tensor, w: Weights, state: State) -> Tensor:
-        z, xbc, dt = F.linear(_norm(x, w, eps), w["in_proj.weight"]).split((inner, channels, heads), dim=-1)
+        z, xbc, dt = layout.split(F.linear(_norm(x, w, eps), w["in_proj.weight"]), "z", "x|b|c", "dt")
         u, b, c = _conv(xbc, state, w).split((inner, size, size), dim=-1)
         u = u.unflatten(1, (heads, -1))
         delta = F.softplus(dt.float() + w["dt_bias"])
@@ -254,8 +254,8 @@ def _mamba_ssm(op: Mamba2, eps: float, position: int, kind: str) -> Parts:
     need("mamba-ssm", kind, "mamba_ssm", *FLA_MODULES)
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
-    heads, dim, size, inner, channels, norm_eps = (
-        op.heads, op.head_dim, op.state_size, op.inner, op.channels, op.norm.eps,
+    heads, dim, size, inner, layout, norm_eps = (
+        op.heads, op.head_dim, op.state_size, op.inner, op.layout, op.norm.eps,
     )  # fmt: skip
 
     def held(op: Operator, state: State) -> State:
@@ -269,7 +269,7 @@ def _mamba_ssm(op: Mamba2, eps: float, position: int, kind: str) -> Parts:
         }
 
     def step(x: Tensor, w: Weights, state: State) -> Tensor:
-        z, xbc, dt = F.linear(_norm(x, w, eps), w["in_proj.weight"]).split((inner, channels, heads), dim=-1)
+        z, xbc, dt = layout.split(F.linear(_norm(x, w, eps), w["in_proj.weight"]), "z", "x|b|c", "dt")
         u, b, c = _conv(xbc, state, w).split((inner, size, size), dim=-1)
         y = selective_state_update(
             state["ssm"],
