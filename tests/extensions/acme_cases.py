@@ -1,6 +1,12 @@
 """The shipped suites on the extensions of `acme`, run by test_extensions in an environment in which it is installed."""
 
-from nfsearch.testing import ExecutorSuite, ExporterSuite, ProxySuite, RuleSuite, StrategySuite
+from nfsearch.space import Layer
+from nfsearch.testing import ExecutorSuite, ExporterSuite, OperatorSuite, ProxySuite, RuleSuite, StrategySuite
+
+
+class TestAverage(OperatorSuite):
+    layers = (Layer.of("EMA"),)
+    widths = (32, 96)
 
 
 class TestClimb(StrategySuite):

@@ -15,7 +15,7 @@ from nfsearch.report.result import RunResult
 from tests.nfsearch.runs import SPACE
 
 HERE = Path(__file__).parent
-OPERATOR = "EMA[head_dim=16]"
+OPERATOR = "EMA"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_search_uses_them_all(environment: dict[str, str], tmp_path: Path) -> 
     assert result.objectives == ["gradient", "tpot"]
     assert len(result.candidates) == 8
     assert {record.state for record in result.candidates} == {"done", "stopped"}
-    assert any(OPERATOR.split("[")[0] in record.mixers for record in result.candidates)
+    assert any(OPERATOR in record.mixers for record in result.candidates)
     assert any(record.origin.startswith("mutation") for record in result.candidates)
     run(environment, "-m", "nfsearch", "export", "found", "--to", "json", "-o", "best.json", cwd=tmp_path)
     best = json.loads((tmp_path / "best.json").read_text())

@@ -13,8 +13,6 @@ from nfsearch.search.executor import Cancelled, Ended, Handle, Outcome, Reported
 
 
 class Threads:
-    """Two at a time."""
-
     Settings, workers = WorkerSettings, 2
 
     def __init__(self, settings: WorkerSettings, proxy: Proxy, device: str) -> None:
