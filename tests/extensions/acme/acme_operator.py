@@ -36,8 +36,7 @@ class Average(Operator):
         s, a, rows = 0 if state is None else state["state"], self.decay.to(wide(x.dtype)).sigmoid(), []
         for u in self.in_proj(x).unbind(1):
             rows.append(s := a * s + (1 - a) * u)
-        if state is not None:
-            state["state"].copy_(s.detach())
+        state is None or state["state"].copy_(s.detach())
         return self.out_proj(torch.stack(rows, 1).to(x.dtype))
 
     def step(self, x, state, position):
@@ -47,7 +46,6 @@ class Average(Operator):
 
 
 def bind(op, norm, x, state):
-    """Gives x + op(norm(x)) of a token; what does not change from token to token is found out here."""
     y, (n, inner) = torch.empty_like(state["state"], dtype=x.dtype), state["state"].shape
 
     def step(x, state, position):
@@ -58,5 +56,5 @@ def bind(op, norm, x, state):
 
 
 FUSED = FusedStep(bind, lambda op, dtype: "" if op.width % 32 == 0 else "the width is no multiple of 32")
-NAMES = ("EMA", "average", "mixer", "acme_operator:Average")
-SPEC = OperatorSpec(*NAMES, {}, lambda width: {}, lambda width: Cost(2 * width**2 + width, width))
+COST = (lambda width: {}, lambda width: Cost(2 * width**2 + width, width))
+SPEC = OperatorSpec("EMA", "average", "mixer", "acme_operator:Average", {}, *COST)
