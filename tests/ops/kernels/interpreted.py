@@ -1,4 +1,4 @@
-"""Runs each block's kernels in Triton's interpreter against the float64 recurrence; prints the relative
+"""Runs each block's kernels in Triton's interpreter against the float64 reference; prints the relative
 errors as JSON.
 
 A process of its own, because Triton decides at import whether it interprets.

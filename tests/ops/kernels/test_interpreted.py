@@ -1,4 +1,4 @@
-"""The kernels compute what the recurrences say, in Triton's interpreter on the CPU."""
+"""The kernels compute what the references say, in Triton's interpreter on the CPU."""
 
 from __future__ import annotations
 
