@@ -21,6 +21,7 @@ CASES = (
     "gated delta", "gla", "gla, heads of 24", "attention", "attention, window", "attention, shared cache", "head",
     "head, unit rows", "gated delta, many sequences", "gla, many sequences", "mamba2, many sequences",
     "relu2, many sequences", "head, many sequences", "embedding",
+    "model",
 )  # fmt: skip
 
 
