@@ -22,7 +22,7 @@ from nfsearch.ops.forms import Choice, Form, Inputs
 
 Kind = Literal["delta_rule", "gated_delta_rule", "shared_linear", "gated_linear"]
 
-_KERNELS: dict[Kind, str] = {  # functions, in modules with a `refusal` and the SMALLEST size
+KERNELS: dict[Kind, str] = {  # functions, in modules with a `refusal` and the SMALLEST size
     "delta_rule": "nfsearch.ops.kernels.training.chunk_delta:delta_rule",
     "gated_delta_rule": "nfsearch.ops.kernels.training.chunk_delta:delta_rule",
     "shared_linear": "nfsearch.ops.kernels.training.chunk_shared:shared_linear",
@@ -106,7 +106,7 @@ def _run(
 
 def _module(kind: Kind) -> ModuleType:
     """Imports Triton."""
-    return importlib.import_module(_KERNELS[kind].split(":")[0])
+    return importlib.import_module(KERNELS[kind].split(":")[0])
 
 
 def _padded(kind: Kind, *sizes: int) -> tuple[int, ...]:
@@ -147,7 +147,7 @@ def _form(kind: Kind, key: int, value: int, dtype: torch.dtype, continued: bool,
         f"{kind} ({key} x {value}, {dtype}{', from a state' * continued}{', without gradients' * (not gradients)})",
         dtype,
         _PLAIN[kind],
-        _KERNELS[kind],
+        KERNELS[kind],
         example,
         lambda: _module(kind).refusal(key, value, dtype),
         tolerance=_TOLERANCE,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nfsearch.ops.chooser import available, capturing, choose, on_cuda
-from nfsearch.ops.forms import TOLERANCE, Choice, Form, FusedStep, Inputs, State, Step, named
+from nfsearch.ops.forms import TOLERANCE, Choice, Form, Inputs, State, Step, named
 from nfsearch.ops.operator import Operator, RMSNorm
 
 _MANY = 64  # sequences: more run the same kernels, so that a check of so many serves for all (and fits into memory)
@@ -69,18 +69,18 @@ def step_choice(operator: Operator, norm: RMSNorm, x: Tensor, state: State) -> C
     """What decodes x [batch, width] on this state, and why."""
     if on_cuda(x) and operator.fused_step is None:
         return Choice("torch", f"no kernels for {type(operator).__name__}")
-    fused = named(operator.fused_step) if available(x) else FusedStep(_unbound)
-    return choose(_step_form(operator, norm, fused, x, state), x)
+    return choose(_step_form(operator, norm, x, state), x)
 
 
-def _step_form(operator: Operator, norm: RMSNorm, fused: FusedStep, x: Tensor, state: State) -> Form:
-    name, batch, choices = type(operator).__name__, min(len(x), _MANY), fused.choices(state)
+def _step_form(operator: Operator, norm: RMSNorm, x: Tensor, state: State) -> Form:
+    name, batch = type(operator).__name__, min(len(x), _MANY)
+    choices = named(operator.fused_step).choices(state) if available(x) else {}
     small: list[str] = []  # the names of the state's tensors
 
     def example(device: torch.device) -> Inputs:
         random = torch.Generator(device).manual_seed(0)
         held = operator.init_state(batch, _SLOTS, device=device, dtype=x.dtype)
-        for tensor in held.values():
+        for tensor in filter(Tensor.is_floating_point, held.values()):
             tensor.normal_(generator=random)
         small[:] = held
         probe = x.new_empty(batch, x.shape[1]).normal_(generator=random)
@@ -91,7 +91,7 @@ def _step_form(operator: Operator, norm: RMSNorm, fused: FusedStep, x: Tensor, s
 
     def kernel(x: Tensor, position: Tensor, *held: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(small, held, strict=True))
-        return fused.bind(operator, norm, x, given, **choices)(x, given, position), *held
+        return named(operator.fused_step).bind(operator, norm, x, given, **choices)(x, given, position), *held
 
     return Form(
         f"{name}'s step ({x.dtype})",
@@ -99,16 +99,12 @@ def _step_form(operator: Operator, norm: RMSNorm, fused: FusedStep, x: Tensor, s
         plain,
         kernel,
         example,
-        lambda: fused.unsupported(operator, x.dtype),
+        lambda: named(operator.fused_step).unsupported(operator, x.dtype),
         (type(operator), tuple(tuple(p.shape) for p in operator.parameters()), batch, *choices.values()),
         gradients=False,
         tolerance=_TOLERANCE,
         instead="the plain step",
     )
-
-
-def _unbound(*_: object) -> Step:
-    raise NotImplementedError
 
 
 # --- the two ends of a model -----------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def kernels(kind: parallel.Kind, monkeypatch: pytest.MonkeyPatch, off: float = 0
     module = ModuleType("kernels")
     module.SMALLEST, module.refusal = 16, refusal  # type: ignore[attr-defined]
     setattr(module, name(kind), call)
-    monkeypatch.setitem(sys.modules, parallel._KERNELS[kind].split(":")[0], module)
+    monkeypatch.setitem(sys.modules, parallel.KERNELS[kind].split(":")[0], module)
     return calls
 
 

@@ -37,14 +37,15 @@ def _token(proj, state, y, decay_w, decay_b, AT_Q: tl.constexpr, AT_K: tl.conste
 
     s = tl.load(cell, mask=live, other=0.0).to(tl.float32)  # written a whole step ago
     r = tl.arange(0, RANK_P)
-    low_at = (h * KEYS + k)[:, None] * RANK + r[None, :]
+    at = h * KEYS + k
+    low_at = at[:, None] * RANK + r[None, :]
     low_w = tl.load(decay_w + low_at, mask=live_k[:, None] & (r < RANK)[None, :], other=0.0).to(tl.float32)
-    low_b = tl.load(decay_b + h * KEYS + k, mask=live_k, other=0.0).to(tl.float32)
+    low_b = tl.load(decay_b + at, mask=live_k, other=0.0).to(tl.float32)
 
     follow(PDL, True)
 
-    q_t = tl.load(proj + AT_Q + h * KEYS + k, mask=live_k, other=0.0)
-    k_t = tl.load(proj + AT_K + h * KEYS + k, mask=live_k, other=0.0)
+    q_t = tl.load(proj + AT_Q + at, mask=live_k, other=0.0)
+    k_t = tl.load(proj + AT_K + at, mask=live_k, other=0.0)
     v_t = tl.load(proj + AT_V + h * DIM + v, mask=live_v, other=0.0)
     low = tl.load(proj + AT_LOW + r, mask=r < RANK, other=0.0).to(tl.float32)
     s = s * tl.exp(-softplus(-tl.sum(low_w * low[None, :], 1) - low_b) / 16.0)[:, None]

@@ -23,6 +23,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nfsearch.ops.model import Block
 from nfsearch.ops.operator import Operator, State, build_operator
 from nfsearch.space import Layer
 
@@ -293,6 +294,22 @@ class OperatorSuite:
         x = torch.empty(3, self.widths[0], device="meta")
         state = operator.init_state(3, 5, device="meta", dtype=x.dtype)
         assert operator.step(x, state, torch.empty((), dtype=torch.int64, device="meta")).shape == x.shape
+
+    @_ON_CUDA
+    @torch.no_grad()
+    def test_a_block_decodes_as_its_operator_says(self, layer: Layer) -> None:
+        """On a CUDA device, where an operator's fused step runs once it has been checked."""
+        kind = max((dtype for dtype in self.tolerances if dtype.itemsize <= 4), key=lambda dtype: dtype.itemsize)
+        with torch.device("cuda"):
+            block = Block(layer, self.widths[0], 1e-6).to(kind)
+        block.operator = self.make(layer, kind, "cuda")
+        given = self.inputs(20)
+        x = given.to("cuda", kind)
+        state = empty(block.operator, x)
+        positions = torch.arange(20, device="cuda")
+        got = torch.stack([block.step(row, state, positions[t]) - row for t, row in enumerate(x.unbind(1))], dim=1)
+        unit = given / (given.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        agree(got, self.reference(layer, unit), 10 * self.tolerances[kind], "steps of a block")
 
     @_ON_CUDA
     @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])

@@ -101,7 +101,7 @@ def norm(order: Any, channels: int, group: int, batch: int, time: int, around: i
 
 
 def operator(layer: Layer) -> float:
-    """The whole operator in two pieces with its state, against its recurrence; and its gradients."""
+    """The whole operator in two pieces with its state, against its reference; and its gradients."""
     made = build_operator(layer, 16)
     for p in made.parameters():
         p.data.add_(0.2 * torch.randn_like(p))

@@ -1,20 +1,22 @@
-"""Runs each block's kernels in Triton's interpreter against the float64 recurrence."""
+"""Runs each block's kernels in Triton's interpreter against the float64 reference."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+import pytest
 import torch
 
+from nfsearch.ops import chooser, steps
 from nfsearch.ops.attention import rotate
 from nfsearch.ops.forms import named
 from nfsearch.ops.kernels.decode import attention, deltanet, embedding, gemv
 from nfsearch.ops.kernels.decode.projection import bind_head
 from nfsearch.ops.layout import Layout
-from nfsearch.ops.model import Block
+from nfsearch.ops.model import Block, HybridLM
 from nfsearch.ops.operator import RMSNorm, build_operator
-from nfsearch.space import Layer
+from nfsearch.space import Architecture, Layer
 
 # name: (operator, settings, width, batch, steps); widths and head counts that are no powers of two among them
 CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
@@ -37,15 +39,15 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
 }
 
 
-def error(name: str, settings: dict[str, Any], width: int, batch: int, steps: int) -> float:
-    """Relative error of what the block adds to its input, over `steps` tokens."""
+def error(name: str, settings: dict[str, Any], width: int, batch: int, time: int) -> float:
+    """Relative error of what the block adds to its input, over `time` tokens."""
     block = Block(Layer.of(name, **settings), width, 1e-6)
     for p in block.parameters():
         p.add_(0.3 * torch.randn_like(p)) if p.ndim == 1 else p.mul_(3)
-    x = torch.randn(batch, steps, width)
+    x = torch.randn(batch, time, width)
     exact = copy.deepcopy(block).double()
     expected = exact.operator.reference(exact.norm(x.double()))
-    state = block.operator.init_state(batch, steps + 2, device="cpu", dtype=torch.float32)
+    state = block.operator.init_state(batch, time + 2, device="cpu", dtype=torch.float32)
     for key in state.keys() & {"keys", "values"}:
         state[key].fill_(float("nan"))  # slots not written yet must not be read
     position = torch.zeros((), dtype=torch.int64)
@@ -117,6 +119,28 @@ def narrow_state_error() -> float:
     return float((outputs[1] - outputs[0]).norm() / outputs[0].norm())
 
 
+def model_error() -> float:
+    """Of a whole model's steps as the chooser takes them, checks included, against its own in PyTorch."""
+    layers = "D[head_dim=16] F M2[head_dim=16,state=16] A[head_dim=32] GDN[head_dim=16] GLA[heads=2] F[act=relu2]"
+    model = HybridLM(Architecture.parse(layers, width=32, vocab=24, head_norm=True))
+    tokens = torch.randint(24, (4, 2))
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        for fused in (False, True):
+            if fused:
+                patch.setattr(chooser, "on_cuda", lambda x: True)
+                patch.setattr(steps, "on_cuda", lambda x: True)
+                patch.setattr(chooser, "missing", lambda: "")
+                model._bound.clear()
+            state = model.init_state(2, 4)
+            found = [model.step(row, state, torch.tensor(position)) for position, row in enumerate(tokens)]
+            results.append(torch.cat([z.flatten() for z in (*found, *(z for held in state for z in held.values()))]))
+        choices = model.step_choices(tokens[0], state)
+    assert {choice.runs for choice in choices.values()} == {"triton"}, choices
+    assert len(model._bound) == 3  # the blocks', the embedding, the head: bound for the first token, and no more
+    return float((results[1] - results[0]).norm() / results[0].norm())
+
+
 @torch.no_grad()
 def report() -> dict[str, Any]:
     torch.manual_seed(0)
@@ -124,5 +148,6 @@ def report() -> dict[str, Any]:
     errors |= {"attention, shared cache": shared_cache_error()}
     errors |= {"head": head_error(False), "head, unit rows": head_error(True)}
     errors["embedding"] = embedding_error()
+    errors["model"] = model_error()
     errors["head, many sequences"] = head_error(True, gemv.MAX_BATCH + 1)
     return {"errors": errors, "narrow state": narrow_state_error()}

@@ -1,4 +1,4 @@
-"""On a CUDA device: the kernels against the float64 recurrence, step by step and as a captured graph."""
+"""On a CUDA device: the kernels against the float64 reference, step by step and as a captured graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels compute what the recurrences and the plain forms say, in Triton's interpreter on the CPU."""
+"""The kernels compute what the references and the plain forms say, in Triton's interpreter on the CPU."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ BLOCKS = (
     "gated delta", "gla", "gla, heads of 24", "attention", "attention, window", "attention, shared cache", "head",
     "head, unit rows", "gated delta, many sequences", "gla, many sequences", "mamba2, many sequences",
     "relu2, many sequences", "head, many sequences", "embedding",
+    "model",
 )  # fmt: skip
 DELTA = (
     "one step", "short", "whole chunk", "three chunks", "three chunks, decay", "strong decay",
