@@ -16,7 +16,10 @@ from nfsearch.space.operators import find_operator
 
 OPS = "nfsearch.ops"
 # What chooses between forms of an operator and checks them, which is done before anything is timed.
-_CHOOSERS = {f"{OPS}.{name}" for name in ("checks", "chooser", "forms", "parallel.choice", "steps", "what_runs")}
+_CHOOSERS = {
+    f"{OPS}.{name}"
+    for name in ("checks", "chooser", "forms", "parallel._form", "parallel.choice", "steps", "what_runs")
+}
 _NORM = f"{OPS}.operator:RMSNorm"
 _DECODE = f"{OPS}.kernels.decode"
 

@@ -9,7 +9,7 @@ from nfsearch.ops.chunked import delta_rule_step
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.norms import fused_norm_heads, norm_heads
 from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide, xavier_rows_
-from nfsearch.ops.parallel import Chunks, delta_rule
+from nfsearch.ops.parallel import DELTA_RULE, Chunks, delta_rule
 from nfsearch.ops.shortconv import (
     Parts,
     activate,
@@ -57,7 +57,7 @@ class DeltaNet(Operator):
 
     @property
     def chunks(self) -> Chunks:
-        return Chunks("delta_rule", self.head_dim, self.head_dim)
+        return Chunks(DELTA_RULE, self.head_dim, self.head_dim)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         qkv, beta = self.layout.split(self.in_proj(x), "q|k|v", "beta")

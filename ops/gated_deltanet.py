@@ -10,7 +10,7 @@ from nfsearch.ops.chunked import delta_rule_step
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.norms import fused_norm_heads, norm_heads
 from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide, xavier_rows_
-from nfsearch.ops.parallel import Chunks, delta_rule
+from nfsearch.ops.parallel import GATED_DELTA_RULE, Chunks, delta_rule
 from nfsearch.ops.shortconv import (
     Parts,
     activate,
@@ -64,7 +64,7 @@ class GatedDeltaNet(Operator):
 
     @property
     def chunks(self) -> Chunks:
-        return Chunks("gated_delta_rule", self.key_dim, self.value_dim)
+        return Chunks(GATED_DELTA_RULE, self.key_dim, self.value_dim)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         qkv, gate, rest = self._rows(x)

@@ -15,7 +15,7 @@ from nfsearch.ops.forms import Form, draws
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.norms import fused_norm_heads, norm_heads
 from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide
-from nfsearch.ops.parallel import Chunks, gated_linear
+from nfsearch.ops.parallel import GATED_LINEAR, Chunks, gated_linear
 
 _DECAY_ROOT = 16  # a = sigmoid(.) to the power of 1/16, so that memory starts long
 
@@ -52,7 +52,7 @@ class GatedLinearAttention(Operator):
 
     @property
     def chunks(self) -> Chunks:
-        return Chunks("gated_linear", self.key_dim, self.value_dim)
+        return Chunks(GATED_LINEAR, self.key_dim, self.value_dim)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         q, k, v, decay, gate = self._heads(x)

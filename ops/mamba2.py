@@ -10,7 +10,7 @@ from nfsearch.ops.chunked import linear_step
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.norms import fused_norm_gated, norm_gated
 from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide
-from nfsearch.ops.parallel import Chunks, shared_linear
+from nfsearch.ops.parallel import SHARED_LINEAR, Chunks, shared_linear
 from nfsearch.ops.shortconv import (
     Parts,
     activate,
@@ -65,7 +65,7 @@ class Mamba2(Operator):
 
     @property
     def chunks(self) -> Chunks:
-        return Chunks("shared_linear", self.state_size, self.head_dim)
+        return Chunks(SHARED_LINEAR, self.state_size, self.head_dim)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
         z, xbc, dt = self._rows(x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Literal, NamedTuple
@@ -20,27 +21,50 @@ from nfsearch.ops import chunked
 from nfsearch.ops.chooser import available, choose
 from nfsearch.ops.forms import Choice, Form, Inputs
 
-Kind = Literal["delta_rule", "gated_delta_rule", "shared_linear", "gated_linear"]
-
-KERNELS: dict[Kind, str] = {  # functions, in modules with a `refusal` and the SMALLEST size
-    "delta_rule": "nfsearch.ops.kernels.training.chunk_delta:delta_rule",
-    "gated_delta_rule": "nfsearch.ops.kernels.training.chunk_delta:delta_rule",
-    "shared_linear": "nfsearch.ops.kernels.training.chunk_shared:shared_linear",
-    "gated_linear": "nfsearch.ops.kernels.training.chunk_gated:gated_linear",
-}
-_PLAIN: dict[Kind, Callable[..., tuple[Tensor, Tensor]]] = {
-    "delta_rule": chunked.delta_rule,
-    "gated_delta_rule": chunked.delta_rule,
-    "shared_linear": chunked.shared_linear,
-    "gated_linear": chunked.gated_linear,
-}
 _TOLERANCE = {torch.float32: 1e-3}  # sums over a chunk, whose products are of TF32's parts
+
+
+@dataclass(frozen=True, eq=False)
+class Recurrence:
+    """A linear recurrence: its plain form over chunks, the kernels that may stand in for it (in a module with a
+    `refusal` and the SMALLEST size), and which inputs it has besides q, k, v and the state."""
+
+    name: str
+    plain: Callable[..., tuple[Tensor, Tensor]]
+    kernel: str
+    shared: bool = False  # q and k are the same for all heads
+    beta: bool = False  # how much is written, per head
+    decay: Literal["none", "head", "key"] = "head"  # per head, or per channel of its keys
+
+    @property
+    def module(self) -> ModuleType:
+        """That of the kernels; imports Triton."""
+        return importlib.import_module(self.kernel.split(":")[0])
+
+    def padded(self, *sizes: int) -> tuple[int, ...]:
+        """The powers of two from these sizes on, and from the smallest that the kernels take."""
+        smallest = self.module.SMALLEST
+        return tuple(max(smallest, 1 << (size - 1).bit_length()) for size in sizes)
+
+
+DELTA_RULE = Recurrence(
+    "delta_rule", chunked.delta_rule, "nfsearch.ops.kernels.training.chunk_delta:delta_rule", beta=True, decay="none"
+)
+GATED_DELTA_RULE = Recurrence(
+    "gated_delta_rule", chunked.delta_rule, "nfsearch.ops.kernels.training.chunk_delta:delta_rule", beta=True
+)
+SHARED_LINEAR = Recurrence(
+    "shared_linear", chunked.shared_linear, "nfsearch.ops.kernels.training.chunk_shared:shared_linear", shared=True
+)
+GATED_LINEAR = Recurrence(
+    "gated_linear", chunked.gated_linear, "nfsearch.ops.kernels.training.chunk_gated:gated_linear", decay="key"
+)
 
 
 class Chunks(NamedTuple):
     """The recurrence of an operator's parallel form, and the sizes of its heads' keys and values."""
 
-    kind: Kind
+    recurrence: Recurrence
     key: int
     value: int
 
@@ -52,8 +76,8 @@ def choice(chunks: Chunks, like: Tensor, *, continued: bool = False) -> Choice:
     """
     dtype = product_dtype(like)
     sizes = chunks.key, chunks.value
-    padded = _padded(chunks.kind, *sizes) if available(like) else sizes
-    found = choose(_form(chunks.kind, *padded, dtype, continued, torch.is_grad_enabled()), like)
+    padded = chunks.recurrence.padded(*sizes) if available(like) else sizes
+    found = choose(_form(chunks.recurrence, *padded, dtype, continued, torch.is_grad_enabled()), like)
     return (
         found if padded == sizes else Choice(found.runs, f"{found.reason} (heads padded to {padded[0]} x {padded[1]})")
     )
@@ -69,50 +93,45 @@ def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `chunked.delta_rule`. The output has the dtype of the products where the kernels run."""
-    return _run("delta_rule" if log_decay is None else "gated_delta_rule", like, q, k, v, (beta, log_decay), state)
+    return _run(DELTA_RULE if log_decay is None else GATED_DELTA_RULE, like, q, k, v, (beta, log_decay), state)
 
 
 def gated_linear(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `chunked.gated_linear`; the output as of `delta_rule`."""
-    return _run("gated_linear", like, q, k, v, (log_decay,), state)
+    return _run(GATED_LINEAR, like, q, k, v, (log_decay,), state)
 
 
 def shared_linear(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `chunked.shared_linear`; the output as of `delta_rule`."""
-    return _run("shared_linear", like, q, k, v, (log_decay,), state)
+    return _run(SHARED_LINEAR, like, q, k, v, (log_decay,), state)
 
 
 def _run(
-    kind: Kind, like: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: tuple[Tensor | None, ...], state: Tensor | None
+    what: Recurrence,
+    like: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: tuple[Tensor | None, ...],
+    state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """By the plain form, or by the kernels with heads padded with zeros, which is exact: channels of q and k that
     are zero neither write to the state nor read from it, those of v that are zero leave state and output zero."""
     key, value = q.shape[-1], v.shape[-1]
-    if choice(Chunks(kind, key, value), like, continued=state is not None).runs == "torch":
-        return plain(_PLAIN[kind], like, q, k, v, *gates, state)
+    if choice(Chunks(what, key, value), like, continued=state is not None).runs == "torch":
+        return plain(what.plain, like, q, k, v, *gates, state)
     dtype = product_dtype(like)
-    keys, values = _padded(kind, key, value)
-    form = _form(kind, keys, values, dtype, state is not None, torch.is_grad_enabled())
-    if kind == "gated_linear":  # whose decays are those of the keys' channels
+    keys, values = what.padded(key, value)
+    form = _form(what, keys, values, dtype, state is not None, torch.is_grad_enabled())
+    if what.decay == "key":  # whose decays are those of the keys' channels
         gates = tuple(_pad(x, keys) for x in gates)
     q, k, v = (x.to(dtype) for x in (q, k, v))
     out, last = form.run_kernel(_pad(q, keys), _pad(k, keys), _pad(v, values), *gates, _pad(state, keys, values))
     return out[..., :value], last[..., :key, :value]
-
-
-def _module(kind: Kind) -> ModuleType:
-    """Imports Triton."""
-    return importlib.import_module(KERNELS[kind].split(":")[0])
-
-
-def _padded(kind: Kind, *sizes: int) -> tuple[int, ...]:
-    """The powers of two from these sizes on, and from the smallest that the kernels take."""
-    smallest = _module(kind).SMALLEST
-    return tuple(max(smallest, 1 << (size - 1).bit_length()) for size in sizes)
 
 
 def _pad(x: Tensor | None, *sizes: int) -> Tensor | None:
@@ -136,26 +155,27 @@ _TIME, _HEADS = 150, 2  # of the example: more than two chunks, the last one sho
 
 
 @cache
-def _form(kind: Kind, key: int, value: int, dtype: torch.dtype, continued: bool, gradients: bool) -> Form:
+def _form(what: Recurrence, key: int, value: int, dtype: torch.dtype, continued: bool, gradients: bool) -> Form:
     """Heads of these sizes in products of `dtype`."""
 
     def example(device: torch.device) -> Inputs:
-        inputs = _example(kind, key, value, dtype)
+        inputs = _example(what, key, value, dtype)
         return inputs if continued else [*inputs[:-1], None]
 
+    how = ", from a state" * continued + ", without gradients" * (not gradients)
     return Form(
-        f"{kind} ({key} x {value}, {dtype}{', from a state' * continued}{', without gradients' * (not gradients)})",
+        f"{what.name} ({key} x {value}, {dtype}{how})",
         dtype,
-        _PLAIN[kind],
-        KERNELS[kind],
+        what.plain,
+        what.kernel,
         example,
-        lambda: _module(kind).refusal(key, value, dtype),
+        lambda: what.module.refusal(key, value, dtype),
         tolerance=_TOLERANCE,
         compared=1 if gradients and not continued else None,  # no gradient comes through the last state in training
     )
 
 
-def _example(kind: Kind, key: int, value: int, dtype: torch.dtype) -> Inputs:
+def _example(what: Recurrence, key: int, value: int, dtype: torch.dtype) -> Inputs:
     """Random inputs on the CPU, q and k of length one."""
     random = torch.Generator().manual_seed(0)
 
@@ -165,14 +185,14 @@ def _example(kind: Kind, key: int, value: int, dtype: torch.dtype) -> Inputs:
     def unit(*shape: int) -> Tensor:
         return torch.nn.functional.normalize(draw(*shape), dim=-1).to(dtype)
 
-    heads = () if kind == "shared_linear" else (_HEADS,)
+    heads = () if what.shared else (_HEADS,)
     q, k, v = unit(_TIME, *heads, key), unit(_TIME, *heads, key), draw(_TIME, _HEADS, value).to(dtype)
     state = draw(_HEADS, key, value)
     # Weak and strong decays, which kernels may treat differently; the first chunk has weak ones only.
     strength = torch.where(torch.arange(_TIME) < _TIME // 2, 0.1, 10.0).view(
-        1, _TIME, *[1] * (1 + (kind == "gated_linear"))
+        1, _TIME, *[1] * (1 + (what.decay == "key"))
     )
-    decay = -draw(_TIME, _HEADS, *((key,) if kind == "gated_linear" else ())).square() * strength
-    if kind in ("shared_linear", "gated_linear"):
+    decay = -draw(_TIME, _HEADS, *((key,) if what.decay == "key" else ())).square() * strength
+    if not what.beta:
         return [q, k, v, decay, state]
-    return [q, k, v, draw(_TIME, _HEADS).sigmoid(), None if kind == "delta_rule" else decay, state]
+    return [q, k, v, draw(_TIME, _HEADS).sigmoid(), None if what.decay == "none" else decay, state]

@@ -128,6 +128,8 @@ def test_comments_docstrings_and_names_of_locals_leave_every_digest(ops: Path) -
         ("kernels/decode/embedding.py:bind", {"embedding decode"}),
         ("kernels/decode/projection.py:bind_head", {"head decode"}),
         ("kernels/training/shortconv.py:conv_silu", {"D prefill", "GDN prefill", "M2 prefill"}),
+        ("kernels/training/chunk_gated.py:gated_linear", {"GLA prefill"}),
+        ("kernels/training/chunk_shared.py:shared_linear", {"M2 prefill"}),
         ("deltanet.py:step", {"D decode"}),
         ("deltanet.py:forward", {"D prefill"}),
         ("deltanet.py:__init__", {"D decode", "D prefill"}),

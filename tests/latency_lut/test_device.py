@@ -78,7 +78,6 @@ def test_settings() -> None:
     assert settings.workloads == {"tpot": Workload(phase="decode", batch=1, context=8192)}
     for wrong in (
         {"workloads": {"a b": {}}},
-        {"workloads": {"memory": {}}},
         {"workloads": {}},
         {"verify": -1},
         {"dtype": "int8"},

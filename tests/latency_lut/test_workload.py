@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nfsearch.latency_lut import Workload
-from nfsearch.latency_lut.workload import TIME_UNITS, Span
+from nfsearch.latency_lut.workload import Span
 
 
 def test_grid_of_a_generation_has_its_ends_and_the_powers_of_two_between() -> None:
@@ -46,8 +46,9 @@ def test_throughput_chooses_among_decode_steps_the_largest_first() -> None:
     ],
 )
 def test_limits_in_their_units(workload: Workload, value: float, unit: str, seconds: float) -> None:
-    assert unit in TIME_UNITS
-    assert workload.seconds(value, unit) == pytest.approx(seconds)
+    metric = workload.metric("tpot")
+    assert unit in metric.limit_units
+    assert metric.limit(value, unit) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from nfsearch.ops.model import HybridLM
 from nfsearch.ops.what_runs import check
 from nfsearch.proxies.data import prepare
 from nfsearch.proxies.settings import TrainingSettings
-from nfsearch.proxies.training import train
+from nfsearch.proxies.trainer import train_model
 from nfsearch.space import Architecture, Layer
 from nfsearch.testing.operators import HALF, OperatorSuite, agree
 
@@ -93,8 +93,8 @@ def test_the_search_trains_it(tmp_path: Path) -> None:
     )
     corpus = prepare(settings, tmp_path / "cache")
     architecture = Architecture.parse(f"{KDA} F", width=64, vocab=257)
-    scores = [train(architecture, corpus, settings, seed=0, device="cuda") for _ in range(2)]
-    assert scores[0].loss < scores[0].curve[0][1] - 1.5
+    scores = [train_model(architecture, corpus, settings, seed=0, device="cuda")[1] for _ in range(2)]
+    assert scores[0].metrics["loss"].value < scores[0].curve[0][1] - 1.5
     assert scores[0].curve == scores[1].curve
 
 

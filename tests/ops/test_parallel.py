@@ -16,7 +16,7 @@ from nfsearch.ops.forms import Inputs
 from nfsearch.ops.parallel import Chunks
 from nfsearch.support import notes
 
-KINDS: tuple[parallel.Kind, ...] = ("delta_rule", "gated_delta_rule", "shared_linear", "gated_linear")
+KINDS = (parallel.DELTA_RULE, parallel.GATED_DELTA_RULE, parallel.SHARED_LINEAR, parallel.GATED_LINEAR)
 
 
 class Gpu(Tensor):
@@ -28,19 +28,19 @@ class Gpu(Tensor):
 LIKE = torch.zeros(1).as_subclass(Gpu)
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> parallel.Kind:
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> parallel.Recurrence:
     monkeypatch.setattr(chooser, "_verdicts", {})
     monkeypatch.setattr(chooser, "missing", lambda: "")
     monkeypatch.setattr(notes, "_logged", set())
     return request.param
 
 
-def name(kind: parallel.Kind) -> str:
-    return "delta_rule" if kind == "gated_delta_rule" else kind
+def name(kind: parallel.Recurrence) -> str:
+    return kind.kernel.split(":")[1]
 
 
-def kernels(kind: parallel.Kind, monkeypatch: pytest.MonkeyPatch, off: float = 0.0) -> list[Inputs]:
+def kernels(kind: parallel.Recurrence, monkeypatch: pytest.MonkeyPatch, off: float = 0.0) -> list[Inputs]:
     """Stands in for the module of kernels: the plain form, with gradients that are `off`. What it was called with."""
     calls: list[Inputs] = []
 
@@ -59,11 +59,11 @@ def kernels(kind: parallel.Kind, monkeypatch: pytest.MonkeyPatch, off: float = 0
     module = ModuleType("kernels")
     module.SMALLEST, module.refusal = 16, refusal  # type: ignore[attr-defined]
     setattr(module, name(kind), call)
-    monkeypatch.setitem(sys.modules, parallel.KERNELS[kind].split(":")[0], module)
+    monkeypatch.setitem(sys.modules, kind.kernel.split(":")[0], module)
     return calls
 
 
-def test_kernels_that_agree_are_used(kind: parallel.Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_agree_are_used(kind: parallel.Recurrence, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = kernels(kind, monkeypatch)
     assert parallel.choice(Chunks(kind, 32, 16), LIKE) == ("triton", "agrees with float64 here")
     inputs = parallel._example(kind, 32, 16, torch.float32)
@@ -76,7 +76,7 @@ def test_kernels_that_agree_are_used(kind: parallel.Kind, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("key", "value"), [(5, 5), (24, 48), (48, 16), (64, 24), (160, 320)])
 @pytest.mark.parametrize("state", [False, True])
 def test_heads_of_other_sizes_are_padded(
-    kind: parallel.Kind, monkeypatch: pytest.MonkeyPatch, key: int, value: int, state: bool
+    kind: parallel.Recurrence, monkeypatch: pytest.MonkeyPatch, key: int, value: int, state: bool
 ) -> None:
     calls = kernels(kind, monkeypatch)
     inputs = parallel._example(kind, key, value, torch.float32)
@@ -89,7 +89,7 @@ def test_heads_of_other_sizes_are_padded(
     assert shapes[0] == shapes[1]
 
 
-def test_sizes_padded_to_the_same_share_a_check(kind: parallel.Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_padded_to_the_same_share_a_check(kind: parallel.Recurrence, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = kernels(kind, monkeypatch)
     for key, value in ((160, 320), (130, 512)):
         found = parallel.choice(Chunks(kind, key, value), LIKE)
@@ -99,7 +99,7 @@ def test_sizes_padded_to_the_same_share_a_check(kind: parallel.Kind, monkeypatch
 
 
 def test_wrong_gradients_are_refused_loudly_and_once(
-    kind: parallel.Kind, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: parallel.Recurrence, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = kernels(kind, monkeypatch, off=0.01)
     inputs = [*parallel._example(kind, 32, 16, torch.float32)[:-1], None]
@@ -111,12 +111,12 @@ def test_wrong_gradients_are_refused_loudly_and_once(
             getattr(parallel, name(kind))(*inputs, like=LIKE)
     assert len(calls) == 1
     assert len(caplog.records) == 1
-    assert f"{kind} (32 x 16, torch.float32)" in caplog.text
+    assert f"{kind.name} (32 x 16, torch.float32)" in caplog.text
     with torch.no_grad():  # results are right: prefill may use them
         assert parallel.choice(Chunks(kind, 32, 16), LIKE).runs == "triton"
 
 
-def test_sizes_and_dtypes_that_kernels_do_not_take(kind: parallel.Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_and_dtypes_that_kernels_do_not_take(kind: parallel.Recurrence, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels(kind, monkeypatch)
     assert parallel.choice(Chunks(kind, 512, 16), LIKE) == ("torch", "too large")
     assert parallel.choice(Chunks(kind, 257, 16), LIKE) == ("torch", "too large (heads padded to 512 x 16)")
