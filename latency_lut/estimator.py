@@ -31,6 +31,7 @@ class Estimate:
 
     seconds: float
     error: float
+    joules: float | None = None  # of the board, where the rows know its power
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Price:
 
     seconds: float
     error: float  # standard error, in seconds
+    joules: float  # not a number where the power of a row is not known
     memory: float  # bytes of weights and state
     workspace: float  # bytes
 
@@ -66,6 +68,7 @@ class Prices:
             seconds=ends.seconds + sum(n * seconds for n, seconds, _ in overheads),
             error=math.hypot(ends.error, *(n * error for n, _, error in overheads)),
         )
+        self._overhead = self.constant.seconds - ends.seconds  # what passes cost whatever is in them
 
     def layer(self, layer: Layer) -> Price:
         price = self._layers.get(layer)
@@ -81,12 +84,15 @@ class Prices:
         return price
 
     def estimate(self, layers: tuple[Layer, ...]) -> Estimate:
-        seconds, variance = self.constant.seconds, self.constant.error**2
+        seconds, variance, joules = self.constant.seconds, self.constant.error**2, self.constant.joules
         for layer, count in Counter(layers).items():
             price = self.layer(layer)
             seconds += count * price.seconds
             variance += (count * price.error) ** 2  # the same row: its error counts every time it is used
-        return Estimate(seconds, 2 * math.sqrt(variance))
+            joules += count * price.joules
+        # The overhead is taken to need the same power as the rest.
+        energy = None if math.isnan(joules) else joules * seconds / (seconds - self._overhead)
+        return Estimate(seconds, 2 * math.sqrt(variance), energy)
 
     def memory(self, layers: tuple[Layer, ...]) -> float:
         """Bytes."""
@@ -98,13 +104,15 @@ class Prices:
         return size + workspace
 
     def _price(self, parts: list[Part], memory: float) -> Price:
-        seconds, variance, workspace = 0.0, 0.0, 0.0
+        seconds, variance, joules, workspace = 0.0, 0.0, 0.0, 0.0
         for part in parts:
             time, error, rows = priced(self.table, part)
             seconds += time
             variance += error**2
+            powers = [math.nan if row.power_w is None else row.power_w for row in rows]
+            joules += time * sum(powers) / len(powers)
             workspace = max(workspace, *((row.workspace_mb or 0.0) * 1e6 for row in rows))
-        return Price(seconds, math.sqrt(variance), memory, workspace)
+        return Price(seconds, math.sqrt(variance), joules, memory, workspace)
 
 
 def priced(table: Measured, part: Part) -> tuple[float, float, list[Row]]:

@@ -36,7 +36,8 @@ class LatencyTable(Measured):
         found = self._priced(architecture, chosen, dtype).estimate(architecture.layers)
         if workload.phase != "throughput":
             return found
-        return Estimate(found.seconds / chosen.batch, found.error / chosen.batch)
+        joules = found.joules and found.joules / chosen.batch
+        return Estimate(found.seconds / chosen.batch, found.error / chosen.batch, joules)
 
     def memory(self, architecture: Architecture, workload: Workload, dtype: str | None = None) -> float:
         """Bytes that `workload` takes at its peak. Raises as `estimate` does."""

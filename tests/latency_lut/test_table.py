@@ -67,6 +67,15 @@ def test_estimate_is_the_sum_of_its_rows() -> None:
     assert list(parts.values()) == sorted(parts.values(), reverse=True)
 
 
+def test_energy_is_power_over_time_where_all_power_is_known() -> None:
+    table = made_up_table(KEYS)
+    estimate = table.estimate(MODEL, W)  # every row was measured at 400 W, and the overhead is taken to be like them
+    assert estimate.joules == pytest.approx(400 * estimate.seconds)
+    key = next(key for key in KEYS if key.block == "F" and key.width == 32)
+    table.add(made_up_row(key, _ms(table, "F"), power_w=None))
+    assert table.estimate(MODEL, W).joules is None
+
+
 def test_a_new_row_changes_the_estimate() -> None:
     table = made_up_table(KEYS)
     before = table.estimate(MODEL, W).seconds

@@ -34,6 +34,16 @@ def known_metrics(proxy: Iterable[Metric], workloads: Mapping[str, Workload]) ->
     return found
 
 
+def require_power(names: Iterable[str], workloads: Mapping[str, Workload], table: LatencyTable) -> None:
+    """Raises ValueError if an energy is among these names, and the table does not know the power of its rows."""
+    energies = {energy_of(name) for name in workloads}.intersection(names)
+    if energies and any(row.power_w is None for row in table.rows.values()):
+        raise ValueError(
+            f"{', '.join(sorted(energies))}: {table.name} does not know the power of its device; "
+            "only tables of GPUs with a driver that tells it do"
+        )
+
+
 def costs_of(
     table: LatencyTable, workloads: Mapping[str, Workload], dtype: str
 ) -> Callable[[Architecture], Measurements]:
@@ -48,6 +58,8 @@ def costs_of(
             try:
                 each = table.estimate(architecture, workload, dtype)
                 found[name] = Measurement(each.seconds, each.error)
+                if each.joules is not None:
+                    found[energy_of(name)] = Measurement(each.joules)
             except OutOfMemory:
                 found[name] = Measurement(math.inf)
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from nfsearch.latency_lut import LatencyTable, keys_for
 from nfsearch.proxies import Proxy
 from nfsearch.run.config import Config, load_config
+from nfsearch.run.metrics import require_power
 from nfsearch.run.records import CONFIG, JOURNAL
 from nfsearch.run.tables import budgets_of, check_layers, given_table, proxy_of, training_kind
 from nfsearch.run.yaml_file import YamlFile
@@ -44,6 +45,7 @@ class Plan:
         """What a search begins with once there is a table. Raises ValueError where no member of the space keeps the
         limits, and where the table does not know what the objectives or limits ask for."""
         search, names = self.config.search, self.config.objective_names
+        require_power({*names, *self.config.limit_values.most}, self.config.latency.workloads, table)
         budgets = budgets_of(self.config, table)
         known, left_out = fitting(self.known, budgets)
         problem = Problem(self.space, budgets, names, self.proxy.fidelity, search.seed, known)
