@@ -99,10 +99,12 @@ def export(
         typer.Option(metavar="NAME", help="yaml: design and training recipe; hf: a model folder; or another exporter."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file (yaml) or folder (hf) to write.")],
-    best: Annotated[bool, typer.Option("--best", help="The candidate with the lowest loss (the default).")] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="The one with the lowest first objective (the default).")
+    ] = False,
     pick: Annotated[int | None, typer.Option(metavar="ID", help="The candidate of this number.")] = None,
     max_latency_ms: Annotated[
-        float | None, typer.Option(metavar="X", help="The lowest loss among those this fast (first latency objective).")
+        float | None, typer.Option(metavar="X", help="The best of those this fast (first latency objective).")
     ] = None,
 ) -> None:
     """Write a candidate as a training recipe, or as a Hugging Face model trained as the search trained it."""

@@ -8,7 +8,7 @@ from nfsearch.report.result import CandidateRecord, RunResult
 
 
 def choose(result: RunResult, *, pick: int | None = None, max_latency_ms: float | None = None) -> CandidateRecord:
-    """The candidate to export: number `pick`, or the one with the lowest first objective.
+    """The candidate to export: number `pick`, or, of those within the limits, the one with the lowest first objective.
 
     `max_latency_ms` admits only candidates whose latency is at most that: of the first objective that is a latency,
     else of the first workload. Raises ValueError if nothing is left or the candidate picked has failed.
@@ -19,21 +19,23 @@ def choose(result: RunResult, *, pick: int | None = None, max_latency_ms: float 
             reason = f"has failed ({record.error})" if record.state == "failed" else "was stopped early"
             raise ValueError(f"candidate {pick} {reason}, so there is nothing to export")
         return record
-    done = result.in_state("done")
-    if not done:
+    if not result.in_state("done"):
         raise ValueError("no candidate of this run has finished, so there is nothing to export")
+    able = result.admitted()
+    if not able:
+        raise ValueError("no candidate of this run keeps its limits; --pick exports one all the same")
     if max_latency_ms is not None:
         times = result.timed()
         if not times:
             raise ValueError("this run measured no latency, so none can be the limit")
         name = times[0]
-        fastest = min(record.metrics[name].value for record in done) * 1e3
-        done = [record for record in done if record.metrics[name].value * 1e3 <= max_latency_ms]
-        if not done:
+        fastest = min(record.metrics[name].value for record in able) * 1e3
+        able = [record for record in able if record.metrics[name].value * 1e3 <= max_latency_ms]
+        if not able:
             raise ValueError(
                 f"no candidate has a {name} of at most {max_latency_ms:g} ms: the fastest takes {fastest:.5g} ms"
             )
-    return min(done, key=lambda record: record.metrics[result.objectives[0]].value)
+    return min(able, key=lambda record: record.metrics[result.objectives[0]].value)
 
 
 def require_free(path: str | Path) -> None:

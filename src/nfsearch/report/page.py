@@ -110,7 +110,7 @@ def plot_data(result: RunResult) -> dict[str, Any]:
             for record in result.in_state("done")
         ],
         "limits": {name: most * result.metric(name).unit.scale for name, most in result.limits.items()},
-        "best": _best_so_far(result.candidates, names[0], axes[names[0]].unit.scale),
+        "best": _best_so_far(result, axes[names[0]].unit.scale),
         "hypervolume": [(count, volume * scale) for count, volume in trajectory],
         "volume": f"hypervolume ({' × '.join(axes[name].unit.shown or name for name in names)})",
         "evaluations": len(result.candidates),
@@ -126,13 +126,15 @@ def plot_data(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _best_so_far(records: Iterable[CandidateRecord], objective: str, scale: float) -> list[tuple[int, float]]:
-    """(evaluations finished, lowest value so far), where it fell."""
+def _best_so_far(result: RunResult, scale: float) -> list[tuple[int, float]]:
+    """(evaluations finished, lowest first objective so far of those that the front is chosen from), where it fell."""
+    able = {record.number for record in result.admitted()}
     best: list[tuple[int, float]] = []
-    for count, record in enumerate(records, start=1):
-        value = record.value(objective)
-        if value is not None and (not best or value * scale < best[-1][1]):
-            best.append((count, value * scale))
+    for count, record in enumerate(result.candidates, start=1):
+        if record.number in able:
+            value = record.metrics[result.objectives[0]].value * scale
+            if not best or value < best[-1][1]:
+                best.append((count, value))
     return best
 
 

@@ -146,9 +146,10 @@ def _limit(limit: str, metrics: Mapping[str, Metric]) -> tuple[str, str]:
         )
     unit = fitting[name]
     if unit not in metrics[name].limit_units:
-        kind = metrics[name].unit.name or "a number"
+        kind = f"in {metrics[name].unit.name}" if metrics[name].unit.name else "a number"
         known = ", ".join(each or "no unit" for each in metrics[name].limit_units)
-        raise ValueError(f"limits: {limit!r} limits {name}, which is in {kind}: expected {known}, not {unit!r}")
+        found = repr(unit) if unit else "without a unit"
+        raise ValueError(f"limits: {limit!r} limits {name}, which is {kind}: expected {known}, not {found}")
     return name, unit
 
 

@@ -37,7 +37,8 @@ def known_metrics(proxy: Iterable[Metric], workloads: Mapping[str, Workload]) ->
 def require_power(names: Iterable[str], workloads: Mapping[str, Workload], table: LatencyTable) -> None:
     """Raises ValueError if an energy is among these names, and the table does not know the power of its rows."""
     energies = {energy_of(name) for name in workloads}.intersection(names)
-    if energies and any(row.power_w is None for row in table.rows.values()):
+    timed = [row for row in table.rows.values() if row.latency_ms is not None]
+    if energies and any(row.power_w is None for row in timed):
         raise ValueError(
             f"{', '.join(sorted(energies))}: {table.name} does not know the power of its device; "
             "only tables of GPUs with a driver that tells it do"

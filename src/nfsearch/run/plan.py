@@ -9,7 +9,7 @@ from pathlib import Path
 from nfsearch.latency_lut import LatencyTable, keys_for
 from nfsearch.proxies import Proxy
 from nfsearch.run.config import Config, load_config
-from nfsearch.run.metrics import require_power
+from nfsearch.run.metrics import energy_of, require_power
 from nfsearch.run.records import CONFIG, JOURNAL
 from nfsearch.run.tables import budgets_of, check_layers, given_table, proxy_of, training_kind
 from nfsearch.run.yaml_file import YamlFile
@@ -76,12 +76,16 @@ def read_plan(config_path: Path, out: Path | None, resume: bool, assignments: Se
         table.require(keys, config.latency.accept)
         plan.begin(table).strategy.propose(0, [])  # raises if no member keeps the limits
     elif plan.device == "cpu":
-        _need_memory(config)
+        _require_of_a_cpu(config)
     return plan
 
 
-def _need_memory(config: Config) -> None:
-    """Raises ValueError for a throughput at as many sequences as fit into a memory that no table of a CPU knows."""
+def _require_of_a_cpu(config: Config) -> None:
+    """Raises ValueError for what no table of a CPU knows: an energy, and a throughput at as many sequences as fit into
+    its memory."""
+    energies = {energy_of(name) for name in config.latency.workloads}
+    if asked := energies.intersection((*config.objective_names, *config.limit_values.most)):
+        raise ValueError(f"{', '.join(sorted(asked))}: the power of a CPU is not measured, so no energy is known")
     for name, workload in config.latency.workloads.items():
         if workload.phase == "throughput" and workload.memory_gb is None:
             raise ValueError(f"latency.workloads.{name}: on a CPU a throughput needs memory_gb, how much may be taken")

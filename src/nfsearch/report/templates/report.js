@@ -140,7 +140,7 @@
 
   function drawProgress() {
     const y = data.y, line = (color) => ({ shape: "hv", color, width: 2 });
-    const steps = (pairs) => ({ x: [...pairs.map((p) => p[0]), data.evaluations], y: [...pairs.map((p) => p[1]), pairs[pairs.length - 1][1]] });
+    const steps = (pairs) => !pairs.length ? { x: [], y: [] } : ({ x: [...pairs.map((p) => p[0]), data.evaluations], y: [...pairs.map((p) => p[1]), pairs[pairs.length - 1][1]] });
     show("plot-best", [
       { type: "scatter", mode: "markers", name: "each candidate", x: data.points.map((p) => p.place), y: data.points.map((p) => p.values[y]),
         hovertext: data.points.map(hover), hoverinfo: "text", marker: { size: 6, color: css("--faint") } },
