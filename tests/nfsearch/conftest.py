@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from nfsearch.cli.main import main
 from nfsearch.report.result import RunResult
+from nfsearch.run.search import search
 from tests.nfsearch.fake_run import make_result
-from tests.nfsearch.runs import nfsearch, tiny_config
+from tests.nfsearch.runs import tiny_config
 
 
 @pytest.fixture
@@ -21,14 +23,20 @@ def result() -> RunResult:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny search that has run to its end, one for all test processes; copy it before changing it."""
+    """The folder of a tiny search that has run to its end, with one thread as a worker process has; one for all test
+    processes, so copy it before changing it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # whoever is first runs it, the others wait
         if not (folder / "run" / "result.json").exists():
-            nfsearch("run", tiny_config(folder), "--out", "run", cwd=folder)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                assert search(tiny_config(folder), folder / "run", resume=False, assignments=()) == 0
+            finally:
+                torch.set_num_threads(threads)
     return folder / "run"
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 
+from nfsearch.latency_lut import Workload
 from nfsearch.latency_lut.verification import Verification
-from nfsearch.proxies import Score
+from nfsearch.proxies import Evaluation, Fidelity, Job
+from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY
 from nfsearch.report.result import (
     ConfigRecord,
     Run,
@@ -16,8 +20,11 @@ from nfsearch.report.result import (
     TableRecord,
     build_result,
 )
+from nfsearch.run.config import read_limits
+from nfsearch.run.metrics import known_metrics
 from nfsearch.search.candidate import Candidate, Proposal
 from nfsearch.space import Architecture
+from nfsearch.support.metrics import Measurement
 from nfsearch.support.versions import versions
 
 MIXERS = ["A", "A[window=512]", "D", "GDN", "GLA", "M2"]
@@ -34,19 +41,15 @@ limits: {tpot_ms: 0.6}
 """
 
 
-def _score(loss: float, rng: random.Random) -> Score:
+FIDELITY = Fidelity(2_000_000, 512, 32, "learning rate 0.001, fp32", "0123456789abcdef")
+FAILED, STOPPED, NOTED = (9, 27), 21, (5, 30)  # numbers of candidates
+NOTE = "D trains in plain torch: the kernel gave other gradients (0.3 off)"
+
+
+def _evaluation(loss: float, rng: random.Random, notes: tuple[str, ...]) -> Evaluation:
     curve = tuple((t * 100_000, loss + 2.4 * math.exp(-t / 5) + rng.gauss(0, 0.01)) for t in range(1, 21))
-    return Score(
-        loss=loss,
-        bits_per_byte=loss / math.log(2),
-        perplexity=math.exp(loss),
-        tokens=2_000_000,
-        seconds=6.0,
-        curve=curve,
-        seed=0,
-        data="python-stdlib/bytes",
-        fidelity="2000000 tokens, sequence 512",
-    )
+    values = {"loss": loss, "bits_per_byte": loss / math.log(2), "perplexity": math.exp(loss)}
+    return Evaluation({name: Measurement(value) for name, value in values.items()}, 2_000_000, 6.0, curve, notes)
 
 
 def fake_candidates(n: int = 40, seed: int = 0, workloads: tuple[str, ...] = ("tpot",)) -> list[Candidate]:
@@ -59,7 +62,7 @@ def fake_candidates(n: int = 40, seed: int = 0, workloads: tuple[str, ...] = ("t
             mixers, width = [rng.choice(MIXERS) for _ in range(rng.randint(2, 6))], rng.choice([256, 384, 512])
             origin, parents = ("known" if number < 2 else "random"), ()
         else:
-            parent = min(rng.sample(done, min(5, len(done))), key=lambda k: found[k].values["loss"])
+            parent = min(rng.sample(done, min(5, len(done))), key=lambda k: found[k].value("loss"))
             mixers, width = list(genes[parent][0]), genes[parent][1]
             kind = rng.choice(["operator", "operator", "depth", "width"])
             if kind == "operator":
@@ -74,36 +77,41 @@ def fake_candidates(n: int = 40, seed: int = 0, workloads: tuple[str, ...] = ("t
         genes.append((mixers, width))
         layers = " ".join(f"{mixer} F" for mixer in mixers)
         price = sum(PRICE[word] for word in layers.split()) * width
-        latency = {
-            name: (price * scale, price * scale * 0.04)
+        architecture = Architecture.parse(layers, width=width, vocab=256, meta_tokens=8)
+        costs = {
+            name: Measurement(price * scale, price * scale * 0.04)
             for name, scale in zip(workloads, (1.0, 60.0, 5.0), strict=False)
         }
+        costs["memory"] = Measurement(4.0 * architecture.parameters)
+        costs["parameters"] = Measurement(float(architecture.parameters))
+        costs["state"] = Measurement(1e3 * width * len(mixers))
         worth = sum(WORTH[word] for word in layers.split()) * (width / 256) ** 0.7 + 0.5 * len(set(mixers))
         loss = 1.15 + 3.2 * worth**-0.6 + rng.gauss(0, 0.015)
         proposal = Proposal(
             index=number,
-            architecture=Architecture.parse(layers, width=width, vocab=256, meta_tokens=8),
+            job=Job(architecture, FIDELITY),
             answers={},
             origin=origin,
             generation=0 if number < 12 else 1 + (number - 12) // 10,
             parents=parents,
-            costs=latency,
+            costs=costs,
+            refused={"over the limit on tpot": 1} if number % 4 == 0 else {},
         )
-        failed = number in (9, 27)
-        values = {"loss": loss, **{name: seconds for name, (seconds, _) in latency.items()}}
-        found.append(
-            Candidate(
-                number=number,
-                proposal=proposal,
-                state="failed" if failed else "done",
-                score=None if failed else _score(loss, rng),
-                values={} if failed else values,
-                seconds=6.0 + rng.random(),
-                error="loss became NaN after 412 steps" if failed else None,
-                attempts=2 if failed else 1,
-            )
-        )
+        failed, evaluation = number in FAILED, _evaluation(loss, rng, (NOTE,) if number in NOTED else ())
+        seconds = 6.0 + rng.random()
+        if failed:
+            error = "loss became NaN after 412 steps"
+            found.append(Candidate(number, proposal, "failed", None, seconds, error, attempts=2))
+        elif number == STOPPED:
+            found.append(Candidate(number, proposal, "stopped", stopped(evaluation), seconds))
+        else:
+            found.append(Candidate(number, proposal, "done", evaluation, seconds))
     return found
+
+
+def stopped(evaluation: Evaluation) -> Evaluation:
+    """What is known of a candidate that was stopped in the middle."""
+    return replace(evaluation, metrics={}, tokens=1_000_000, curve=evaluation.curve[:10])
 
 
 def fake_verification(n: int = 12) -> Verification:
@@ -137,7 +145,13 @@ def make_result(
     workloads: tuple[str, ...] = ("tpot",),
     verified: bool = True,
     status: str = "complete",
+    objectives: Sequence[str] | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> RunResult:
+    """`limits` as in a config; `objectives` are the loss and all workloads, unless given."""
+    metrics = known_metrics((LOSS, BITS_PER_BYTE, PERPLEXITY), dict.fromkeys(workloads, Workload()))
+    if limits is None:
+        limits = {"tpot_ms": 0.6} if "tpot" in workloads else {}
     return build_result(
         fake_candidates(workloads=workloads) if candidates is None else candidates,
         run=Run(
@@ -148,7 +162,7 @@ def make_result(
             command="nfsearch run experiments/quickstart/config.yaml",
             versions=versions(),
         ),
-        config=ConfigRecord(text=CONFIG, resolved={"limits": {"tpot_ms": 0.6}}),
+        config=ConfigRecord(text=CONFIG, resolved={"limits": dict(limits)}),
         space=SpaceRecord(
             notation="(mixer F){2..6}",
             where={"mixer": "A | A[window=512] | D | GDN | GLA | M2"},
@@ -156,9 +170,11 @@ def make_result(
             widths=[256, 384, 512],
             limits={"layers": 12},
         ),
-        objectives=["loss", *workloads],
+        metrics=list(metrics.values()),
+        objectives=objectives or ["loss", *workloads],
+        limits=read_limits(limits, metrics),
+        population=12,
         storage="study.journal",
-        refusals={"over the latency budget": 31, "seen before": 4},
         table=TableRecord(
             path="latency.parquet",
             rows=96,

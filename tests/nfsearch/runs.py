@@ -46,7 +46,8 @@ def invented_table(path: Path, space: dict[str, Any] = SPACE, vocab: int = BYTES
 
 
 def tiny_config(folder: Path, **changes: Any) -> Path:
-    """Writes a config that trains for a moment; `changes` are sections to merge in."""
+    """Writes a config that trains for a moment in the process that reads it, without Ray; `changes` are sections to
+    merge in."""
     sections: dict[str, Any] = {
         "space": SPACE,
         "latency": {
@@ -57,13 +58,16 @@ def tiny_config(folder: Path, **changes: Any) -> Path:
         },
         "proxy": {"tokens": 2048, "sequence": 32, "batch": 8, "validation_tokens": 1024, "learning_rate": 4e-3},
         "search": {"evaluations": 8, "population": 4, "tournament": 2},
-        "workers": {"count": 1},
+        "workers": {"executor": "local"},
     }
     for name, change in changes.items():
         sections[name] = {**sections.get(name, {}), **change} if isinstance(change, dict) else change
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(sections, sort_keys=False))
     return path
+
+
+RAY = ("--set", "workers.executor=ray", "--set", "workers.count=1")  # in the place of `tiny_config`'s executor
 
 
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nfsearch.report.result import RunResult
 from nfsearch.support.files import write_atomically
-from tests.nfsearch.fake_run import fake_candidates, make_result
+from tests.nfsearch.fake_run import FAILED, NOTE, NOTED, STOPPED, fake_candidates, make_result
 
 
 def test_saved_and_loaded_again_it_is_the_same(result: RunResult, tmp_path: Path) -> None:
@@ -19,14 +20,22 @@ def test_saved_and_loaded_again_it_is_the_same(result: RunResult, tmp_path: Path
 def test_the_file_holds_what_the_candidates_are(result: RunResult, tmp_path: Path) -> None:
     result.save(tmp_path / "result.json")
     fields = json.loads((tmp_path / "result.json").read_text())
-    assert fields["schema_version"] == 1
+    assert fields["schema_version"] == 2
+    units = {metric["name"]: metric["unit"]["name"] for metric in fields["metrics"]}
+    assert (units["loss"], units["tpot"], units["memory"]) == ("nats per token", "seconds", "bytes")
     for record, candidate in zip(fields["candidates"], fake_candidates(), strict=True):
         architecture = candidate.proposal.architecture
         assert record["notation"] == architecture.notation
-        assert record["parameters"] == architecture.parameters
+        assert record["metrics"]["parameters"] == {"value": architecture.parameters, "error": 0}
         assert len(record["layers"]) == len(architecture.layers)
-        assert record["latency"]["tpot"]["seconds"] == candidate.proposal.costs["tpot"][0]
-        assert record["loss"] == (candidate.score.loss if candidate.score else None)
+        cost = candidate.proposal.costs["tpot"]
+        assert record["metrics"]["tpot"] == {"value": cost.value, "error": cost.error}
+        loss = candidate.metrics.get("loss")
+        assert record["metrics"].get("loss") == (loss and {"value": loss.value, "error": 0})
+        job = candidate.proposal.job
+        assert (record["job"], record["seed"], record["continues"]) == (job.digest, job.seed, None)
+        assert record["fidelity"] == job.fidelity.to_dict()
+        assert record["state"] == candidate.state
 
 
 def test_the_published_schema_describes_every_field() -> None:
@@ -35,14 +44,86 @@ def test_the_published_schema_describes_every_field() -> None:
 
 
 def test_the_front_holds_exactly_what_nothing_dominates(result: RunResult) -> None:
-    done = [record for record in result.candidates if record.state == "done"]
+    check_front(result)
 
-    def dominated(a: dict[str, float]) -> bool:
-        return any(all(b.values[k] <= a[k] for k in a) and b.values != a for b in done)
 
-    assert set(result.front) == {record.number for record in done if not dominated(record.values)}
-    losses = [result.candidate(number).values["loss"] for number in result.front]
-    assert losses == sorted(losses)
+def check_front(result: RunResult) -> None:
+    """It is exactly what nothing dominates among those within the limits, by the first objective."""
+    points = {record.number: [record.value(name) or 0.0 for name in result.objectives] for record in result.admitted()}
+
+    def dominated(a: list[float]) -> bool:
+        return any(all(x <= y for x, y in zip(b, a, strict=True)) and b != a for b in points.values())
+
+    assert set(result.front) == {number for number, point in points.items() if not dominated(point)}
+    first = [points[number][0] for number in result.front]
+    assert first == sorted(first)
+
+
+@pytest.mark.parametrize("first", ["memory", "parameters", "bits_per_byte", "state", "tpot"])
+def test_any_metric_can_be_the_first_objective(first: str) -> None:
+    result = make_result(objectives=[first, "loss"])
+    check_front(result)
+    assert result.front
+    best = min(value for record in result.in_state("done") if (value := record.value(first)) is not None)
+    assert result.candidate(result.front[0]).value(first) == best
+    assert result.hypervolume is not None
+    assert list(result.hypervolume.reference) == [first, "loss"]
+
+
+@pytest.mark.parametrize("name", ["loss", "bits_per_byte", "parameters_m", "state_mb"])
+def test_a_limit_keeps_candidates_off_the_front(name: str) -> None:
+    free = make_result()
+    metric = next(each for each in free.metrics if name.startswith(each.name))
+    values = sorted(free.candidate(number).metrics[metric.name].value for number in free.front)
+    most = (values[0] + values[1]) / 2  # keeps one of the front
+    unit = name.removeprefix(metric.name).removeprefix("_")
+    result = make_result(limits={name: most / metric.unit.limits[unit]})
+    assert result.limits[metric.name] == pytest.approx(most)
+    check_front(result)
+    assert {record.number for record in result.candidates} == {record.number for record in free.candidates}
+    over = {record.number for record in result.in_state("done") if record.metrics[metric.name].value > most}
+    assert over & set(free.front)
+    assert not over & set(result.front)
+    assert not over & {record.number for record in result.admitted()}
+
+
+def test_losses_of_a_lower_fidelity_are_not_on_the_front() -> None:
+    candidates = fake_candidates()
+    number = make_result(candidates).front[0]
+    proposal = candidates[number].proposal
+    short = replace(proposal.job, fidelity=replace(proposal.job.fidelity, tokens=1000))
+    candidates[number] = replace(candidates[number], proposal=replace(proposal, job=short))
+    result = make_result(candidates)
+    assert number not in result.front
+    check_front(result)
+    (record,) = [record for record in result.candidates if record.number == number]
+    assert record.fidelity.tokens == 1000
+
+
+def test_a_stopped_candidate_has_a_curve_and_no_place_on_the_front(result: RunResult) -> None:
+    (record,) = result.in_state("stopped")
+    assert record.number == STOPPED
+    assert record.value("loss") is None
+    assert record.value("tpot") is not None
+    assert record.tokens == record.curve[-1][0] == 1_000_000
+    assert record.error is None
+    assert STOPPED not in result.front
+    assert [failed.number for failed in result.in_state("failed")] == list(FAILED)
+
+
+def test_what_workers_had_to_say_is_kept_with_the_candidates(result: RunResult, tmp_path: Path) -> None:
+    result.save(tmp_path / "result.json")
+    assert RunResult.load(tmp_path / "result.json").notes() == {NOTE: list(NOTED)}
+
+
+def test_many_seeds_of_one_architecture_are_told_apart() -> None:
+    first, *_ = fake_candidates()
+    job = replace(first.proposal.job, seed=1, continues=first.proposal.job.digest)
+    second = replace(first, number=1, proposal=replace(first.proposal, job=job))
+    one, other = make_result([first, second]).candidates
+    assert one.digest == other.digest
+    assert one.job != other.job
+    assert (other.seed, other.continues) == (1, one.job)
 
 
 def test_the_hypervolume_grows_to_the_area_under_the_front(result: RunResult) -> None:
@@ -50,11 +131,14 @@ def test_the_hypervolume_grows_to_the_area_under_the_front(result: RunResult) ->
     volumes = [volume for _, volume in result.hypervolume.trajectory]
     assert volumes == sorted(volumes)
     assert volumes[-1] == result.hypervolume.value
+    assert result.hypervolume.reference["tpot"] == result.limits["tpot"]
     corner = result.hypervolume.reference
     area, ceiling = 0.0, corner["loss"]
-    for record in sorted(map(result.candidate, result.front), key=lambda record: record.values["tpot"]):
-        area += (corner["tpot"] - record.values["tpot"]) * (ceiling - record.values["loss"])
-        ceiling = record.values["loss"]
+    points = [(record.metrics["tpot"].value, record.metrics["loss"].value) for record in result.admitted()]
+    for time, loss in sorted(points):
+        if loss < ceiling:
+            area += (corner["tpot"] - time) * (ceiling - loss)
+            ceiling = loss
     assert result.hypervolume.value == pytest.approx(area)
 
 
@@ -69,8 +153,8 @@ def test_a_run_without_candidates_and_one_with_failures_only() -> None:
 
 def test_a_curve_that_left_the_numbers_survives_the_file(tmp_path: Path) -> None:
     first, *_ = fake_candidates()
-    object.__setattr__(first.score, "curve", ((1, 2.0), (2, math.nan)))
-    result = make_result([first])
+    assert first.evaluation is not None
+    result = make_result([replace(first, evaluation=replace(first.evaluation, curve=((1, 2.0), (2, math.nan))))])
     result.save(tmp_path / "result.json")
     assert RunResult.load(tmp_path / "result.json").candidates[0].curve == [(1, 2.0), (2, None)]
 
@@ -82,7 +166,7 @@ def test_a_huge_space_keeps_its_exact_count(result: RunResult, tmp_path: Path) -
     assert RunResult.load(tmp_path / "result.json").space.count == count
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": {}}', '{"schema_version": 1, "candidates": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": {}}', '{"schema_version": 2, "candidates": 3}'])
 def test_another_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
@@ -92,8 +176,17 @@ def test_another_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
 
 def test_another_schema_version_is_refused(result: RunResult, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    result.model_copy(update={"schema_version": 2}).save(path)
-    with pytest.raises(ValueError, match="schema version 2"):
+    for version in (1, 3):
+        result.model_copy(update={"schema_version": version}).save(path)
+        with pytest.raises(ValueError, match=f"result.json has schema version {version}, this nfsearch reads 2") as said:
+            RunResult.load(path)
+        assert len(str(said.value).splitlines()) == 1
+
+
+def test_a_result_of_the_first_schema_is_refused_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text('{"schema_version": 1, "objectives": [{"name": "loss", "unit": "nats"}], "candidates": []}')
+    with pytest.raises(ValueError, match="has schema version 1, this nfsearch reads 2"):
         RunResult.load(path)
 
 
