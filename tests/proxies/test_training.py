@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
-import logging
+import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +17,16 @@ from torch import nn
 from nfsearch.ops import model as model_module
 from nfsearch.ops.ffn import FeedForward
 from nfsearch.ops.model import HybridLM
+from nfsearch.proxies import Evaluation, Fidelity, Job, trainer
 from nfsearch.proxies import step as step_module
-from nfsearch.proxies import training
 from nfsearch.proxies.data import Corpus, batch, prepare
-from nfsearch.proxies.score import Score
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.step import Step, optimizer
-from nfsearch.proxies.training import Diverged, learning_rate, train, train_model
+from nfsearch.proxies.trainer import Diverged, learning_rate, train_model
+from nfsearch.proxies.training import TrainingProxy
 from nfsearch.proxies.weight_norm import WeightNorm
-from nfsearch.space import Architecture
+from nfsearch.space import Architecture, SpaceSettings
+from nfsearch.support.notes import listening
 
 SMALL = TrainingSettings(tokens=64 * 64, sequence=32, batch=2, learning_rate=1e-2, validation_tokens=1000)
 EVERY_MIXER = "A[head_dim=16] F[act=relu2] D[head_dim=16] F GDN[head_dim=16] GLA M2[head_dim=16, state=16]"
@@ -47,42 +51,52 @@ def architecture(
     return Architecture.parse(layers, width=width, vocab=vocab, meta_tokens=meta_tokens)
 
 
+def evaluated(*arguments: Any, **named: Any) -> Evaluation:
+    return train_model(*arguments, **named)[1]
+
+
+def loss_of(found: Evaluation) -> float:
+    return found.metrics["loss"].value
+
+
 @pytest.mark.parametrize("weight_norm", [True, False])
-def test_loss_falls_and_the_score_is_complete(corpus: Corpus, weight_norm: bool) -> None:
+def test_loss_falls_and_the_evaluation_is_complete(corpus: Corpus, weight_norm: bool) -> None:
     settings = SMALL.model_copy(update={"weight_norm": weight_norm})
     seen: list[tuple[int, float]] = []
-    score = train(architecture(), corpus, settings, seed=0, device="cpu", report=lambda *pair: seen.append(pair))
-    assert score.curve[0][1] > 5
-    assert score.loss < score.curve[0][1] - 1.5
-    assert score.perplexity == pytest.approx(math.exp(score.loss))
-    assert score.bits_per_byte == pytest.approx(score.loss / math.log(2) / corpus.bytes_per_token)
-    assert score.tokens == 64 * 64
-    assert tuple(seen) == score.curve
+    found = evaluated(architecture(), corpus, settings, seed=0, device="cpu", report=lambda *pair: seen.append(pair))
+    loss = loss_of(found)
+    assert found.curve[0][1] > 5
+    assert loss < found.curve[0][1] - 1.5
+    assert list(found.metrics) == [metric.name for metric in TrainingProxy.metrics]
+    assert found.metrics["perplexity"].value == pytest.approx(math.exp(loss))
+    assert found.metrics["bits_per_byte"].value == pytest.approx(loss / math.log(2) / corpus.bytes_per_token)
+    assert found.tokens == 64 * 64
+    assert tuple(seen) == found.curve
     assert len(seen) <= 50
-    assert seen[-1][0] == score.tokens
-    assert corpus.digest in score.data
-    assert Score.from_dict(score.to_dict()) == score
+    assert seen[-1][0] == found.tokens
+    assert found.seconds > 0
+    assert Evaluation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
 def test_same_seed_same_losses(corpus: Corpus) -> None:
     settings = SMALL.model_copy(update={"tokens": 12 * 64})
     wide = architecture(EVERY_MIXER, meta_tokens=3)
     torch.manual_seed(1)
-    first = train(wide, corpus, settings, seed=5, device="cpu")
+    first = evaluated(wide, corpus, settings, seed=5, device="cpu")
     drawn = torch.rand(3)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(3), drawn)  # the caller's generator was left alone
-    again = train(wide, corpus, settings, seed=5, device="cpu")
-    other = train(wide, corpus, settings, seed=6, device="cpu")
-    assert (again.loss, again.curve) == (first.loss, first.curve)
-    assert other.loss != first.loss
+    again = evaluated(wide, corpus, settings, seed=5, device="cpu")
+    other = evaluated(wide, corpus, settings, seed=6, device="cpu")
+    assert (again.metrics, again.curve) == (first.metrics, first.curve)
+    assert other.metrics != first.metrics
 
 
 def test_same_start_and_order_whatever_was_trained_before(corpus: Corpus) -> None:
     settings = SMALL.model_copy(update={"tokens": 4 * 64})
-    alone = train(architecture("F"), corpus, settings, seed=2, device="cpu")
-    train(architecture("F F"), corpus, settings, seed=9, device="cpu")
-    assert train(architecture("F"), corpus, settings, seed=2, device="cpu").loss == alone.loss
+    alone = evaluated(architecture("F"), corpus, settings, seed=2, device="cpu")
+    evaluated(architecture("F F"), corpus, settings, seed=9, device="cpu")
+    assert evaluated(architecture("F"), corpus, settings, seed=2, device="cpu").metrics == alone.metrics
 
 
 def test_weight_norm_projects_every_declared_matrix(corpus: Corpus) -> None:
@@ -124,9 +138,9 @@ def test_weight_norm_leaves_the_rest_alone() -> None:
 
 
 def test_validation_is_independent_of_batching(corpus: Corpus) -> None:
-    model, score = train_model(architecture(), corpus, SMALL, seed=0, device="cpu")
-    one_by_one = training.evaluate(model, corpus, SMALL.model_copy(update={"batch": 1}), "cpu")
-    assert one_by_one == pytest.approx(score.loss, rel=1e-5)
+    model, found = train_model(architecture(), corpus, SMALL, seed=0, device="cpu")
+    one_by_one = trainer.evaluate(model, corpus, SMALL.model_copy(update={"batch": 1}), "cpu")
+    assert one_by_one == pytest.approx(loss_of(found), rel=1e-5)
 
 
 def test_decay_touches_only_matrices() -> None:
@@ -153,9 +167,9 @@ def test_learning_rate_rises_then_falls_to_a_tenth() -> None:
 
 
 def test_at_least_one_step(corpus: Corpus) -> None:
-    score = train(architecture("F"), corpus, SMALL.model_copy(update={"tokens": 1}), seed=0, device="cpu")
-    assert score.tokens == 64
-    assert len(score.curve) == 1
+    found = evaluated(architecture("F"), corpus, SMALL.model_copy(update={"tokens": 1}), seed=0, device="cpu")
+    assert found.tokens == 64
+    assert len(found.curve) == 1
 
 
 @pytest.mark.parametrize("bad_step", [1, 5])
@@ -170,14 +184,14 @@ def test_divergence_names_the_step(corpus: Corpus, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(HybridLM, "loss", loss)
     with pytest.raises(Diverged, match=rf"training loss is nan at step {bad_step}$"):
-        train(architecture(), corpus, SMALL, seed=0, device="cpu")
+        evaluated(architecture(), corpus, SMALL, seed=0, device="cpu")
     assert calls < 10  # it did not go on to the end
 
 
 def test_divergence_in_validation(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "evaluate", lambda *_: math.inf)
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: math.inf)
     with pytest.raises(Diverged, match="validation loss is inf after 64 tokens"):
-        train(architecture("F"), corpus, SMALL.model_copy(update={"tokens": 64}), seed=0, device="cpu")
+        evaluated(architecture("F"), corpus, SMALL.model_copy(update={"tokens": 64}), seed=0, device="cpu")
 
 
 def test_report_may_stop_the_run(corpus: Corpus) -> None:
@@ -185,14 +199,60 @@ def test_report_may_stop_the_run(corpus: Corpus) -> None:
         raise StopIteration(tokens)
 
     with pytest.raises(StopIteration, match="128"):
-        train(architecture("F"), corpus, SMALL, seed=0, device="cpu", report=stop)
+        evaluated(architecture("F"), corpus, SMALL, seed=0, device="cpu", report=stop)
 
 
 def test_wrong_input(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match=r"vocabulary of 100 is too small .* 257"):
-        train(architecture(vocab=100), corpus, SMALL, seed=0, device="cpu")
+        evaluated(architecture(vocab=100), corpus, SMALL, seed=0, device="cpu")
     with pytest.raises(ValueError, match="tokens, a sequence of 10000000 needs"):
-        train(architecture(), corpus, SMALL.model_copy(update={"sequence": 10**7}), seed=0, device="cpu")
+        evaluated(architecture(), corpus, SMALL.model_copy(update={"sequence": 10**7}), seed=0, device="cpu")
+
+
+def test_the_proxy_trains_a_job_at_its_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NFSEARCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("".join(f"{i} lazy dogs\n" for i in range(5000)))
+    settings = SMALL.model_copy(update={"data": str(tmp_path / "text.txt"), "tokens": 4 * 64})
+    proxy = TrainingProxy(settings, "cpu")
+    assert proxy.corpus.digest == proxy.fidelity.data
+    proxy.check(SpaceSettings(width=32, layers="F").build(257))
+    with pytest.raises(ValueError, match=r"space.vocab is 100; the tokenizer of .* has 257 entries"):
+        proxy.check(SpaceSettings(width=32, layers="F", vocab=100).build(257))
+    seen: list[int] = []
+    job = Job(architecture("F"), proxy.fidelity, seed=3)
+    found = proxy.evaluate(job, lambda tokens, loss: seen.append(tokens))
+    assert seen == [64, 128, 192, 256]
+    assert found.metrics == evaluated(job.architecture, proxy.corpus, settings, seed=3, device="cpu").metrics
+    half = Job(job.architecture, replace(proxy.fidelity, tokens=2 * 64), seed=3)  # another budget of the same settings
+    assert proxy.train(half)[1].tokens == 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fidelity": {"batch": 3}}, "these settings cannot train at 4096 tokens, sequence 32, batch 3"),
+        ({"fidelity": {"data": "other"}}, "these settings cannot train at"),
+        ({"continues": "0123"}, "training starts anew"),
+    ],
+)
+def test_a_job_that_the_proxy_cannot_do(corpus: Corpus, changes: dict[str, Any], message: str) -> None:
+    proxy = object.__new__(TrainingProxy)  # with this corpus, which is tokenised already
+    proxy.settings, proxy.device, proxy.corpus = SMALL, "cpu", corpus
+    job = Job(architecture("F"), replace(proxy.fidelity, **changes.get("fidelity", {})), 0, changes.get("continues"))
+    with pytest.raises(ValueError, match=message):
+        proxy.train(job)
+
+
+def test_what_a_loss_depends_on_is_its_fidelity(corpus: Corpus) -> None:
+    fidelity = SMALL.fidelity(corpus.digest, "cpu")
+    assert isinstance(fidelity, Fidelity)
+    for name, field in TrainingSettings.model_fields.items():
+        if name in ("kind", "data", "tokenizer"):
+            continue  # their digest is the corpus's
+        other = not field.default if isinstance(field.default, bool) else getattr(SMALL, name) * 2 + 1
+        assert SMALL.model_copy(update={name: other}).fidelity(corpus.digest, "cpu").digest != fidelity.digest, name
+    assert SMALL.fidelity("other", "cpu") != fidelity
+    assert SMALL.fidelity(corpus.digest, "cuda") != fidelity
 
 
 def test_every_linear_matrix_is_declared_for_weight_norm() -> None:
@@ -280,11 +340,11 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[torch.cuda.CUDAGraph]:
     return seen
 
 
-def launched(layers: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Score:
+def launched(layers: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Evaluation:
     """What a run without a graph gives."""
     with monkeypatch.context() as patch:
         patch.setattr(step_module, "_FEWEST", math.inf)
-        return train(on_cuda(layers), corpus, ON_CUDA, seed=5, device="cuda")
+        return evaluated(on_cuda(layers), corpus, ON_CUDA, seed=5, device="cuda")
 
 
 @on_a_gpu
@@ -295,16 +355,16 @@ def test_a_graph_trains_as_launches_do(
     monkeypatch.setattr(model_module, "_LOGITS_AT_ONCE", logits_at_once)
     expected = launched(LAYERS, corpus, monkeypatch)
     assert not replays
-    score = train(on_cuda(), corpus, ON_CUDA, seed=5, device="cuda")
+    found = evaluated(on_cuda(), corpus, ON_CUDA, seed=5, device="cuda")
     assert len(replays) == 24 - 3
     assert len(set(map(id, replays))) == 1
-    assert (score.loss, score.curve) == (expected.loss, expected.curve)
-    assert score.loss < score.curve[0][1] - 1
+    assert (found.metrics, found.curve) == (expected.metrics, expected.curve)
+    assert loss_of(found) < found.curve[0][1] - 1
 
 
 @on_a_gpu
 def test_short_runs_have_no_graph(corpus: Corpus, replays: list[torch.cuda.CUDAGraph]) -> None:
-    train(on_cuda("F"), corpus, ON_CUDA.model_copy(update={"tokens": 9 * 4 * 512}), seed=0, device="cuda")
+    evaluated(on_cuda("F"), corpus, ON_CUDA.model_copy(update={"tokens": 9 * 4 * 512}), seed=0, device="cuda")
     assert not replays
 
 
@@ -312,7 +372,7 @@ def test_short_runs_have_no_graph(corpus: Corpus, replays: list[torch.cuda.CUDAG
 def test_memory_is_given_back(corpus: Corpus) -> None:
     held = []
     for _ in range(3):
-        train(on_cuda(), corpus, ON_CUDA, seed=0, device="cuda")
+        evaluated(on_cuda(), corpus, ON_CUDA, seed=0, device="cuda")
         gc.collect()
         torch.cuda.empty_cache()
         held.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
@@ -325,11 +385,11 @@ def test_memory_is_given_back_where_a_run_is_stopped(corpus: Corpus) -> None:
         if tokens == 20 * 4 * 512:
             raise StopIteration
 
-    train(on_cuda(), corpus, ON_CUDA, seed=0, device="cuda")
+    evaluated(on_cuda(), corpus, ON_CUDA, seed=0, device="cuda")
     gc.collect()
     before = torch.cuda.memory_allocated()
     with pytest.raises(StopIteration) as stopped:
-        train(on_cuda(), corpus, ON_CUDA, seed=0, device="cuda", report=stop)
+        evaluated(on_cuda(), corpus, ON_CUDA, seed=0, device="cuda", report=stop)
     del stopped
     gc.collect()
     assert torch.cuda.memory_allocated() == before
@@ -355,7 +415,6 @@ def _refuses(x: torch.Tensor) -> None:
 def test_what_cannot_be_captured_is_launched(
     corpus: Corpus,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
     replays: list[torch.cuda.CUDAGraph],
     disturb: Callable[[torch.Tensor], None],
     reason: str,
@@ -368,26 +427,25 @@ def test_what_cannot_be_captured_is_launched(
         disturb(x)
         return honest(self, x)
 
-    step_module._say.cache_clear()
-    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+    with monkeypatch.context() as patch, listening() as said:
         patch.setattr(FeedForward, "forward", forward)
-        score = train(on_cuda(layers), corpus, ON_CUDA, seed=5, device="cuda")
-    assert (score.loss, score.curve) == (expected.loss, expected.curve)
+        found = evaluated(on_cuda(layers), corpus, ON_CUDA, seed=5, device="cuda")
+    assert (found.metrics, found.curve) == (expected.metrics, expected.curve)
     assert not replays
-    (message,) = [record.getMessage() for record in caplog.records if "not as a CUDA graph" in record.getMessage()]
+    (message,) = [text for text in said if "could not be one CUDA graph" in text]
     assert reason in message
     # The process is as good as before: memory goes back, numbers can be drawn, graphs can be captured.
     torch.cuda.empty_cache()
     assert torch.rand(8, device="cuda").isfinite().all()
-    again = train(on_cuda(layers), corpus, ON_CUDA, seed=5, device="cuda")
+    again = evaluated(on_cuda(layers), corpus, ON_CUDA, seed=5, device="cuda")
     assert len(replays) == 24 - 3
-    assert (again.loss, again.curve) == (expected.loss, expected.curve)
+    assert (again.metrics, again.curve) == (expected.metrics, expected.curve)
 
 
 @on_a_gpu
 def test_same_seed_same_losses_on_cuda(corpus: Corpus) -> None:
     torch.rand(8, 8, device="cuda") @ torch.rand(8, 8, device="cuda")
-    first, again = (train(on_cuda(), corpus, ON_CUDA, seed=5, device="cuda") for _ in range(2))
-    assert (again.loss, again.curve) == (first.loss, first.curve)
+    first, again = (evaluated(on_cuda(), corpus, ON_CUDA, seed=5, device="cuda") for _ in range(2))
+    assert (again.metrics, again.curve) == (first.metrics, first.curve)
     assert not torch.are_deterministic_algorithms_enabled()
-    assert "bf16" in first.fidelity
+    assert "bf16" in ON_CUDA.fidelity(corpus.digest, "cuda").recipe

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from nfsearch.proxies.data import prepare
+from nfsearch.proxies import Job
 from nfsearch.proxies.settings import TrainingSettings
-from nfsearch.proxies.training import train
+from nfsearch.proxies.trainer import train_model
+from nfsearch.proxies.training import TrainingProxy
 from nfsearch.proxies.twin import check_narrowing, narrowed
 from nfsearch.space import Architecture, SpaceSettings
 
@@ -36,10 +37,13 @@ def test_what_cannot_be_narrowed_is_said_before_the_search() -> None:
 
 def test_training_with_narrow_trains_the_twin_and_says_so() -> None:
     settings = TrainingSettings(tokens=512, sequence=32, batch=4, validation_tokens=256)
-    corpus = prepare(settings)
+    proxy = TrainingProxy(settings.model_copy(update={"narrow": 8}), "cpu")
     wide = Architecture.parse("D F", width=256, vocab=5000)
-    twin = narrowed(wide, 8, corpus.vocab)
-    score = train(wide, corpus, settings.model_copy(update={"narrow": 8}), seed=0, device="cpu")
-    assert score.loss == train(twin, corpus, settings, seed=0, device="cpu").loss
-    assert "a twin narrowed 8 times" in score.fidelity
-    assert "twin" not in settings.fidelity
+    twin = narrowed(wide, 8, proxy.vocab)
+    model, found = proxy.train(Job(wide, proxy.fidelity))
+    assert model.embedding.weight.shape == (proxy.vocab, 32)
+    assert found.metrics == train_model(twin, proxy.corpus, settings, seed=0, device="cpu")[1].metrics
+    assert "a twin narrowed 8 times" in str(proxy.fidelity)
+    whole = TrainingProxy(settings, "cpu").fidelity
+    assert "twin" not in str(whole)
+    assert proxy.fidelity < whole  # cheaper, and never on one front with it
