@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from nfsearch.export.export import choose, export_yaml, load_architecture, require_free
-from nfsearch.report.result import RunResult
+from nfsearch.export import EXPORTERS, Winner, choose, load_architecture, require_free
+from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.space import Architecture
-from tests.nfsearch.fake_run import make_result
+from tests.nfsearch.fake_run import STOPPED, fake_candidates, make_result
+
+
+def unneeded() -> Any:
+    raise AssertionError("a YAML export needs neither data nor training")
+
+
+def export_yaml(result: RunResult, record: CandidateRecord, out: Path) -> Path:
+    return EXPORTERS.find("yaml")().export(Winner(result, record, unneeded, unneeded), out)
 
 
 def test_yaml_gives_back_the_architecture(result: RunResult, tmp_path: Path) -> None:
@@ -29,8 +39,13 @@ def test_yaml_holds_the_recipe_and_where_it_comes_from(result: RunResult, tmp_pa
     assert fields["training"]["weight_decay"] == 0
     assert fields["training"]["tokenizer"] == "bytes"
     assert fields["proxy"] == proxy
-    assert fields["measured"]["loss"] == record.loss
-    assert fields["measured"]["latency_ms"]["tpot"]["estimate"] == record.latency["tpot"].seconds * 1e3
+    measured = fields["measured"]
+    assert measured["metrics"]["loss"] == {"value": record.value("loss"), "unit": "nats"}
+    time = record.metrics["tpot"]
+    assert measured["metrics"]["tpot"] == {"value": time.value * 1e3, "unit": "ms", "error": time.error * 1e3}
+    assert measured["metrics"]["parameters"] == {"value": pytest.approx(fields["parameters"] / 1e6), "unit": "M"}
+    assert measured["fidelity"] == record.fidelity.to_dict()
+    assert (measured["tokens"], measured["seed"]) == (record.tokens, 0)
     assert fields["provenance"]["candidate"] == record.number
     assert fields["provenance"]["run"]["command"] == result.run.command
 
@@ -83,13 +98,32 @@ def test_another_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
 
 def test_choose(result: RunResult) -> None:
     done = [record for record in result.candidates if record.state == "done"]
-    assert choose(result).loss == min(record.loss for record in done if record.loss)
+    assert choose(result).value("loss") == min(record.metrics["loss"].value for record in done)
     assert choose(result, pick=17).number == 17
-    limit = sorted(record.latency["tpot"].seconds for record in done)[10] * 1e3
+    limit = sorted(record.metrics["tpot"].value for record in done)[10] * 1e3
     chosen = choose(result, max_latency_ms=limit)
-    admitted = [record for record in done if record.latency["tpot"].seconds * 1e3 <= limit]
+    admitted = [record for record in done if record.metrics["tpot"].value * 1e3 <= limit]
     assert chosen in admitted
-    assert chosen.values["loss"] == min(record.values["loss"] for record in admitted)
+    assert chosen.value("loss") == min(record.metrics["loss"].value for record in admitted)
+
+
+def test_choose_keeps_to_the_first_objective_the_limits_and_one_fidelity() -> None:
+    result = make_result(objectives=["parameters", "tpot"], limits={"loss": 2})
+    chosen = choose(result)
+    able = [record for record in result.in_state("done") if record.metrics["loss"].value <= 2]
+    assert chosen.number == result.front[0]
+    assert chosen.value("parameters") == min(record.metrics["parameters"].value for record in able)
+    smallest = min(result.in_state("done"), key=lambda record: record.metrics["parameters"].value)
+    assert smallest.number != chosen.number
+    assert choose(result, pick=smallest.number) == smallest
+    fast = choose(result, max_latency_ms=min(record.metrics["tpot"].value for record in able) * 1e3 * 1.0001)
+    assert fast in able
+    candidates = fake_candidates()
+    best = choose(make_result()).number
+    proposal = candidates[best].proposal
+    short = replace(proposal.job, fidelity=replace(proposal.job.fidelity, tokens=1000))
+    candidates[best] = replace(candidates[best], proposal=replace(proposal, job=short))
+    assert choose(make_result(candidates)).number != best
 
 
 def test_choose_says_why_it_cannot(result: RunResult) -> None:
@@ -97,6 +131,10 @@ def test_choose_says_why_it_cannot(result: RunResult) -> None:
         choose(result, pick=99)
     with pytest.raises(ValueError, match="candidate 9 has failed"):
         choose(result, pick=9)
+    with pytest.raises(ValueError, match=f"candidate {STOPPED} was stopped early, so there is nothing to export"):
+        choose(result, pick=STOPPED)
+    with pytest.raises(ValueError, match="no candidate of this run keeps its limits; --pick"):
+        choose(make_result(limits={"loss": 0.01}))
     with pytest.raises(ValueError, match="the fastest takes"):
         choose(result, max_latency_ms=1e-9)
     with pytest.raises(ValueError, match="no candidate of this run"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from nfsearch.run.config import Config
+from nfsearch.run.config import Config, validated
 
 WORKLOADS = {
     "tpot": {"context": 64},
@@ -18,29 +19,39 @@ WORKLOADS = {
 
 
 def config(**sections: Any) -> Config:
-    return Config.model_validate(
-        {"space": {"width": 64, "layers": "F"}, "latency": {"workloads": WORKLOADS}, **sections}
-    )
+    return validated({"space": {"width": 64, "layers": "F"}, "latency": {"workloads": WORKLOADS}, **sections})
+
+
+def most(limits: dict[str, float]) -> Mapping[str, float]:
+    return config(limits=limits).limit_values.most
 
 
 def test_the_unit_is_the_suffix() -> None:
     limits = {"decode_8k_s": 5.0, "ttft_2k_ms": 20, "memory_gb": 16, "tpot_us": 900, "serving_tokens_per_s": 4000}
-    assert config(limits=limits).budgets == pytest.approx(
+    assert most(limits) == pytest.approx(
         {"decode_8k": 5.0, "ttft_2k": 0.02, "memory": 16e9, "tpot": 9e-4, "serving": 2.5e-4}
     )
 
 
 def test_a_rate_limits_the_time_from_above() -> None:
-    assert config(limits={"decode_8k_tokens_per_s": 1024}).budgets == {"decode_8k": 8.0}
-    assert config(limits={"tpot_tokens_per_s": 1000, "memory_mb": 3}).budgets == {"tpot": 1e-3, "memory": 3e6}
+    assert most({"decode_8k_tokens_per_s": 1024}) == {"decode_8k": 8.0}
+    assert most({"tpot_tokens_per_s": 1000, "memory_mb": 3}) == {"tpot": 1e-3, "memory": 3e6}
 
 
 def test_names_that_begin_alike_are_told_apart() -> None:
-    assert config(limits={"tpot_8k_ms": 2, "tpot_ms": 1}).budgets == {"tpot_8k": 2e-3, "tpot": 1e-3}
+    assert most({"tpot_8k_ms": 2, "tpot_ms": 1}) == {"tpot_8k": 2e-3, "tpot": 1e-3}
+    assert most({"tpot_energy_mj": 4, "tpot_ms": 1}) == {"tpot_energy": 4e-3, "tpot": 1e-3}
+
+
+def test_what_is_counted_or_has_no_unit_can_be_limited() -> None:
+    limits = {"parameters_m": 1.5, "loss": 2.1, "bits_per_byte": 1.2, "perplexity": 9, "state_mb": 4}
+    expected = {"parameters": 1.5e6, "loss": 2.1, "bits_per_byte": 1.2, "perplexity": 9, "state": 4e6}
+    assert most(limits) == pytest.approx(expected)
+    assert most({"parameters": 1000, "parameters_b": 1}) == {"parameters": 1000}
 
 
 def test_the_tighter_of_two_limits_counts() -> None:
-    assert config(limits={"tpot_ms": 2, "tpot_s": 1e-3}).budgets == {"tpot": 1e-3}
+    assert most({"tpot_ms": 2, "tpot_s": 1e-3}) == {"tpot": 1e-3}
 
 
 @pytest.mark.parametrize(
@@ -48,14 +59,21 @@ def test_the_tighter_of_two_limits_counts() -> None:
     [
         (
             {"limits": {"tpto_ms": 1}},
-            "'tpto_ms' is no NAME_UNIT of memory, tpot, .*latency.workloads defines workloads",
+            "'tpto_ms' is no NAME_UNIT of loss, .*tpot, .*memory, .*latency.workloads defines workloads",
         ),
-        ({"limits": {"tpot_gb": 1}}, "'tpot_gb' limits tpot, which is a time, in us, ms, s, tokens_per_s, not 'gb'"),
-        ({"limits": {"memory_ms": 1}}, "'memory_ms' limits memory, which is memory, in mb, gb, not 'ms'"),
-        ({"limits": {"tpot_8k_hours": 1}}, "limits tpot_8k, which is a time, in us, .* not 'hours'"),
+        (
+            {"limits": {"tpot_gb": 1}},
+            "'tpot_gb' limits tpot, which is in seconds: expected us, ms, s, tokens_per_s, not 'gb'",
+        ),
+        ({"limits": {"memory_ms": 1}}, "'memory_ms' limits memory, which is in bytes: expected mb, gb, not 'ms'"),
+        ({"limits": {"tpot_8k_hours": 1}}, "limits tpot_8k, which is in seconds: expected us, .* not 'hours'"),
+        ({"limits": {"memory": 1}}, "'memory' limits memory, which is in bytes: expected mb, gb, not without a unit"),
+        ({"limits": {"loss_ms": 1}}, "'loss_ms' limits loss, which is in nats per token: expected no unit, not 'ms'"),
+        ({"limits": {"parameters_gb": 1}}, "which is a number: expected no unit, m, b, not 'gb'"),
+        ({"limits": {"bits_per_byte_mb": 1}}, "limits bits_per_byte, which is a number: expected no unit, not 'mb'"),
         ({"limits": {"tpot_ms": 0}}, "limits.tpot_ms: expected a number above 0, found 0"),
-        ({"objectives": ["loss", "speed"]}, "'speed' is none of loss, tpot, .*, memory; latency.workloads defines"),
-        ({"objectives": ["memory", "loss"]}, "the first is loss"),
+        ({"objectives": ["loss", "speed"]}, "'speed' is none of loss, .*tpot, .*memory, .*; latency.workloads"),
+        ({"objectives": ["loss", "tpot", "loss"]}, "objectives: one is listed twice"),
         (
             {"space": {"width": {"fit": "latency", "from": [64]}, "layers": "F"}, "limits": {"memory_gb": 1}},
             "tpot_ms: 2",
@@ -72,4 +90,10 @@ def test_what_is_wrong_is_said(sections: dict[str, Any], message: str) -> None:
 
 def test_memory_can_be_an_objective() -> None:
     assert config(objectives=["loss", "tpot", "memory"]).objective_names == ("loss", "tpot", "memory")
-    assert Config.model_validate(config().model_dump(mode="json")) == config()
+    assert validated(config().model_dump(mode="json")) == config()
+
+
+def test_any_metric_can_be_the_first_objective() -> None:
+    for first in ("memory", "parameters", "state", "bits_per_byte", "ttft_2k", "tpot_energy"):
+        assert config(objectives=[first, "loss"]).objective_names == (first, "loss")
+    assert config().objective_names == ("loss", *WORKLOADS)

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from nfsearch.report.outputs import candidates_frame, front_frame, write_outputs
-from nfsearch.report.page import ancestry, milliseconds, mutation_table, render, short, size
+from nfsearch.report.page import ancestry, mutation_table, plot_data, render, size
 from nfsearch.report.result import RunResult
-from tests.nfsearch.fake_run import fake_candidates, make_result
+from tests.nfsearch.fake_run import FAILED, NOTE, NOTED, STOPPED, fake_candidates, make_result
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -50,7 +50,13 @@ def hostile() -> RunResult:
     result = make_result()
     records = [
         record.model_copy(
-            update={"notation": f"D {ATTACK}", "origin": ATTACK, "layers": [f"D[{ATTACK}]"], "error": ATTACK}
+            update={
+                "notation": f"D {ATTACK}",
+                "origin": ATTACK,
+                "layers": [f"D[{ATTACK}]"],
+                "error": ATTACK,
+                "notes": [ATTACK],
+            }
         )
         for record in result.candidates
     ]
@@ -76,8 +82,14 @@ def test_every_file_is_written_and_agrees(result: RunResult, tmp_path: Path) -> 
     assert set(candidates.loc[candidates["front"], "number"]) == set(result.front)
     for row in candidates.itertuples():
         record = result.candidate(row.number)
-        assert row.latency_ms_tpot == pytest.approx(record.latency["tpot"].seconds * 1e3)
-        assert (row.loss == pytest.approx(record.loss)) if record.loss else pd.isna(row.loss)
+        assert row.tpot_ms == pytest.approx(record.metrics["tpot"].value * 1e3)
+        assert row.tpot_ms_error == pytest.approx(record.metrics["tpot"].error * 1e3)
+        assert row.parameters_m == pytest.approx(record.metrics["parameters"].value / 1e6)
+        loss = record.value("loss")
+        assert (row.loss == pytest.approx(loss)) if loss else pd.isna(row.loss)
+        assert (row.job, row.seed, row.fidelity) == (record.job, 0, str(record.fidelity))
+        assert (row.notes == NOTE) if row.number in NOTED else pd.isna(row.notes)
+        assert row.state == record.state
     assert (tmp_path / "run" / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -104,6 +116,81 @@ def test_one_objective_and_three_objectives_render(tmp_path: Path) -> None:
         write_outputs(make_result(workloads=workloads), tmp_path)
         page = Page((tmp_path / "report.html").read_text())
         assert all(f"{name} (ms)" in page.text for name in workloads)
+
+
+@pytest.mark.parametrize(
+    ("first", "label"),
+    [
+        ("memory", "memory (GB)"),
+        ("parameters", "parameters (M)"),
+        ("bits_per_byte", "bits_per_byte"),
+        ("state", "state (GB)"),
+    ],
+)
+def test_any_metric_can_come_first(first: str, label: str, tmp_path: Path) -> None:
+    result = make_result(objectives=[first, "loss"], limits={"parameters_m": 10, "loss": 2})
+    write_outputs(result, tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert f"Lowest {first}" in page.text
+    assert f"Median change of {first}" in page.text
+    data = json.loads(page.scripts[0])
+    assert (data["x"], data["y"]) == ("loss", first)
+    assert data["axes"][0] == {"key": first, "label": label}
+    front = pd.read_csv(tmp_path / "front.csv")
+    metric = result.metric(first)
+    lowest = result.candidate(result.front[0]).metrics[first].value
+    assert front[metric.column][0] == pytest.approx(lowest * metric.unit.scale)
+    assert data["best"][-1][1] == pytest.approx(lowest * metric.unit.scale)
+    assert "parameters 10 M, loss 2.0000 nats" in page.text
+
+
+def test_best_so_far_is_of_candidates_that_may_be_on_the_front() -> None:
+    """Costs are known of failed candidates too, and those over a limit that only training tells are no best."""
+    candidates = fake_candidates()
+    tiny = {
+        **candidates[9].proposal.costs,
+        "parameters": replace(candidates[9].proposal.costs["parameters"], value=1.0),
+    }
+    for number in (FAILED[0], STOPPED):
+        candidates[number] = replace(candidates[number], proposal=replace(candidates[number].proposal, costs=tiny))
+    result = make_result(candidates, objectives=["parameters"], limits={"loss": 2})
+    best = plot_data(result)["best"]
+    assert best[-1][1] == pytest.approx(result.candidate(result.front[0]).metrics["parameters"].value / 1e6)
+    assert result.candidate(result.front[0]).metrics["loss"].value <= 2
+
+
+def test_without_a_candidate_within_the_limits_the_page_says_so(tmp_path: Path) -> None:
+    result = make_result(limits={"loss": 0.01})
+    write_outputs(result, tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert result.in_state("done")
+    assert "No candidate keeps all limits, so there is no front yet." in page.text
+    data = json.loads(page.scripts[0])
+    assert (data["best"], data["hypervolume"]) == ([], [])
+
+
+def test_what_workers_had_to_say_comes_first_with_the_candidates_it_was_said_of(result: RunResult) -> None:
+    page = Page(render(result))
+    assert f"{NOTE} (#{NOTED[0]}, #{NOTED[1]})" in page.text
+    assert page.text.index(NOTE) < page.text.index("The front")
+    assert {f"#c{number}" for number in NOTED} <= {a.get("href") for tag, a in page.tags if tag == "a"}
+    everyone = result.model_copy(
+        update={"candidates": [r.model_copy(update={"notes": ["slow"]}) for r in result.candidates]}
+    )
+    assert "slow (all candidates)" in Page(render(everyone)).text
+    assert "Not everything ran as it should" not in Page(render(make_result([]))).text
+
+
+def test_a_stopped_candidate_is_told_and_on_no_plot(result: RunResult) -> None:
+    page = Page(render(result))
+    assert "1 stopped early" in page.text
+    assert "after 1,000,000 tokens, training loss" in page.text
+    data = json.loads(page.scripts[0])
+    assert STOPPED not in {point["number"] for point in data["points"]} | {curve["number"] for curve in data["curves"]}
+    frame = candidates_frame(result).set_index("number")
+    assert frame.loc[STOPPED, "state"] == "stopped"
+    assert not frame.loc[STOPPED, "front"]
+    assert pd.isna(frame.loc[STOPPED, "loss"])
 
 
 def test_without_a_table_the_page_says_so(result: RunResult) -> None:
@@ -176,14 +263,5 @@ def test_frames_of_an_empty_run_have_their_columns() -> None:
 
 
 def test_numbers_read_well() -> None:
-    assert [short(v) for v in (999, 1234, 12_345_678, 965_400_000, 2.75e9)] == [
-        "999",
-        "1.23k",
-        "12.3M",
-        "965M",
-        "2.75B",
-    ]
-    assert [milliseconds(v) for v in (1.234e-6, 1.234e-3, 0.1234, 12.345)] == ["0.00123", "1.23", "123", "12,345"]
-    assert [milliseconds(v) for v in (0, 3.21e-8)] == ["0", "0.0000321"]
-    assert [short(v) for v in (999, 999_400, 999_600, 999_700_000)] == ["999", "999k", "1M", "1B"]
+    """Those of metrics are tested with their units, in test_support.py."""
     assert [size(v) for v in (None, 1234, 10**40)] == ["not counted", "1,234", "1.00 × 10^40"]

@@ -178,7 +178,9 @@ def test_another_schema_version_is_refused(result: RunResult, tmp_path: Path) ->
     path = tmp_path / "result.json"
     for version in (1, 3):
         result.model_copy(update={"schema_version": version}).save(path)
-        with pytest.raises(ValueError, match=f"result.json has schema version {version}, this nfsearch reads 2") as said:
+        with pytest.raises(
+            ValueError, match=f"result.json has schema version {version}, this nfsearch reads 2"
+        ) as said:
             RunResult.load(path)
         assert len(str(said.value).splitlines()) == 1
 

@@ -1,11 +1,14 @@
-"""Extensions are found by name, whoever brings them."""
+"""Extensions are found by name, whoever brings them; units and metrics say how figures are read; notes are heard."""
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from nfsearch.support.metrics import BYTES, COUNT, JOULES, NATS, NUMBER, SECONDS, Metric, Unit
+from nfsearch.support.notes import listening, note
 from nfsearch.support.registry import Registry
 
 Install = Callable[..., None]
@@ -58,3 +61,70 @@ def test_a_name_belongs_to_one_extension(install: Install) -> None:
 def test_a_stale_installation_is_told() -> None:
     with pytest.raises(ValueError, match=r"no shape is registered .* nfsearch\.shapes: install nfsearch again"):
         shapes().find("square")
+
+
+@pytest.mark.parametrize(
+    ("unit", "digits", "texts"),
+    [
+        (COUNT, 3, {999: "0.000999", 12_345_678: "12.3", 965_400_000: "965", 2.75e9: "2,750"}),
+        (SECONDS, 3, {1.234e-6: "0.00123", 1.234e-3: "1.23", 0.1234: "123", 12.345: "12,345"}),
+        (SECONDS, 3, {0: "0", 3.21e-8: "0.0000321", 0.9999: "1,000"}),
+        (SECONDS, 4, {1.2345e-3: "1.234", 12.345: "12,345", 1e-9: "0.000001000"}),
+        (BYTES, 3, {16e9: "16", 2.5e6: "0.0025"}),
+        (JOULES, 4, {0.0123456: "12.35"}),
+        (NATS, 4, {2: "2.0000", 1.23456: "1.2346"}),
+        (NUMBER, 4, {1.23456: "1.235", -1.5: "-1.5"}),
+    ],
+)
+def test_figures_are_read_without_exponents(unit: Unit, digits: int, texts: dict[float, str]) -> None:
+    assert {value: unit.text(value, digits) for value in texts} == texts
+
+
+def test_figures_are_told_with_their_unit() -> None:
+    assert SECONDS.words(0.00123) == "1.23 ms"
+    assert COUNT.words(965.4e6) == "965.4 M"
+    assert BYTES.words(16e9, 3) == "16 GB"
+    assert NATS.words(2.1) == "2.1000 nats"
+    assert NUMBER.words(1.5) == "1.5"
+
+
+@pytest.mark.parametrize(
+    ("metric", "label", "column"),
+    [
+        (Metric("tpot", SECONDS), "tpot (ms)", "tpot_ms"),
+        (Metric("memory", BYTES), "memory (GB)", "memory_gb"),
+        (Metric("parameters", COUNT), "parameters (M)", "parameters_m"),
+        (Metric("tpot_energy", JOULES), "tpot_energy (mJ)", "tpot_energy_mj"),
+        (Metric("loss", NATS), "loss (nats)", "loss"),
+        (Metric("bits_per_byte"), "bits_per_byte", "bits_per_byte"),
+    ],
+)
+def test_axes_and_columns_carry_the_unit(metric: Metric, label: str, column: str) -> None:
+    """A column is called as a limit on what is in it."""
+    assert (metric.label, metric.column) == (label, column)
+    unit = column.removeprefix(metric.name).removeprefix("_")
+    assert metric.limit(1, unit) * metric.unit.scale == pytest.approx(1)
+
+
+def test_a_limit_is_given_in_any_unit_of_its_metric() -> None:
+    time = Metric("story", SECONDS, tokens=8)
+    assert time.limit_units == ("us", "ms", "s", "tokens_per_s")
+    assert [time.limit(2, unit) for unit in time.limit_units] == [2e-6, 2e-3, 2, 4]  # a rate is a time from above
+    assert Metric("tpot", SECONDS).limit_units == ("us", "ms", "s")
+    assert [Metric("memory", BYTES).limit(3, unit) for unit in ("mb", "gb")] == [3e6, 3e9]
+    assert [Metric("parameters", COUNT).limit(3, unit) for unit in ("", "m", "b")] == [3, 3e6, 3e9]
+    assert [Metric("energy", JOULES).limit(3, unit) for unit in ("mj", "j")] == [3e-3, 3]
+    assert Metric("loss", NATS).limit(2.5, "") == 2.5
+
+
+def test_notes_are_heard_by_all_who_listen_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    said = "a kernel of this test was refused"
+    with caplog.at_level(logging.WARNING), listening() as outer:
+        for _ in range(2):
+            with listening() as inner:
+                note(said)
+                note(said)
+            assert list(inner) == [said]
+    note("nobody listens to this")
+    assert list(outer) == [said]
+    assert caplog.messages.count(said) == 1
