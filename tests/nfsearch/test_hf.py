@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nfsearch.export.export import export_hf
+from nfsearch.export import Winner
+from nfsearch.export.hub import export_hf
 from nfsearch.ops.model import HybridLM
 from nfsearch.proxies.tokenizers import load_tokenizer
 from nfsearch.report.result import RunResult
 from nfsearch.space import Architecture
+from nfsearch.support.metrics import SECONDS
 
 if TYPE_CHECKING:
     from nfsearch.hf import NFSearchForCausalLM
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 EVERY_OPERATOR = (
     "A[head_dim=16] F D[head_dim=16] M2[head_dim=16,state=16] GDN[head_dim=16] GLA F[act=relu2] A[head_dim=16,window=8]"
 )
+
+
+def unneeded() -> Any:
+    raise AssertionError("the weights are given")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,24 +172,26 @@ def test_the_folder_is_whole_or_absent(
     (tmp_path / "empty").mkdir()
     assert {path.name for path in export_hf(model, tmp_path / "empty").iterdir()} == names
     assert json.loads((tmp_path / "empty" / "config.json").read_text())["eos_token_id"] is None
-    monkeypatch.setattr("nfsearch.export.export._card", lambda *_: 1 / 0)
+    monkeypatch.setattr("nfsearch.export.hub._card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_hf(model, tmp_path / "failed")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 def test_the_card_says_what_it_is_and_a_wrong_candidate_is_refused(result: RunResult, tmp_path: Path) -> None:
-    record = min(result.candidates, key=lambda record: record.parameters)
+    record = min(result.in_state("done"), key=lambda record: record.metrics["parameters"].value)
     torch.manual_seed(0)
     other = HybridLM(Architecture.parse("F", width=32, vocab=257))
-    with pytest.raises(ValueError, match=f"candidate {record.number}"):
-        export_hf(other, tmp_path / "other", result=result, record=record)
-    path = export_hf(
-        HybridLM(Architecture.from_dict(record.architecture)), tmp_path / "a", result=result, record=record
-    )
+    winner = Winner(result, record, unneeded, unneeded)
+    with pytest.raises(ValueError, match=f"candidate {record.number} is {record.digest}, but the model given is"):
+        export_hf(other, tmp_path / "other", winner=winner)
+    path = export_hf(HybridLM(winner.architecture), tmp_path / "a", winner=winner)
     card = (path / "README.md").read_text()
-    assert f"{record.parameters:,}" in card
-    assert f"{record.loss:.4f}" in card
+    assert f"| parameters | {winner.architecture.parameters:,} |" in card
+    assert f"| loss | {record.value('loss'):.4f} nats |" in card
+    time = record.metrics["tpot"]
+    assert f"| tpot | {SECONDS.words(time.value)} ± {SECONDS.words(time.error, 2)} |" in card
+    assert f"| training | {record.fidelity} |" in card
     assert result.run.command in card
 
 

@@ -133,7 +133,7 @@ def _card(architecture: Architecture, name: str, winner: Winner | None) -> str:
         for metric in result.shown():
             if (found := record.metrics.get(metric.name)) is not None:
                 error = f" ± {metric.unit.words(found.error, 2)}" if found.error else ""
-                rows[metric.name] = f"{metric.unit.words(found.value)}{error}"
+                rows.setdefault(metric.name, f"{metric.unit.words(found.value)}{error}")  # parameters stay exact
         rows |= {"trained on": str(winner.settings.get("data")), "training": str(record.fidelity)}
         rows |= {"device": result.run.device, "command": f"`{result.run.command}`"}
     rows |= {"versions": ", ".join(f"{library} {version}" for library, version in versions().items())}
