@@ -1,6 +1,7 @@
 """Wrong input: exit status 2 (1 where the work itself fails), one clear message, no traceback, nothing half written."""
 
 import dataclasses
+import json
 import resource
 import shutil
 import subprocess
@@ -79,7 +80,25 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
         ),
         (
             "space: {width: 64, layers: F}\nlimits: {tpt_ms: 3}\n",
-            "limits: 'tpt_ms' is no NAME_UNIT of memory, tpot (such as tpot_ms); latency.workloads defines workloads",
+            "limits: 'tpt_ms' is no NAME_UNIT of loss, bits_per_byte, perplexity, tpot, memory, parameters, state, "
+            "tpot_energy (such as tpot_ms); latency.workloads defines workloads",
+        ),
+        (
+            "space: {width: 64, layers: F}\nsearch:\n  strategy: random\n  populaton: 3\n",
+            "config.yaml:4: search.populaton: unknown key",
+        ),
+        (
+            "space: {width: 64, layers: F}\nworkers:\n  executor: local\n  count: 3\n",
+            "config.yaml:4: workers.count: unknown key",
+        ),
+        (
+            "space: {width: 64, layers: F}\nrule:\n  kind: median\n  wram_up: 3\n",
+            "config.yaml:4: rule.wram_up: unknown key",
+        ),
+        ("space: {width: 64, layers: F}\nrule:\n  warm_up: 3\n", "config.yaml:2: rule.kind: is missing"),
+        (
+            "space: {width: 64, layers: F}\nsearch:\n  strategy: agin\n",
+            "config.yaml:3: search.strategy: unknown strategy 'agin', did you mean aging?",
         ),
         ("space: {width: 64\n", "not valid YAML"),
         ("just words", "expected keys and values, found str"),
@@ -99,6 +118,11 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
         "unknown-key",
         "wrong-type",
         "unknown-limit",
+        "key-of-another-strategy",
+        "key-of-another-executor",
+        "key-of-a-rule",
+        "rule-without-a-kind",
+        "unknown-strategy",
         "unclosed",
         "no-mapping",
         "empty",
@@ -127,6 +151,11 @@ def test_assignments(fails: Run, tmp_path: Path) -> None:
     assert "--set search.sed=3: search.sed: unknown key, did you mean seed?" in fails(
         "run", config, "--set", "search.sed=3"
     )
+    section = "workers={executor: local, count: 2}"  # replaces the file's
+    assert f"--set {section}: workers.count: unknown key" in fails("run", config, "--set", section)
+    assert "--set search.seed.more=3: seed holds a value, not a section" in fails(
+        "run", config, "--set", "search.seed=1", "--set", "search.seed.more=3"
+    )
 
 
 def test_data(fails: Run, tmp_path: Path) -> None:
@@ -144,7 +173,7 @@ def test_known_design_outside_the_space(fails: Run, tmp_path: Path) -> None:
 def test_unreachable_budget(fails: Run, tmp_path: Path) -> None:
     err = fails("run", tiny_config(tmp_path, limits={"tpot_ms": 1e-6}))
     assert "no member of the space keeps the limits" in err
-    assert "against 1e-06 ms" in err
+    assert "against 0.000001000 ms" in err
 
 
 def test_table_of_another_device_and_with_missing_rows(fails: Run, tmp_path: Path) -> None:
@@ -232,6 +261,22 @@ def test_journal_cut_in_the_middle(fails: Run, finished_run: Path, tmp_path: Pat
     assert "line 5" in fails("run", folder / "config.yaml", "--out", "run", "--resume")
 
 
+@pytest.mark.parametrize("format", [None, 1, 3])
+def test_a_run_of_another_format(fails: Run, finished_run: Path, tmp_path: Path, format: int | None) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    journal = folder / "study.journal"
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    (stated,) = (record for record in records if "format" in record.get("user_attr", {}))
+    stated["user_attr"] = {"format": format} if format else {"unknown": 1}
+    journal.write_text("".join(json.dumps(record) + "\n" for record in records))
+    for command in (("report", "run"), ("run", folder / "config.yaml", "--out", "run", "--resume")):
+        err = fails(*command)
+        assert f"study.journal holds a run of another version of nfsearch (format {format or 1}, this one reads 2)" in err
+        assert "search anew (--out)" in err
+        assert len(err.splitlines()) == 1
+
+
 def test_resuming_with_another_config(fails: Run, finished_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
@@ -244,10 +289,10 @@ def test_resuming_with_another_config(fails: Run, finished_run: Path, tmp_path: 
 def test_resuming_with_another_table(
     fails: Run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nfsearch.run import search as run
+    from nfsearch.run import plan
 
     shutil.copytree(finished_run, tmp_path / "run")
-    given = run.given_table
+    given = plan.given_table
 
     def another(config: Config) -> LatencyTable:
         table = given(config)
@@ -255,7 +300,7 @@ def test_resuming_with_another_table(
         table.provenance = dataclasses.replace(table.provenance, date="2001-01-01")
         return table
 
-    monkeypatch.setattr(run, "given_table", another)
+    monkeypatch.setattr(plan, "given_table", another)
     more = ("--out", "run", "--resume", "--set", "search.evaluations=9")
     assert "(table was " in (err := fails("run", "run/config.yaml", *more))
     assert "2001-01-01" in err
@@ -295,11 +340,11 @@ def test_exporting_a_candidate_that_is_not_there(fails: Run, finished_run: Path,
 def test_exporting_after_the_data_changed(
     fails: Run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nfsearch.proxies import data
+    from nfsearch.proxies import training
 
     shutil.copytree(finished_run, tmp_path / "run")
-    prepare = data.prepare
-    monkeypatch.setattr(data, "prepare", lambda settings: dataclasses.replace(prepare(settings), digest="other"))
+    prepare = training.prepare
+    monkeypatch.setattr(training, "prepare", lambda settings: dataclasses.replace(prepare(settings), digest="other"))
     assert "has changed since the search" in fails("export", "run", "--to", "hf", "-o", "model")
 
 

@@ -2,22 +2,28 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
-from nfsearch.export.export import load_architecture
+from nfsearch.export import load_architecture
 from nfsearch.latency_lut import load_table
 from nfsearch.report.result import RunResult
 from nfsearch.run.config import load_config
 from nfsearch.run.search import _same_table
 from nfsearch.search.study import load_store
-from nfsearch.space import SpaceSettings
-from tests.nfsearch.runs import FILES, SPACE
+from nfsearch.space import Architecture, SpaceSettings
+from tests.nfsearch.runs import FILES, SPACE, tiny_config
 
 Command = Callable[..., tuple[str, str]]
 
@@ -27,29 +33,23 @@ def test_a_finished_run_has_every_file_and_a_true_front(finished_run: Path) -> N
         assert (finished_run / name).stat().st_size > 0, name
     result = RunResult.load(finished_run / "result.json")
     assert result.run.status == "complete"
+    assert result.objectives == ["loss", "tpot"]
     assert len(result.candidates) == 8
     assert len({candidate.digest for candidate in result.candidates}) == 8
     space = SpaceSettings(**SPACE).build(vocab=257)
     for candidate in result.candidates:
         assert candidate.state == "done"
-        assert space.locate_layers(load(candidate.architecture).layers) is not None
+        assert space.locate_layers(Architecture.from_dict(candidate.architecture).layers) is not None
         better = [
             other.number
             for other in result.candidates
-            if other.values["loss"] <= candidate.values["loss"]
-            and other.values["tpot"] <= candidate.values["tpot"]
-            and other.values != candidate.values
+            if all(other.value(name) <= candidate.value(name) for name in result.objectives)
+            and any(other.value(name) < candidate.value(name) for name in result.objectives)
         ]
         assert (candidate.number in result.front) == (not better)
     frame = pd.read_csv(finished_run / "candidates.csv")
     assert list(frame.loc[frame.front, "number"].sort_values()) == sorted(result.front)
     assert list(pd.read_csv(finished_run / "front.csv").number) == result.front
-
-
-def load(fields: dict):  # type: ignore[no-untyped-def]
-    from nfsearch.space import Architecture
-
-    return Architecture.from_dict(fields)
 
 
 def test_a_report_is_rebuilt_from_the_study(finished_run: Path, tmp_path: Path, command: Command) -> None:
@@ -63,14 +63,13 @@ def test_a_report_is_rebuilt_from_the_study(finished_run: Path, tmp_path: Path, 
 
 def test_exports_load_again(finished_run: Path, tmp_path: Path, command: Command) -> None:
     result = RunResult.load(finished_run / "result.json")
-    best = min(result.candidates, key=lambda candidate: candidate.loss)
+    best = min(result.candidates, key=lambda candidate: candidate.metrics["loss"].value)
     command("export", finished_run, "--to", "yaml", "-o", "best.yaml")
     assert load_architecture(tmp_path / "best.yaml").digest == best.digest
     assert yaml.safe_load((tmp_path / "best.yaml").read_text())["training"]["learning_rate"]["peak"] == 1e-3
-    slow = max(candidate.latency["tpot"].seconds for candidate in result.candidates)
-    fast = min(result.candidates, key=lambda candidate: candidate.latency["tpot"].seconds)
-    limit = fast.latency["tpot"].seconds * 1e3 * 1.0001
-    assert limit < slow * 1e3
+    fast, *_, slow = sorted(result.candidates, key=lambda candidate: candidate.metrics["tpot"].value)
+    limit = fast.metrics["tpot"].value * 1e3 * 1.0001
+    assert limit < slow.metrics["tpot"].value * 1e3
     command("export", finished_run, "--to", "yaml", "-o", "fast.yaml", "--max-latency-ms", limit)
     assert load_architecture(tmp_path / "fast.yaml").digest == fast.digest
 
@@ -83,3 +82,69 @@ def test_a_table_measured_anew_does_not_go_on_with_candidates_of_another(finishe
         table.provenance = dataclasses.replace(table.provenance, date="2001-01-01")
         with pytest.raises(ValueError, match=r"timed by another latency table .* 2001-01-01\): put that one back"):
             _same_table(store, table)
+
+
+WITHOUT_RAY = """
+import sys
+from nfsearch.cli.main import main
+try: main()
+finally: print("loaded", *sorted({"ray", "transformers"} & set(sys.modules)))
+"""
+
+
+def test_a_search_in_one_process_loads_no_ray(finished_run: Path, tmp_path: Path) -> None:
+    """The whole of it, in a section of `workers` that replaces the file's; and it goes as every search goes."""
+    config = tiny_config(tmp_path, workers={"executor": "ray", "count": 1})
+    sets = ("--set", "workers={executor: local}", "--set", "search.evaluations=4")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY, "run", config, "--out", "run", *sets],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["loaded"]
+    found, expected = (RunResult.load(folder / "result.json") for folder in (tmp_path / "run", finished_run))
+    assert found.config.resolved["workers"] == {"executor": "local"}
+    assert [record.metrics for record in found.candidates] == [record.metrics for record in expected.candidates[:4]]
+    assert all((tmp_path / "run" / name).stat().st_size > 0 for name in FILES)
+
+
+def test_losses_along_a_run_are_intermediate_values_of_its_study(finished_run: Path) -> None:
+    result = RunResult.load(finished_run / "result.json")
+    storage = JournalStorage(JournalFileBackend(str(finished_run / "study.journal")))
+    for trial in optuna.load_study(study_name=None, storage=storage).trials:
+        curve = result.candidate(trial.number).curve
+        assert len(curve) == 8  # steps, each of which is reported in a run as short as this
+        assert list(trial.intermediate_values.items()) == curve
+
+
+def test_a_limit_that_only_training_tells_keeps_candidates_off_the_front(
+    finished_run: Path, tmp_path: Path, command: Command
+) -> None:
+    before = RunResult.load(finished_run / "result.json")
+    losses = sorted(record.metrics["loss"].value for record in before.candidates[:4])
+    most = (losses[0] + losses[1]) / 2
+    command("run", tiny_config(tmp_path, limits={"loss": most}, search={"evaluations": 4}), "--out", "run")
+    result = RunResult.load(tmp_path / "run" / "result.json")
+    assert result.limits == {"loss": most}
+    assert [record.digest for record in result.candidates] == [record.digest for record in before.candidates[:4]]
+    (best,) = result.front
+    assert result.candidate(best).value("loss") == losses[0]
+    frame = pd.read_csv(tmp_path / "run" / "candidates.csv")
+    assert list(frame.loc[frame.front, "number"]) == [best]
+    command("export", "run", "--to", "yaml", "-o", "best.yaml", "--max-latency-ms", 1e9)
+    assert load_architecture(tmp_path / "best.yaml").digest == result.candidate(best).digest
+
+
+def test_known_designs_over_the_budget_are_told_once(tmp_path: Path, command: Command) -> None:
+    large = "A[head_dim=16] F[ratio=2] A[head_dim=16] F[ratio=2]"
+    search = {"evaluations": 2, "population": 2, "seeds_known": [large, "A[head_dim=16]"]}
+    out, err = command("run", tiny_config(tmp_path, limits={"tpot_ms": 1.5}, search=search), "--out", "run")
+    told = "known design (A[head_dim=16] F[ratio=2]){2} @ 32 is over the limits and left out (tpot: "
+    assert err.count(told) == 1
+    assert told not in out
+    assert (tmp_path / "run" / "log.txt").read_text().count(told) == 1
+    first, second = RunResult.load(tmp_path / "run" / "result.json").candidates
+    assert (first.origin, first.notation, second.origin) == ("known", "A[head_dim=16]", "random")
