@@ -3,7 +3,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,13 +32,26 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # whoever is first runs it, the others wait
         if not (folder / "run" / "result.json").exists():
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            try:
+            with single_thread():
                 assert search(tiny_config(folder), folder / "run", resume=False, assignments=()) == 0
-            finally:
-                torch.set_num_threads(threads)
     return folder / "run"
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Losses repeat bit for bit with one number of threads, and worker processes have one."""
+    with single_thread():
+        yield
 
 
 @pytest.fixture

@@ -74,7 +74,13 @@ def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
     """nfsearch in a process group of its own."""
     command = [sys.executable, "-m", "nfsearch", *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
