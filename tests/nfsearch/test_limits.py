@@ -1,13 +1,15 @@
-"""Limits and objectives of a config: names of workloads, units, and what is said of wrong ones."""
+"""Limits, objectives and kinds of a config: names, units, and what is said of wrong ones."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nfsearch.run.config import Config, validated
+from nfsearch.run.config import Config, load_config, validated
 
 WORKLOADS = {
     "tpot": {"context": 64},
@@ -72,6 +74,8 @@ def test_the_tighter_of_two_limits_counts() -> None:
         ({"limits": {"parameters_gb": 1}}, "which is a number: expected no unit, m, b, not 'gb'"),
         ({"limits": {"bits_per_byte_mb": 1}}, "limits bits_per_byte, which is a number: expected no unit, not 'mb'"),
         ({"limits": {"tpot_ms": 0}}, "limits.tpot_ms: expected a number above 0, found 0"),
+        ({"limits": {"loss": math.nan}}, "limits.loss: expected a number above 0, found nan"),
+        ({"limits": {"loss": math.inf}}, "limits.loss: expected a number above 0, found inf"),
         ({"objectives": ["loss", "speed"]}, "'speed' is none of loss, .*tpot, .*memory, .*; latency.workloads"),
         ({"objectives": ["loss", "tpot", "loss"]}, "objectives: one is listed twice"),
         (
@@ -97,3 +101,49 @@ def test_any_metric_can_be_the_first_objective() -> None:
     for first in ("memory", "parameters", "state", "bits_per_byte", "ttft_2k", "tpot_energy"):
         assert config(objectives=[first, "loss"]).objective_names == (first, "loss")
     assert config().objective_names == ("loss", *WORKLOADS)
+
+
+KINDS = [
+    ("search", "strategy", "agin", "unknown strategy 'agin', did you mean aging?"),
+    ("proxy", "kind", "trainign", "unknown proxy 'trainign', did you mean training?"),
+    ("rule", "kind", "medain", "unknown stopping rule 'medain', did you mean median?"),
+    ("workers", "executor", "locl", "unknown executor 'locl', did you mean local?"),
+    ("search", "strategy", "zzz", "unknown strategy 'zzz'; known: aging, random"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "name", "message"), KINDS)
+def test_an_unknown_kind_is_told_with_its_place_and_the_nearest_name(
+    section: str, key: str, name: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError) as said:  # noqa: PT011  (the whole text is compared)
+        config(**{section: {key: name}})
+    assert str(said.value) == f"{section}.{key}: {message}"
+    path = tmp_path / "config.yaml"
+    path.write_text(f"space: {{width: 64, layers: F}}\n{section}:\n  {key}: {name}\n")
+    with pytest.raises(ValueError) as said:  # noqa: PT011
+        load_config(path)
+    assert str(said.value) == f"{path}:3: {section}.{key}: {message}"
+    path.write_text("space: {width: 64, layers: F}\n")
+    with pytest.raises(ValueError) as said:  # noqa: PT011
+        load_config(path, [f"{section}.{key}={name}"])
+    assert str(said.value) == f"--set {section}.{key}={name}: {section}.{key}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("search: {strategy: null}", "search.strategy: expected text, found None"),
+        ("search: aging", "search: expected keys and values, found 'aging'"),
+        ("rule: median", "rule: expected keys and values, found 'median'"),
+        ("rule: {}", "rule.kind: is missing"),
+        ("proxy: [training]", "proxy: expected keys and values"),
+        ("workers: {executor: ''}", "workers.executor: unknown executor ''; known: local, ray"),
+    ],
+)
+def test_a_section_that_names_no_kind_is_told_with_its_place(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"space: {{width: 64, layers: F}}\n{text}\n")
+    with pytest.raises(ValueError) as said:  # noqa: PT011
+        load_config(path)
+    assert str(said.value) == f"{path}:2: {message}"

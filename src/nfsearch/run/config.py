@@ -6,6 +6,7 @@ has, so the model is made for the kinds that a config names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -125,7 +126,7 @@ def read_limits(limits: Mapping[str, float], metrics: Mapping[str, Metric]) -> L
     Raises ValueError for a limit that is no NAME_UNIT of a metric in a unit of its kind."""
     found: dict[str, float] = {}
     for limit, value in limits.items():
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise ValueError(f"limits.{limit}: expected a number above 0, found {value:g}")
         name, unit = _limit(limit, metrics)
         most = metrics[name].limit(value, unit)
