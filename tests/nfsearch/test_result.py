@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nfsearch.report.outputs import write_outputs
 from nfsearch.report.result import RunResult
 from nfsearch.support.files import write_atomically
+from nfsearch.support.metrics import Measurement
 from tests.nfsearch.fake_run import FAILED, NOTE, NOTED, STOPPED, fake_candidates, make_result
 
 
@@ -157,6 +159,17 @@ def test_a_curve_that_left_the_numbers_survives_the_file(tmp_path: Path) -> None
     result = make_result([replace(first, evaluation=replace(first.evaluation, curve=((1, 2.0), (2, math.nan))))])
     result.save(tmp_path / "result.json")
     assert RunResult.load(tmp_path / "result.json").candidates[0].curve == [(1, 2.0), (2, None)]
+
+
+@pytest.mark.parametrize("error", [math.inf, math.nan])
+def test_an_error_bar_that_nobody_could_tell_survives_the_file(error: float, tmp_path: Path) -> None:
+    """Such as a proxy's spread over a single sample."""
+    first, *_ = fake_candidates()
+    assert first.evaluation is not None
+    found = replace(first.evaluation, metrics={**first.evaluation.metrics, "perplexity": Measurement(9.0, error)})
+    write_outputs(make_result([replace(first, evaluation=found)]), tmp_path)
+    (record,) = RunResult.load(tmp_path / "result.json").candidates
+    assert record.metrics["perplexity"] == Measurement(9.0)
 
 
 def test_a_huge_space_keeps_its_exact_count(result: RunResult, tmp_path: Path) -> None:

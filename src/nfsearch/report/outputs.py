@@ -54,11 +54,11 @@ def front_frame(result: RunResult) -> pd.DataFrame:
 
 
 def front_png(result: RunResult) -> bytes:
-    """The front as a picture: the first objective over the second (over parameters, if there is only one)."""
+    """The front as a picture: the first objective over the second (over another metric, if there is only one)."""
     from matplotlib.figure import Figure  # only now: it takes a second to import
 
     names = result.objectives
-    first, second = result.metric(names[0]), result.metric(names[1] if len(names) > 1 else "parameters")
+    first, second = result.metric(names[0]), result.metric(result.across())
 
     def values(records: list[CandidateRecord], metric: Metric) -> list[float]:
         return [record.metrics[metric.name].value * metric.unit.scale for record in records]

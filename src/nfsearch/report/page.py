@@ -87,7 +87,7 @@ def plot_data(result: RunResult) -> dict[str, Any]:
     scale = math.prod(axes[name].unit.scale for name in names)
     return {
         "axes": [{"key": name, "label": metric.label} for name, metric in axes.items()],
-        "x": names[1] if len(names) > 1 else "parameters",
+        "x": result.across(),
         "y": names[0],
         "objectives": names,
         "points": [

@@ -151,6 +151,11 @@ class RunResult(_Part):
         """The metrics that are times, the objectives among them first."""
         return [metric.name for metric in self.shown() if metric.unit == SECONDS]
 
+    def across(self) -> str:
+        """The metric that plots draw the first objective over: the second, or another where there is but one."""
+        others = [*self.objectives[1:], "parameters", *(metric.name for metric in self.shown())]
+        return next((name for name in others if name != self.objectives[0]), self.objectives[0])
+
     def in_state(self, state: State) -> list[CandidateRecord]:
         """The candidates that ended so, in the order of their numbers."""
         return [record for record in self.candidates if record.state == state]
@@ -250,7 +255,11 @@ def _record(candidate: Candidate) -> CandidateRecord:
         fidelity=job.fidelity,
         seed=job.seed,
         continues=job.continues,
-        metrics=dict(candidate.metrics),
+        # JSON has no infinity: the error of a proxy that saw too little to tell is one that is not known.
+        metrics={
+            name: each if math.isfinite(each.error) else Measurement(each.value)
+            for name, each in candidate.metrics.items()
+        },
         origin=proposal.origin,
         generation=proposal.generation,
         parents=list(proposal.parents),
