@@ -46,6 +46,7 @@ class Page(HTMLParser):
 
 
 def hostile() -> RunResult:
+    """Every text that comes from elsewhere is an attack; one note is of all candidates, the other of some."""
     """Markup wherever a user or an exception may put text."""
     result = make_result()
     records = [
@@ -55,7 +56,7 @@ def hostile() -> RunResult:
                 "origin": ATTACK,
                 "layers": [f"D[{ATTACK}]"],
                 "error": ATTACK,
-                "notes": [ATTACK],
+                "notes": [ATTACK, f"some: {ATTACK}"] if record.number in NOTED else [ATTACK],
             }
         )
         for record in result.candidates
@@ -132,7 +133,10 @@ def test_any_metric_can_come_first(first: str, label: str, tmp_path: Path) -> No
     write_outputs(result, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     assert f"Lowest {first}" in page.text
-    assert f"Median change of {first}" in page.text
+    assert f"Median change of {label}" in page.text
+    assert f"what it did to {label}." in page.text
+    words = result.metric(first).unit.words(result.candidate(result.front[0]).metrics[first].value, 3)
+    assert f", {first} {words}" in page.text
     data = json.loads(page.scripts[0])
     assert (data["x"], data["y"]) == ("loss", first)
     assert data["axes"][0] == {"key": first, "label": label}
@@ -215,6 +219,8 @@ def test_the_page_loads_nothing(result: RunResult) -> None:
 def test_markup_in_texts_stays_text() -> None:
     clean, page = Page(render(make_result())), Page(render(hostile()))
     assert ATTACK in page.text
+    assert f"{ATTACK} (all candidates)" in page.text
+    assert f"some: {ATTACK} (#{NOTED[0]}, #{NOTED[1]})" in page.text
     assert len(page.scripts) == len(clean.scripts)
     assert not [tag for tag, _ in page.tags if tag == "img"]
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
