@@ -6,6 +6,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -31,22 +32,9 @@ _MORE_COLOURS = (("#b1567b", "#fff"), ("#6f8f1f", "#fff"), ("#b3612a", "#fff"), 
 
 def render(result: RunResult, folder: str | Path = ".") -> str:
     """The whole page; `folder` is the run's, for the commands the page tells the reader to type."""
-    environment = Environment(
-        loader=PackageLoader("nfsearch.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    environment.filters.update(digits=digits, duration=duration, size=size)
-    environment.filters["pretty"] = lambda fields: yaml.safe_dump(
-        fields, sort_keys=False, allow_unicode=True, width=100
-    )
-    environment.filters["lowest"] = lambda records, name: min(records, key=lambda record: record.metrics[name].value)
     records = {record.number: record for record in result.candidates}
     front = [records[number] for number in result.front]
-    return environment.get_template("report.html").render(
+    return _environment().get_template("report.html").render(
         result=result,
         title=Path(folder).resolve().name,
         folder=shlex.quote(str(folder)),
@@ -68,6 +56,25 @@ def render(result: RunResult, folder: str | Path = ".") -> str:
         chains={record.number: ancestry(record, records) for record in front},
         mutations=mutation_table(result),
     )
+
+
+@cache
+def _environment() -> Environment:
+    """What templates are read with; it keeps them compiled."""
+    environment = Environment(
+        loader=PackageLoader("nfsearch.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    environment.filters.update(digits=digits, duration=duration, size=size)
+    environment.filters["pretty"] = lambda fields: yaml.safe_dump(
+        fields, sort_keys=False, allow_unicode=True, width=100
+    )
+    environment.filters["lowest"] = lambda records, name: min(records, key=lambda record: record.metrics[name].value)
+    return environment
 
 
 def _verify_command(result: RunResult, folder: Path) -> list[str]:
