@@ -12,15 +12,16 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 FOLDERS = ("src/nfsearch", "space", "ops", "latency_lut", "proxies", "search")
 TINY = [
-    "latency.verify=2",
-    "proxy.tokens=4096",
+    "latency.verify=1",
+    "proxy.tokens=2048",
     "proxy.sequence=64",
     "proxy.batch=8",
     "proxy.validation_tokens=2048",
-    "search.evaluations=4",
-    "search.population=3",
+    "search.evaluations=3",
+    "search.population=2",
     "search.tournament=2",
     "space.width=64",
+    "space.where.mixer=A[head_dim=32] | D[head_dim=32] | M2[head_dim=32,state=32]",  # each row takes a third of a second
     "workers={executor: local}",
 ]
 
