@@ -4,10 +4,10 @@ import dataclasses
 import json
 import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -16,7 +16,8 @@ from nfsearch.cli.main import main
 from nfsearch.latency_lut import LatencyTable, load_table, save_table
 from nfsearch.ops import fla_layers
 from nfsearch.run.config import Config, load_config
-from tests.nfsearch.runs import SPACE, nfsearch, tiny_config
+from nfsearch.run.tables import proxy_of
+from tests.nfsearch.runs import SPACE, tiny_config
 
 Run = Callable[..., str]
 
@@ -109,7 +110,7 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
             + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
             "more than 10,000 values, aliases followed",
         ),
-        ("a: " + "[" * 10_000, "not valid YAML: brackets in brackets too deep"),
+        ("a: " + "[" * 2_000, "not valid YAML: brackets in brackets too deep"),
         ("a: \x07", "not valid YAML"),
         ("[1, 2]: 3", "config.yaml:1: not valid YAML: a key has to be a word"),
         ("search:\nspace: {width: 64}", "config.yaml:2: space.layers: is missing"),
@@ -137,6 +138,29 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
 def test_config_file(fails: Run, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     assert message in fails("run", "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "kind", "message"),
+    [
+        ("search", "strategy", "randm", "unknown strategy 'randm', did you mean random?"),
+        ("search", "strategy", "x", "unknown strategy 'x'; known: aging, "),
+        ("proxy", "kind", "trainning", "unknown proxy 'trainning', did you mean training?"),
+        ("rule", "kind", "mean", "unknown stopping rule 'mean', did you mean median?"),
+        ("workers", "executor", "locl", "unknown executor 'locl', did you mean local?"),
+    ],
+)
+def test_a_kind_that_nobody_defines(
+    fails: Run, tmp_path: Path, section: str, key: str, kind: str, message: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"space: {{width: 64, layers: F}}\n{section}:\n  {key}: {kind}\n")
+    err = fails("run", "config.yaml")
+    assert f"config.yaml:3: {section}.{key}: {message}" in err
+    assert len(err.splitlines()) == 1
+    config = tiny_config(tmp_path)
+    assert f"--set {section}.{key}={kind}: {section}.{key}: {message}" in fails(
+        "run", config, "--set", f"{section}.{key}={kind}"
+    )
 
 
 def test_missing_and_unreadable_config(fails: Run, tmp_path: Path) -> None:
@@ -214,20 +238,22 @@ def test_output_folder(fails: Run, tmp_path: Path) -> None:
     assert "nfsearch: " in fails("run", config, "--out", "/proc/nfsearch")  # nobody can write there, root neither
 
 
-def test_full_disk(tmp_path: Path) -> None:
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_config(tmp_path)
-    nfsearch("space", config, cwd=tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "nfsearch", "run", config, "--out", "run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
-        check=False,
-    )
-    assert done.returncode in (1, 2)
-    assert "Traceback" not in done.stderr
-    assert "nfsearch: " in done.stderr
+    proxy_of(load_config(config)[0])  # so that the run's folder is where the disk is full
+    monkeypatch.setattr(sys, "argv", ["nfsearch", "run", str(config), "--out", str(tmp_path / "run")])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    err = capsys.readouterr().err
+    assert end.value.code in (1, 2)
+    assert "Traceback" not in err
+    assert err.count("nfsearch: ") == 1
+    assert "File too large" in err
     assert not (tmp_path / "run" / "result.json").exists()
 
 
@@ -272,7 +298,9 @@ def test_a_run_of_another_format(fails: Run, finished_run: Path, tmp_path: Path,
     journal.write_text("".join(json.dumps(record) + "\n" for record in records))
     for command in (("report", "run"), ("run", folder / "config.yaml", "--out", "run", "--resume")):
         err = fails(*command)
-        assert f"study.journal holds a run of another version of nfsearch (format {format or 1}, this one reads 2)" in err
+        assert (
+            f"study.journal holds a run of another version of nfsearch (format {format or 1}, this one reads 2)" in err
+        )
         assert "search anew (--out)" in err
         assert len(err.splitlines()) == 1
 
@@ -333,6 +361,7 @@ def test_what_an_estimate_does_not_take(fails: Run) -> None:
 
 def test_exporting_a_candidate_that_is_not_there(fails: Run, finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
+    assert "unknown exporter 'yml', did you mean yaml?" in fails("export", "run", "--to", "yml", "-o", "x.yaml")
     assert "no candidate 99" in fails("export", "run", "--to", "yaml", "-o", "x.yaml", "--pick", "99")
     assert "ms" in fails("export", "run", "--to", "yaml", "-o", "x.yaml", "--max-latency-ms", "1e-9")
 
@@ -345,6 +374,7 @@ def test_exporting_after_the_data_changed(
     shutil.copytree(finished_run, tmp_path / "run")
     prepare = training.prepare
     monkeypatch.setattr(training, "prepare", lambda settings: dataclasses.replace(prepare(settings), digest="other"))
+    monkeypatch.setitem(sys.modules, "nfsearch.hf", ModuleType("nfsearch.hf"))  # not needed, and slow to import
     assert "has changed since the search" in fails("export", "run", "--to", "hf", "-o", "model")
 
 
