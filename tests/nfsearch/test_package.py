@@ -1,4 +1,4 @@
-"""The wheel works away from the checkout."""
+"""The wheel works away from the checkout, and a search in one process needs no Ray."""
 
 import shutil
 import subprocess
@@ -8,6 +8,7 @@ import venv
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDERS = ("src/nfsearch", "space", "ops", "latency_lut", "proxies", "search")
@@ -24,10 +25,16 @@ TINY = [
     "space.where.mixer=A[head_dim=32] | D[head_dim=32] | M2[head_dim=32,state=32]",  # each row takes a third of a second
     "workers={executor: local}",
 ]
+RUN = """
+import sys
+from nfsearch.cli.main import main
+try: main()
+finally: print("loaded", *sorted({"ray", "transformers"} & set(sys.modules)))
+"""
 
 
 @pytest.mark.slow
-def test_the_wheel_installed_alone_runs_a_search(tmp_path: Path) -> None:
+def test_the_wheel_installed_alone_runs_a_search_without_ray(tmp_path: Path) -> None:
     checkout, away = tmp_path / "checkout", tmp_path / "away"
     away.mkdir()
     for folder in FOLDERS:
@@ -59,6 +66,10 @@ def test_the_wheel_installed_alone_runs_a_search(tmp_path: Path) -> None:
     assert "README.md" in out
     run("nfsearch", "init")
     sets = [argument for value in TINY for argument in ("--set", value)]
-    assert "Pareto front" in run("nfsearch", "run", "config.yaml", "--out", "found", *sets)
+    out = run("python", "-c", RUN, "run", "config.yaml", "--out", "found", *sets)
+    assert "Pareto front" in out
+    assert out.splitlines()[-1].split() == ["loaded"]
+    config = yaml.safe_load((away / "found" / "config.yaml").read_text())
+    assert config["workers"] == {"executor": "local"}  # the section was replaced, which had keys of the other executor
     for name in ("report.html", "front.png", "front.csv", "candidates.csv", "result.json", "study.journal"):
         assert (away / "found" / name).stat().st_size > 100

@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,33 +79,6 @@ def test_a_table_measured_anew_does_not_go_on_with_candidates_of_another(finishe
         table.provenance = dataclasses.replace(table.provenance, date="2001-01-01")
         with pytest.raises(ValueError, match=r"timed by another latency table .* 2001-01-01\): put that one back"):
             _same_table(store, table)
-
-
-WITHOUT_RAY = """
-import sys
-from nfsearch.cli.main import main
-try: main()
-finally: print("loaded", *sorted({"ray", "transformers"} & set(sys.modules)))
-"""
-
-
-def test_a_search_in_one_process_loads_no_ray(finished_run: Path, tmp_path: Path) -> None:
-    """The whole of it, in a section of `workers` that replaces the file's; and it goes as every search goes."""
-    config = tiny_config(tmp_path, workers={"executor": "ray", "count": 1})
-    sets = ("--set", "workers={executor: local}", "--set", "search.evaluations=4")
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY, "run", config, "--out", "run", *sets],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].split() == ["loaded"]
-    found, expected = (RunResult.load(folder / "result.json") for folder in (tmp_path / "run", finished_run))
-    assert found.config.resolved["workers"] == {"executor": "local"}
-    assert [record.metrics for record in found.candidates] == [record.metrics for record in expected.candidates[:4]]
-    assert all((tmp_path / "run" / name).stat().st_size > 0 for name in FILES)
 
 
 def test_losses_along_a_run_are_intermediate_values_of_its_study(finished_run: Path) -> None:
