@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from nfsearch.bench import baselines, kernels, model
+from nfsearch.bench import baselines, kernels, model, race
 from nfsearch.bench.model import qwen3
 from nfsearch.bench.ops import bytes_moved
 from nfsearch.bench.schema import BenchResult, Comparison, Entry
@@ -35,7 +36,9 @@ def status(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs it with as few samples as give a figure."""
     monkeypatch.setattr("nfsearch.bench.session.warm_up", lambda kind: None)
+    monkeypatch.setitem(race._BOUNDS, "cpu", replace(race._BOUNDS["cpu"], warm_up=0.0, least=2, most=2, seconds=0.01))
 
     def run(*arguments: str) -> BenchResult:
         path = tmp_path / "result.json"

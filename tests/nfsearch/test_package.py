@@ -22,7 +22,7 @@ TINY = [
     "search.population=2",
     "search.tournament=2",
     "space.width=64",
-    "space.where.mixer=A[head_dim=32] | D[head_dim=32] | M2[head_dim=32,state=32]",  # each row takes a third of a second
+    "space.where.mixer=A[head_dim=32] | D[head_dim=32] | M2[head_dim=32,state=32]",  # a row takes a third of a second
     "workers={executor: local}",
 ]
 RUN = """
