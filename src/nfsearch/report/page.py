@@ -34,27 +34,31 @@ def render(result: RunResult, folder: str | Path = ".") -> str:
     """The whole page; `folder` is the run's, for the commands the page tells the reader to type."""
     records = {record.number: record for record in result.candidates}
     front = [records[number] for number in result.front]
-    return _environment().get_template("report.html").render(
-        result=result,
-        title=Path(folder).resolve().name,
-        folder=shlex.quote(str(folder)),
-        verify=shlex.join(_verify_command(result, Path(folder))),
-        plotly=get_plotlyjs(),
-        data=plot_data(result),
-        records=records,
-        front=front,
-        on_front=set(result.front),
-        done=result.in_state("done"),
-        stopped=result.in_state("stopped"),
-        failed=result.in_state("failed"),
-        first=result.metric(result.objectives[0]),
-        objectives=[*map(result.metric, result.objectives)],
-        shown=result.shown(),
-        notes=result.notes(),
-        narrow=max((record.fidelity.twin for record in result.candidates), default=1),
-        colours=operator_colours(result.candidates),
-        chains={record.number: ancestry(record, records) for record in front},
-        mutations=mutation_table(result),
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            result=result,
+            title=Path(folder).resolve().name,
+            folder=shlex.quote(str(folder)),
+            verify=shlex.join(_verify_command(result, Path(folder))),
+            plotly=get_plotlyjs(),
+            data=plot_data(result),
+            records=records,
+            front=front,
+            on_front=set(result.front),
+            done=result.in_state("done"),
+            stopped=result.in_state("stopped"),
+            failed=result.in_state("failed"),
+            first=result.metric(result.objectives[0]),
+            objectives=[*map(result.metric, result.objectives)],
+            shown=result.shown(),
+            notes=result.notes(),
+            narrow=max((record.fidelity.twin for record in result.candidates), default=1),
+            colours=operator_colours(result.candidates),
+            chains={record.number: ancestry(record, records) for record in front},
+            mutations=mutation_table(result),
+        )
     )
 
 
