@@ -9,16 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 from nfsearch.bench import baselines, kernels, model, race
-from nfsearch.bench.model import qwen3
 from nfsearch.bench.ops import bytes_moved
 from nfsearch.bench.schema import BenchResult, Comparison, Entry
 from nfsearch.cli import main as cli
 from nfsearch.ops import Block, HybridLM, deltanet
-from nfsearch.ops.attention import Attention
 from nfsearch.space import Architecture
 
 Run = Callable[..., BenchResult]
@@ -239,22 +236,6 @@ def test_bytes_are_those_of_the_cost_model() -> None:
     norms_and_head = (len(costs) + 1) * 64 + 128 * 64
     expected = 4 * norms_and_head + sum(cost.bytes_read(3, 25, 4) + 3 * 4 * cost.state for cost in costs)
     assert bytes_moved([model], model.init_state(3, 25)) == expected
-
-
-@pytest.mark.parametrize(("width", "inner"), [(1024, 3072), (2048, 6144)])
-def test_qwen3_has_the_shape_of_qwen3(width: int, inner: int) -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.Qwen3Config(
-        hidden_size=width, intermediate_size=inner, num_hidden_layers=28, num_attention_heads=16,
-        num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=True,
-    )  # fmt: skip
-    with torch.device("meta"):
-        theirs = transformers.Qwen3ForCausalLM(config)
-        ours = qwen3(width)
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    attention = next(ours.operators())
-    assert isinstance(attention, Attention)
-    assert (attention.heads, attention.kv_heads, attention.head_dim) == (16, 8, 128)
 
 
 # --- wrong input -----------------------------------------------------------------------------------------------------

@@ -1,3 +1,5 @@
+"""Candidates as Hugging Face models, and whatever else needs transformers."""
+
 from __future__ import annotations
 
 import json
@@ -12,13 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from nfsearch.bench.model import qwen3
 from nfsearch.export import Winner
 from nfsearch.export.hub import export_hf
+from nfsearch.ops.attention import Attention
 from nfsearch.ops.model import HybridLM
 from nfsearch.proxies.tokenizers import load_tokenizer
 from nfsearch.report.result import RunResult
+from nfsearch.run.finished import export_candidate
 from nfsearch.space import Architecture
 from nfsearch.support.metrics import SECONDS
+from tests.fla_stand_in import stand_in
+from tests.nfsearch.runs import invented_table, tiny_config
 
 if TYPE_CHECKING:
     from nfsearch.hf import NFSearchForCausalLM
@@ -34,7 +41,8 @@ def unneeded() -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def transformers() -> Any:
-    """Imported by these tests, not by their file, which every test process imports: it takes five seconds."""
+    """Imported by these tests, not by their file, which every test process imports: it takes five seconds. So whatever
+    is held against transformers is in this file, which one process runs."""
     return pytest.importorskip("transformers")
 
 
@@ -207,3 +215,50 @@ def test_an_hf_export_is_the_model_that_the_search_trained(
     cached, plain = (model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=use) for use in (True, False))
     assert torch.equal(cached, plain)
     assert cached.shape[1] == ids.shape[1] + 12
+
+
+@pytest.mark.slow
+def test_a_search_over_foreign_layers_from_its_config_to_an_export(
+    transformers: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Callable[..., tuple[str, str]]
+) -> None:
+    """Over layers of flash-linear-attention, on a stand-in for the package."""
+    monkeypatch.setenv("NFSEARCH_CACHE", str(tmp_path / "cache"))
+    space = {"width": 32, "where": {}, "layers": "(fla:GatedMemory[num_heads=2,expand_v=1|2] F[ratio=2]){1..2}"}
+    with stand_in():
+        table = str(invented_table(tmp_path / "layers.parquet", space))
+        config = tiny_config(
+            tmp_path, space=space, latency={"table": table}, search={"evaluations": 2, "population": 2}
+        )
+        command("run", config, "--out", "run")
+        result = RunResult.load(tmp_path / "run" / "result.json")
+        assert [candidate.state for candidate in result.candidates] == ["done"] * 2
+        best = min(result.candidates, key=lambda candidate: candidate.metrics["loss"].value)
+        assert "fla:GatedMemory[" in best.notation
+        export_candidate(tmp_path / "run", "hf", tmp_path / "best", pick=None, max_latency_ms=None)
+        assert "pip install 'nfsearch[hf,fla-layers]'" in (tmp_path / "best" / "README.md").read_text()
+        from nfsearch.hf import NFSearchForCausalLM
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "best").eval()
+        assert isinstance(model, NFSearchForCausalLM)
+        assert model.config.layers == best.notation
+        tokens = torch.tensor([[5, 6, 7]])
+        got = model.generate(tokens, max_new_tokens=4, do_sample=False)
+        for _ in range(4):
+            logits = model(tokens, use_cache=False).logits
+            tokens = torch.cat((tokens, logits[:, -1:].argmax(-1)), dim=1)
+        assert torch.equal(got, tokens)
+
+
+@pytest.mark.parametrize(("width", "inner"), [(1024, 3072), (2048, 6144)])
+def test_qwen3_of_the_benchmark_has_its_shape(transformers: Any, width: int, inner: int) -> None:
+    config = transformers.Qwen3Config(
+        hidden_size=width, intermediate_size=inner, num_hidden_layers=28, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        theirs = transformers.Qwen3ForCausalLM(config)
+        ours = qwen3(width)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    attention = next(ours.operators())
+    assert isinstance(attention, Attention)
+    assert (attention.heads, attention.kv_heads, attention.head_dim) == (16, 8, 128)
