@@ -106,7 +106,7 @@ def test_calibrating_measures_a_few_rows_and_tells_the_error_of_a_scaled_table(
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_nothing_is_measured_again(tmp_path: Path, command: Command) -> None:
+def test_killed_and_resumed_nothing_is_measured_again(quick: None, tmp_path: Path, command: Command) -> None:
     table = tmp_path / "t.parquet"
     arguments = ("lut", "build", config(tmp_path, workloads={"tpot": {}}), "-o", table, "--set", "space.width=32")
     process = start(*arguments, cwd=tmp_path)
