@@ -10,12 +10,30 @@ import pytest
 import yaml
 
 from nfsearch.report.result import RunResult
-from tests.nfsearch.runs import RAY, journal_trials, start, tiny_config
+from tests.fla_stand_in import FOLDER, stand_in
+from tests.nfsearch.runs import RAY, invented_table, journal_trials, start, tiny_config
+
+SPACE = {
+    "width": [32, 64],
+    "where": {"mixer": "D[head_dim=16] | A[head_dim=16]"},
+    "layers": "fla:GatedMemory[num_heads=2,expand_v=1|2] (mixer F[ratio=2]{0..1}){1..2}",
+}
 
 
 @pytest.mark.slow
-def test_interrupted_with_two_workers_then_resumed(tmp_path: Path, command: Callable[..., tuple[str, str]]) -> None:
-    arguments = ("run", tiny_config(tmp_path), "--out", "run")
+def test_interrupted_with_two_workers_then_resumed(
+    tmp_path: Path, command: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every candidate has a layer of flash-linear-attention's stand-in, which the workers have to find too."""
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER))
+    monkeypatch.setenv("NFSEARCH_CACHE", str(tmp_path / "cache"))
+    with stand_in():
+        table = str(invented_table(tmp_path / "layers.parquet", SPACE))
+        arguments = ("run", tiny_config(tmp_path, space=SPACE, latency={"table": table}), "--out", "run")
+        _interrupt_and_resume(tmp_path, command, *arguments)
+
+
+def _interrupt_and_resume(tmp_path: Path, command: Callable[..., tuple[str, str]], *arguments: str | Path) -> None:
     process = start(*arguments, *RAY, "--set", "workers.count=2", cwd=tmp_path)
     while journal_trials(tmp_path / "run") < 2 and process.poll() is None:
         time.sleep(0.05)

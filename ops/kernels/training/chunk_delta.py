@@ -18,7 +18,7 @@ SMALLEST = 64  # size of a head's keys and of its values
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def refusal(key: int, value: int, dtype: torch.dtype) -> str:
+def unsupported(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these sizes, or "".
 
     Triton 3.6 compiles narrower tiles to code that reads shared memory where nothing was written, or past its end.
@@ -55,15 +55,15 @@ class _DeltaRule(torch.autograd.Function):
 def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See `recurrence.delta_rule`: the output in the dtype of q, which is that of the products, and the last state in
+    """See `chunked.delta_rule`: the output in the dtype of q, which is that of the products, and the last state in
     float32.
 
     q (scaled), k (both of length one) [batch, time, heads, key] and v [batch, time, heads, value] of one dtype; beta,
     log_decay [batch, time, heads] of any; state [batch, heads, key, value] in float32. The gradient of a beta of
-    exactly 0, which is otherwise derived from beta's own update, is given as 0. Raises ValueError where `refusal` gives
+    exactly 0, which is otherwise derived from beta's own update, is given as 0. Raises ValueError where `unsupported` gives
     a reason.
     """
-    if reason := refusal(q.shape[-1], v.shape[-1], q.dtype):
+    if reason := unsupported(q.shape[-1], v.shape[-1], q.dtype):
         raise ValueError(reason)
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k and v must be of one dtype, not {q.dtype}, {k.dtype}, {v.dtype}")

@@ -245,9 +245,9 @@ SMALLEST = 16
 _LARGEST = {torch.bfloat16: (256, 128), torch.float16: (256, 128), torch.float32: (128, 64)}
 
 
-def refusal(key: int, value: int, dtype: torch.dtype) -> str:
+def unsupported(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these key and value sizes in this dtype, or nothing."""
-    return tiles.refusal(key, value, dtype, SMALLEST, _LARGEST)
+    return tiles.unsupported(key, value, dtype, SMALLEST, _LARGEST)
 
 
 def _groups(programs: int, heads: int, wanted: int) -> tuple[int, int]:
@@ -321,11 +321,11 @@ class _SharedLinear(torch.autograd.Function):
 def shared_linear(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`recurrence.shared_linear` on a GPU: the output in the dtype of v, and the state after it in float32.
+    """`chunked.shared_linear` on a GPU: the output in the dtype of v, and the state after it in float32.
 
     q, k [batch, time, key] and v [batch, time, heads, value] of one dtype, that of the matrix products (float32 sums);
     log_decay [batch, time, heads] and state [batch, heads, key, value] in float32. Gradients reach all five, from the
-    output and from the last state, and repeat bit for bit. Sizes: see `refusal`.
+    output and from the last state, and repeat bit for bit. Sizes: see `unsupported`.
     """
     if state is not None:
         state = state.contiguous()
