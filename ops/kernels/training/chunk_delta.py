@@ -60,8 +60,8 @@ def delta_rule(
 
     q (scaled), k (both of length one) [batch, time, heads, key] and v [batch, time, heads, value] of one dtype; beta,
     log_decay [batch, time, heads] of any; state [batch, heads, key, value] in float32. The gradient of a beta of
-    exactly 0, which is otherwise derived from beta's own update, is given as 0. Raises ValueError where `unsupported` gives
-    a reason.
+    exactly 0, which is otherwise derived from beta's own update, is given as 0. Raises ValueError where `unsupported`
+    gives a reason.
     """
     if reason := unsupported(q.shape[-1], v.shape[-1], q.dtype):
         raise ValueError(reason)
