@@ -27,7 +27,7 @@ _TOLERANCE = {torch.float32: 1e-3}  # sums over a chunk, whose products are of T
 @dataclass(frozen=True, eq=False)
 class Recurrence:
     """A linear recurrence: its plain form over chunks, the kernels that may stand in for it (in a module with a
-    `unsupported` and the SMALLEST size), and which inputs it has besides q, k, v and the state."""
+    `refusal` and the SMALLEST size), and which inputs it has besides q, k, v and the state."""
 
     name: str
     plain: Callable[..., tuple[Tensor, Tensor]]
@@ -169,7 +169,7 @@ def _form(what: Recurrence, key: int, value: int, dtype: torch.dtype, continued:
         what.plain,
         what.kernel,
         example,
-        lambda: what.module.unsupported(key, value, dtype),
+        lambda: what.module.refusal(key, value, dtype),
         tolerance=_TOLERANCE,
         compared=1 if gradients and not continued else None,  # no gradient comes through the last state in training
     )

@@ -31,7 +31,7 @@ def product(a, b, c=None):
     return tl.dot(a, b, c, input_precision="tf32x3")
 
 
-def unsupported(
+def refusal(
     key: int, value: int, dtype: torch.dtype, smallest: int, largest: dict[torch.dtype, tuple[int, int]]
 ) -> str:
     """Why kernels cannot serve heads of these sizes in this dtype, or nothing: they take powers of two."""

@@ -44,7 +44,7 @@ def kernels(kind: parallel.Recurrence, monkeypatch: pytest.MonkeyPatch, off: flo
     """Stands in for the module of kernels: the plain form, with gradients that are `off`. What it was called with."""
     calls: list[Inputs] = []
 
-    def unsupported(key: int, value: int, dtype: torch.dtype) -> str:
+    def refusal(key: int, value: int, dtype: torch.dtype) -> str:
         if key > 256:
             return "too large"
         return "" if key in (16, 32, 64, 128, 256) and value in (16, 32, 64, 128, 256, 512) else "not a size"
@@ -52,12 +52,12 @@ def kernels(kind: parallel.Recurrence, monkeypatch: pytest.MonkeyPatch, off: flo
     def call(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
         calls.append(list(inputs))
         q, _, v = (x.shape[-1] for x in inputs[:3] if x is not None)
-        assert unsupported(q, v, torch.float32) == ""
+        assert refusal(q, v, torch.float32) == ""
         scaled = [x if x is None else x + off * (x - x.detach()) for x in inputs]
         return getattr(chunked, name(kind))(*(x if x is None else x.float() for x in scaled))
 
     module = ModuleType("kernels")
-    module.SMALLEST, module.unsupported = 16, unsupported  # type: ignore[attr-defined]
+    module.SMALLEST, module.refusal = 16, refusal  # type: ignore[attr-defined]
     setattr(module, name(kind), call)
     monkeypatch.setitem(sys.modules, kind.kernel.split(":")[0], module)
     return calls

@@ -18,7 +18,7 @@ SMALLEST = 64  # size of a head's keys and of its values
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def unsupported(key: int, value: int, dtype: torch.dtype) -> str:
+def refusal(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these sizes, or "".
 
     Triton 3.6 compiles narrower tiles to code that reads shared memory where nothing was written, or past its end.
@@ -60,10 +60,10 @@ def delta_rule(
 
     q (scaled), k (both of length one) [batch, time, heads, key] and v [batch, time, heads, value] of one dtype; beta,
     log_decay [batch, time, heads] of any; state [batch, heads, key, value] in float32. The gradient of a beta of
-    exactly 0, which is otherwise derived from beta's own update, is given as 0. Raises ValueError where `unsupported`
+    exactly 0, which is otherwise derived from beta's own update, is given as 0. Raises ValueError where `refusal`
     gives a reason.
     """
-    if reason := unsupported(q.shape[-1], v.shape[-1], q.dtype):
+    if reason := refusal(q.shape[-1], v.shape[-1], q.dtype):
         raise ValueError(reason)
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k and v must be of one dtype, not {q.dtype}, {k.dtype}, {v.dtype}")

@@ -263,9 +263,9 @@ SMALLEST = 16
 _LARGEST = {torch.bfloat16: (256, 512), torch.float16: (256, 512), torch.float32: (128, 512)}
 
 
-def unsupported(key: int, value: int, dtype: torch.dtype) -> str:
+def refusal(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these key and value sizes in this dtype, or nothing."""
-    return tiles.unsupported(key, value, dtype, SMALLEST, _LARGEST)
+    return tiles.refusal(key, value, dtype, SMALLEST, _LARGEST)
 
 
 class _GatedLinear(torch.autograd.Function):
@@ -336,7 +336,7 @@ def gated_linear(
 
     q, k [batch, time, heads, key] and v [batch, time, heads, value] of one dtype, that of the matrix products (float32
     sums); log_decay [batch, time, heads, key] and state [batch, heads, key, value] in float32. Gradients reach all
-    five, from the output and from the last state, and repeat bit for bit. Sizes: see `unsupported`.
+    five, from the output and from the last state, and repeat bit for bit. Sizes: see `refusal`.
     """
     if state is not None:
         state = state.contiguous()

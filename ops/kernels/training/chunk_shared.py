@@ -245,9 +245,9 @@ SMALLEST = 16
 _LARGEST = {torch.bfloat16: (256, 128), torch.float16: (256, 128), torch.float32: (128, 64)}
 
 
-def unsupported(key: int, value: int, dtype: torch.dtype) -> str:
+def refusal(key: int, value: int, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve heads of these key and value sizes in this dtype, or nothing."""
-    return tiles.unsupported(key, value, dtype, SMALLEST, _LARGEST)
+    return tiles.refusal(key, value, dtype, SMALLEST, _LARGEST)
 
 
 def _groups(programs: int, heads: int, wanted: int) -> tuple[int, int]:
@@ -325,7 +325,7 @@ def shared_linear(
 
     q, k [batch, time, key] and v [batch, time, heads, value] of one dtype, that of the matrix products (float32 sums);
     log_decay [batch, time, heads] and state [batch, heads, key, value] in float32. Gradients reach all five, from the
-    output and from the last state, and repeat bit for bit. Sizes: see `unsupported`.
+    output and from the last state, and repeat bit for bit. Sizes: see `refusal`.
     """
     if state is not None:
         state = state.contiguous()

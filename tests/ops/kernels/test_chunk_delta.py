@@ -54,7 +54,7 @@ def test_fits_in_registers_and_shared_memory(key: int, value: int, monkeypatch: 
     ],
 )
 def test_refuses_what_it_cannot_serve(key: int, value: int, dtype: torch.dtype, reason: str) -> None:
-    found = chunk_delta.unsupported(key, value, dtype)
+    found = chunk_delta.refusal(key, value, dtype)
     assert found.endswith(reason)
     assert bool(found) == bool(reason)
     if reason:

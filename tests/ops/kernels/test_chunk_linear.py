@@ -38,12 +38,12 @@ def test_compiles_without_spills(kind: str, heads: int, key: int, value: int, mo
 
 def test_refuses_what_does_not_fit() -> None:
     for module, value in ((chunk_shared, 128), (chunk_gated, 512)):
-        assert module.unsupported(256, value, torch.bfloat16) == ""
-        assert module.unsupported(module.SMALLEST, module.SMALLEST, torch.bfloat16) == ""
-        assert "key" in module.unsupported(module.SMALLEST // 2, 64, torch.bfloat16)
-        assert "key" in module.unsupported(96, 64, torch.bfloat16)
-        assert "value" in module.unsupported(64, 2 * value, torch.bfloat16)
-        assert "float64" in module.unsupported(64, 64, torch.float64)
+        assert module.refusal(256, value, torch.bfloat16) == ""
+        assert module.refusal(module.SMALLEST, module.SMALLEST, torch.bfloat16) == ""
+        assert "key" in module.refusal(module.SMALLEST // 2, 64, torch.bfloat16)
+        assert "key" in module.refusal(96, 64, torch.bfloat16)
+        assert "value" in module.refusal(64, 2 * value, torch.bfloat16)
+        assert "float64" in module.refusal(64, 64, torch.float64)
 
 
 SIZES: dict[str, list[dict[str, Any]]] = {
