@@ -40,7 +40,7 @@ def candidates_frame(result: RunResult) -> pd.DataFrame:
     columns = [
         *("number", "state", "front", "notation", "width", "digest"),
         *(metric.column + end for metric in shown for end in ("", "_error") if not end or metric.name in uncertain),
-        *("origin", "generation", "parents", "tokens", "fidelity", "seed", "job"),
+        *("origin", "generation", "parents", "tokens", "fidelity", "seed", "job", "continues"),
         *("seconds", "attempts", "notes", "error"),
     ]
     rows = [_row(record, shown, record.number in front) for record in result.candidates]
