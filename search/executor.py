@@ -110,19 +110,20 @@ class Outcome:
 
 
 def attempt(proxy: Proxy, job: Job, report: Report) -> Outcome:
-    """Evaluates a job in this process. Exceptions are outcomes: the same seed would raise them again."""
+    """Evaluates a job in this process. Exceptions are outcomes: the same seed would raise them again. What was noted on
+    the way goes with the evaluation, or with the error, which it may explain."""
     with listening() as said:
         try:
             found = proxy.evaluate(job, report)
         except Cancelled:
             return Outcome(None)
         except ArithmeticError as error:  # the numbers went bad, not the process: a loss that diverged
-            return Outcome(None, str(error) or type(error).__name__)
+            return Outcome(None, "; after: ".join((str(error) or type(error).__name__, *said)))
         except Exception as error:  # out of GPU memory, a broken CUDA context, a bug: start afresh
-            return Outcome(None, described(error), sound=False)
+            return Outcome(None, "; after: ".join((described(error), *said)), sound=False)
     for name, measured in found.metrics.items():
         if not math.isfinite(measured.value):
-            return Outcome(None, f"the {name} is {measured.value}")
+            return Outcome(None, "; after: ".join((f"the {name} is {measured.value}", *said)))
     return Outcome(replace(found, notes=(*found.notes, *said)))
 
 

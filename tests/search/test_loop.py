@@ -227,6 +227,15 @@ def test_what_is_said_of_a_job_is_kept_with_it(tmp_path: Path) -> None:
     assert load_store(tmp_path / "study.journal").candidates() == list(final.candidates)
 
 
+def test_what_is_said_of_a_job_that_fails_is_in_its_error(tmp_path: Path) -> None:
+    def deed(job: Job, found: Evaluation) -> Evaluation:
+        note("the kernels of something are not used")
+        raise FloatingPointError("the loss is nan")
+
+    final = loop(tmp_path, FakeProxy(deed=deed), evaluations=4).run()
+    assert {c.error for c in final.candidates} == {"the loss is nan; after: the kernels of something are not used"}
+
+
 def test_a_limit_that_only_training_tells_keeps_off_the_front(tmp_path: Path) -> None:
     free = loop(tmp_path / "free", evaluations=8).run()
     losses = sorted(c.value("loss") for c in free.candidates)
