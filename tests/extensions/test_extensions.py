@@ -52,7 +52,13 @@ def test_each_passes_its_suite(environment: dict[str, str], tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_search_uses_them_all(environment: dict[str, str], tmp_path: Path) -> None:
     sections = {
-        "space": {**SPACE, "where": {"mixer": f"{OPERATOR} | A[head_dim=16]"}, "vocab": 64},
+        "space": {
+            **SPACE,
+            "width": 32,
+            "where": {"mixer": OPERATOR},
+            "layers": "(mixer F[ratio=2|3]{0..1}){1..3}",
+            "vocab": 64,
+        },
         "latency": {"device": "cpu", "workloads": {"tpot": {"context": 64}}, "verify": 0},
         "proxy": {"kind": "at_start", "tokens": 32},
         "search": {"strategy": "climb", "anew": 0.5, "evaluations": 8, "population": 4},

@@ -49,6 +49,13 @@ def test_a_finished_run_has_every_file_and_a_true_front(finished_run: Path) -> N
     assert list(pd.read_csv(finished_run / "front.csv").number) == result.front
 
 
+def test_a_search_in_which_all_failed_has_failed(tmp_path: Path, command: Command) -> None:
+    config = tiny_config(tmp_path, proxy={"learning_rate": 1e30}, search={"evaluations": 2, "population": 2})
+    _, err = command("run", config, "--out", "run", status=1)
+    assert "all 2 candidates failed, the first with: the training loss is" in err
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def test_a_report_is_rebuilt_from_the_study(finished_run: Path, tmp_path: Path, command: Command) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     before = json.loads((tmp_path / "run" / "result.json").read_text())

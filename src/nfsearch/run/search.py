@@ -75,6 +75,10 @@ def search(config_path: Path, out: Path | None, *, resume: bool, assignments: Se
             _carry_out(plan, store)
         result = result_of(store)
     print_front(result, plan.folder)
+    if result.candidates and len(result.in_state("failed")) == len(result.candidates):
+        raise WorkFailed(
+            f"all {len(result.candidates)} candidates failed, the first with: {result.candidates[0].error}"
+        )
     return 0
 
 

@@ -223,6 +223,15 @@ class OperatorSuite:
         leaf.copy_(start)
         agree(slope, length, 5 * step, what)
 
+    def test_gradients_of_long_inputs_are_finite(self, layer: Layer, device: str) -> None:
+        """In float32, in which what float64 still holds may overflow."""
+        operator = self.make(layer, torch.float32, device)
+        x = self.inputs(512, batch=1).to(device, torch.float32).requires_grad_()
+        operator(x).square().mean().backward()
+        for name, leaf in (("x", x), *operator.named_parameters()):
+            assert leaf.grad is not None, f"no gradient reached {name}"
+            assert leaf.grad.isfinite().all(), f"the gradient of {name} is not finite after 512 tokens"
+
     def test_autocast_trains(self, layer: Layer, device: str) -> None:
         operator = self.make(layer, torch.float32, device)
         given = self.inputs(20)
