@@ -62,7 +62,7 @@ def test_a_search_uses_them_all(environment: dict[str, str], tmp_path: Path) -> 
         "latency": {"device": "cpu", "workloads": {"tpot": {"context": 64}}, "verify": 0},
         "proxy": {"kind": "at_start", "tokens": 32},
         "search": {"strategy": "climb", "anew": 0.5, "evaluations": 8, "population": 4},
-        "rule": {"kind": "ceiling", "most": 4.2},
+        "rule": {"kind": "ceiling"},
         "objectives": ["gradient", "tpot"],
         "limits": {"start_loss": 100},
         "workers": {"executor": "threads"},
@@ -72,9 +72,14 @@ def test_a_search_uses_them_all(environment: dict[str, str], tmp_path: Path) -> 
     result = RunResult.load(tmp_path / "found" / "result.json")
     assert result.objectives == ["gradient", "tpot"]
     assert len(result.candidates) == 8
-    assert {record.state for record in result.candidates} == {"done", "stopped"}
+    assert {record.state for record in result.candidates} == {"done"}
     assert any(OPERATOR in record.mixers for record in result.candidates)
     assert any(record.origin.startswith("mutation") for record in result.candidates)
     run(environment, "-m", "nfsearch", "export", "found", "--to", "json", "-o", "best.json", cwd=tmp_path)
     best = json.loads((tmp_path / "best.json").read_text())
     assert best["metrics"]["gradient"] == min(record.value("gradient") for record in result.in_state("done"))
+    few = ["--set", "rule.most=0.1", "--set", "search.evaluations=2", "--set", "search.population=2"]
+    run(environment, "-m", "nfsearch", "run", "config.yaml", "--out", "stopped", *few, cwd=tmp_path)
+    assert [record.state for record in RunResult.load(tmp_path / "stopped" / "result.json").candidates] == [
+        "stopped"
+    ] * 2
