@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from nfsearch.proxies import Evaluation, Fidelity, Job
 from nfsearch.space import Architecture
@@ -46,6 +46,10 @@ class Candidate:
     attempts: int = 1
 
     @property
+    def fidelity(self) -> Fidelity:
+        return self.proposal.job.fidelity
+
+    @property
     def metrics(self) -> Measurements:
         """All that it was measured by, costs included."""
         return {**self.proposal.costs, **(self.evaluation.metrics if self.evaluation else {})}
@@ -58,17 +62,24 @@ class Candidate:
         return found.value
 
 
-def finished(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that are done."""
-    return [candidate for candidate in candidates if candidate.state == "done"]
+class Measured(Protocol):
+    """A candidate, or a record of one, as far as comparing it goes."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def fidelity(self) -> Fidelity: ...
+
+    @property
+    def metrics(self) -> Measurements: ...
 
 
-def dearest(candidates: Sequence[Candidate]) -> Fidelity | None:
-    """The most expensive fidelity that one of the candidates is done at."""
-    return max((candidate.proposal.job.fidelity for candidate in finished(candidates)), default=None)
+M = TypeVar("M", bound=Measured)
 
 
-def comparable(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that are done at the most expensive fidelity: the ones whose losses may be compared."""
-    fidelity = dearest(candidates)
-    return [candidate for candidate in finished(candidates) if candidate.proposal.job.fidelity == fidelity]
+def comparable(candidates: Sequence[M]) -> list[M]:
+    """Those that are done at the most expensive fidelity that any is done at: the ones whose losses may be compared."""
+    done = [candidate for candidate in candidates if candidate.state == "done"]
+    dearest = max((candidate.fidelity for candidate in done), default=None)
+    return [candidate for candidate in done if candidate.fidelity == dearest]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nfsearch.search.budgets import Limits
-from nfsearch.search.candidate import Candidate, comparable
+from nfsearch.search.candidate import Candidate, M, comparable
 
 
 def front(points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
@@ -20,7 +20,7 @@ def front(points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     return moocore.is_nondominated(table, keep_weakly=True)
 
 
-def ranked(candidates: Sequence[Candidate], limits: Limits) -> list[Candidate]:
+def ranked(candidates: Sequence[M], limits: Limits) -> list[M]:
     """The candidates that may be on one front, in their order: done at the most expensive fidelity that any is done at,
     as losses of different fidelities are not compared, and within the limits."""
     return [candidate for candidate in comparable(candidates) if not limits.excess(candidate.metrics)]

@@ -163,14 +163,7 @@ class RunResult(_Part):
     def admitted(self) -> list[CandidateRecord]:
         """The candidates that the front is chosen from: done within the limits, at the most expensive fidelity that any
         is done at."""
-        done = self.in_state("done")
-        dearest = max((record.fidelity for record in done), default=None)
-        return [
-            record
-            for record in done
-            if record.fidelity == dearest
-            and all(record.metrics[name].value <= most for name, most in self.limits.items() if name in record.metrics)
-        ]
+        return ranked(self.candidates, Limits(self.limits, {metric.name: metric for metric in self.metrics}))
 
     def notes(self) -> dict[str, list[int]]:
         """What workers had to say -> the numbers of the candidates it was said of."""
