@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from nfsearch.proxies.tokenizers import Tokenizer, load_tokenizer, resolve_token
 Part = Literal["train", "validation"]
 PARTS: tuple[Part, ...] = ("train", "validation")
 _LEAST_READ = 2**24  # training tokens to keep where there are that many, so that short proxies share one cache
+_ABOUT = "corpus.json"  # written beside the shards, and last
 _ENCODE_AT_ONCE = 2_000_000  # characters handed to the tokenizer together
 
 
@@ -40,7 +42,31 @@ class Corpus:
 
     def tokens(self, part: Part) -> np.ndarray:
         """The shard as a read-only memory map, uint16 or uint32 [tokens]."""
-        return np.memmap(self.folder / f"{part}.bin", dtype=_dtype(self.vocab), mode="r")
+        return np.memmap(self._path(part), dtype=_dtype(self.vocab), mode="r")
+
+    def verify(self) -> None:
+        """Raises OSError, naming what is wrong, unless this machine has the shards that `digest` is of.
+
+        Cheap enough for each evaluation: it asks for `corpus.json` and the sizes of the shards, and reads no tokens.
+        """
+        here = f"the tokens of {self.name} on {platform.node()}"
+        try:
+            about = json.loads((self.folder / _ABOUT).read_text())
+            found = about["digest"]
+            sizes = {part: about["tokens"][part] * np.dtype(_dtype(self.vocab)).itemsize for part in PARTS}
+            there = {part: self._path(part).stat().st_size for part in PARTS}
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{here}: {self.folder} is missing or not complete") from None
+        except (ValueError, KeyError, TypeError):
+            raise OSError(f"{here}: {self.folder / _ABOUT} is damaged") from None
+        if found != self.digest:
+            raise OSError(f"{here}: {self.folder} holds other tokens ({found}) than the search's ({self.digest})")
+        for part, size in sizes.items():
+            if there[part] != size:
+                raise OSError(f"{here}: {self._path(part)} has {there[part]} bytes, expected {size}")
+
+    def _path(self, part: Part) -> Path:
+        return self.folder / f"{part}.bin"
 
 
 def prepare(settings: TrainingSettings, cache_dir: Path | None = None) -> Corpus:
@@ -147,7 +173,7 @@ def _tokenise(source: Source, tokenizer: Tokenizer, train: int, validation: int,
         "bytes_per_token": shards[True].bytes / shards[True].tokens,
         "tokens": {"train": shards[False].tokens, "validation": shards[True].tokens},
     }
-    (folder / "corpus.json").write_text(json.dumps(about, indent=1))
+    (folder / _ABOUT).write_text(json.dumps(about, indent=1))
 
 
 def _split(documents: int) -> str:
@@ -182,12 +208,10 @@ def _open(folder: Path, name: str, tokenizer: str) -> Corpus | None:
     if not folder.is_dir():
         return None
     try:
-        about = json.loads((folder / "corpus.json").read_text())
+        about = json.loads((folder / _ABOUT).read_text())
         corpus = Corpus(name, about["digest"], about["vocab"], about["bytes_per_token"], tokenizer, folder)
-        complete = all(len(corpus.tokens(part)) == count for part, count in about["tokens"].items())
-    except (FileNotFoundError, ValueError, KeyError):
-        complete = False
-    if complete:
-        return corpus
-    shutil.rmtree(folder)
-    return None
+        corpus.verify()
+    except (OSError, ValueError, KeyError, TypeError):
+        shutil.rmtree(folder)
+        return None
+    return corpus

@@ -59,10 +59,12 @@ class Proxy(Protocol):
         """Raises ValueError if some member of the space cannot be scored."""
 
     def start(self) -> None:
-        """Prepares a worker process: imports what is heavy, opens what has to be there."""
+        """Prepares a worker process: imports what is heavy, opens what has to be there. Raises OSError where this
+        machine does not have it, though another may."""
 
     def evaluate(self, job: Job, report: Report) -> Evaluation:
-        """Raises ArithmeticError where the job has no metrics (a loss that diverged); what `report` raises ends it."""
+        """Raises ArithmeticError where the job has no metrics (a loss that diverged), OSError as `start` does; what
+        `report` raises ends it."""
 
 
 @runtime_checkable

@@ -50,15 +50,17 @@ class TrainingProxy:
     def start(self) -> None:
         import nfsearch.proxies.trainer  # noqa: F401  (and with it torch)
 
-        self.corpus.tokens("train")
+        self.corpus.verify()
 
     def evaluate(self, job: Job, report: Report) -> Evaluation:
         return self.train(job, report)[1]
 
     def train(self, job: Job, report: Report | None = None) -> tuple[HybridLM, Evaluation]:
-        """The model of a job (of its narrowed twin, at such a fidelity), trained, and its evaluation."""
+        """The model of a job (of its narrowed twin, at such a fidelity), trained, and its evaluation. Raises OSError on
+        a machine that does not have the tokens."""
         from nfsearch.proxies.trainer import train_model
 
+        self.corpus.verify()
         settings = self.settings.model_copy(update={"tokens": job.fidelity.tokens})
         if job.fidelity != settings.fidelity(self.corpus.digest, self.device):
             raise ValueError(f"these settings cannot train at {job.fidelity}")

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import platform
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -75,6 +77,31 @@ def test_damaged_cache_is_rebuilt(text: Path, tmp_path: Path) -> None:
         assert len(again.tokens("train")) > 1000
     (first.folder / "corpus.json").write_text("{")
     assert data.prepare(proxy(text), tmp_path / "cache") == first
+
+
+def test_a_machine_without_the_tokens_says_so(text: Path, tmp_path: Path) -> None:
+    corpus = data.prepare(proxy(text), tmp_path / "cache")
+    corpus.verify()
+    about, shard = corpus.folder / "corpus.json", corpus.folder / "train.bin"
+    whole, tokens = about.read_text(), shard.read_bytes()
+
+    def refused() -> str:
+        with pytest.raises(OSError, match=rf"the tokens of .*text\.jsonl on {platform.node()}: ") as caught:
+            corpus.verify()
+        return str(caught.value)
+
+    shard.write_bytes(tokens[:-2])
+    assert f"train.bin has {len(tokens) - 2} bytes, expected {len(tokens)}" in refused()
+    shard.unlink()
+    assert "is missing or not complete" in refused()
+    shard.write_bytes(tokens)
+    about.write_text(whole.replace(corpus.digest, "0" * 20))
+    assert "holds other tokens" in refused()
+    for damage in ("{", "[]", '{"digest": 1}'):
+        about.write_text(damage)
+        assert "corpus.json is damaged" in refused()
+    shutil.rmtree(corpus.folder)
+    assert f"{corpus.folder} is missing" in refused()
 
 
 def _slow_prepare(path: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,11 @@ def test_the_proxy_trains_a_job_at_its_fidelity(tmp_path: Path, monkeypatch: pyt
     assert found.metrics == evaluated(job.architecture, proxy.corpus, settings, seed=3, device="cpu").metrics
     half = Job(job.architecture, replace(proxy.fidelity, tokens=2 * 64), seed=3)  # another budget of the same settings
     assert proxy.train(half)[1].tokens == 2 * 64
+    proxy.start()
+    shutil.rmtree(tmp_path / "cache")
+    for asked in (proxy.start, lambda: proxy.train(half)):  # as on another machine
+        with pytest.raises(OSError, match=r"the tokens of .*text\.txt on .* is missing"):
+            asked()
 
 
 @pytest.mark.parametrize(
