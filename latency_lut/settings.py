@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from nfsearch.latency_lut.provenance import CPU_IDENTITY, IDENTITY, KERNELS
 from nfsearch.latency_lut.workload import Workload
+from nfsearch.support.settings import Settings
 
 
-class LatencySettings(BaseModel):
+class LatencySettings(Settings):
     """On what, and for which passes, candidates are timed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: str = Field(
         "auto",

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from nfsearch.support.metrics import SECONDS, Metric
+from nfsearch.support.settings import Settings
 
 _USES = {
     "decode": ("batch", "context"),
@@ -16,6 +17,7 @@ _USES = {
     "generation": ("batch", "prompt", "tokens"),
     "throughput": ("batches", "context", "memory_gb"),
 }
+_MOST_SEQUENCES, _LONGEST = 2**16, 2**24  # more than any model decodes at once, or holds
 _FINEST = 512  # tokens; below it, the time of attention over the past hardly changes
 
 
@@ -42,7 +44,7 @@ class Span:
         return (self.first, *(power for power in powers if self.first < power < end), end)
 
 
-class Workload(BaseModel):
+class Workload(Settings):
     """Something whose time the table estimates.
 
     decode: one token for each of `batch` sequences that already hold `context` tokens.
@@ -52,13 +54,11 @@ class Workload(BaseModel):
     holding `context` tokens. Only batches that were measured are considered: nothing is interpolated between them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     phase: Literal["decode", "prefill", "generation", "throughput"] = "decode"
-    batch: int = Field(1, gt=0, description="sequences")
-    context: int = Field(8192, ge=0, description="tokens: already held (decode), or to be read (prefill)")
-    prompt: int = Field(0, ge=0, description="tokens read before a generation")
-    tokens: int = Field(8192, gt=0, description="tokens that a generation decodes")
+    batch: int = Field(1, gt=0, le=_MOST_SEQUENCES, description="sequences")
+    context: int = Field(8192, ge=0, le=_LONGEST, description="tokens: already held (decode), or to be read (prefill)")
+    prompt: int = Field(0, ge=0, le=_LONGEST, description="tokens read before a generation")
+    tokens: int = Field(8192, gt=0, le=_LONGEST, description="tokens that a generation decodes")
     batches: tuple[int, ...] = Field((1, 16, 128), min_length=1, description="what throughput chooses from")
     memory_gb: float | None = Field(None, gt=0, description="throughput's, in 1e9 bytes; null = 95 % of the device's")
 
@@ -70,8 +70,10 @@ class Workload(BaseModel):
                 raise ValueError(f"{self.phase} takes {', '.join(uses)}, not {name}")
         if self.phase == "prefill" and not self.context:
             raise ValueError("prefill needs a context of at least 1 token to read")
-        if min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
-            raise ValueError(f"batches: expected different numbers of at least 1, found {list(self.batches)}")
+        if not 1 <= min(self.batches) <= max(self.batches) <= _MOST_SEQUENCES:
+            raise ValueError(f"batches: expected numbers from 1 to {_MOST_SEQUENCES:,}, found {list(self.batches)}")
+        if len(set(self.batches)) < len(self.batches):
+            raise ValueError(f"batches: a number is listed twice in {list(self.batches)}")
         return self
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import Self
 
 from nfsearch.proxies.fidelity import Fidelity
@@ -13,15 +13,14 @@ from nfsearch.proxies.job import Evaluation, Job, Report
 from nfsearch.space import SearchSpace
 from nfsearch.support.metrics import Metric
 from nfsearch.support.registry import Registry
+from nfsearch.support.settings import Settings
 
 if TYPE_CHECKING:
     from nfsearch.ops.model import HybridLM
 
 
-class ProxySettings(BaseModel):
+class ProxySettings(Settings):
     """The fields that the `proxy:` section of a config has whatever its kind; a proxy's own settings extend it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str = Field("training", description="how candidates are scored: the name of a proxy")
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nfsearch.support.errors import first_line
+from nfsearch.support.settings import Settings
 
 SPLIT_VERSION = 2  # raise it when the same data would be split or cut differently
 VALIDATION_SHARE = 20  # one document in so many
@@ -29,10 +30,8 @@ _TEXT |= {".java", ".js", ".ts", ".go", ".rs", ".sh", ".json", ".yaml", ".yml", 
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
 
-class SplitData(BaseModel):
+class SplitData(Settings):
     """Training and validation data that are separate already."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     train: str = Field(description="what to train on: anything that `data` itself may be")
     validation: str = Field(description="what to measure the loss on")

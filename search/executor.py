@@ -9,19 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import Self
 
 from nfsearch.proxies import Evaluation, Job, Proxy, Report
 from nfsearch.support.errors import typed_line
 from nfsearch.support.notes import listening
 from nfsearch.support.registry import Registry
+from nfsearch.support.settings import Settings
 
 
-class WorkerSettings(BaseModel):
+class WorkerSettings(Settings):
     """The field that the `workers:` section of a config has whatever the executor; its own settings extend it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     executor: str = Field("ray", description="who evaluates: ray (worker processes) or local (this process)")
 

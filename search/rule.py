@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nfsearch.proxies import Job
 from nfsearch.search.candidate import Candidate
 from nfsearch.support.registry import Registry
+from nfsearch.support.settings import Settings
 
 
-class RuleSettings(BaseModel):
+class RuleSettings(Settings):
     """The field that the `rule:` section of a config has whatever its kind; a rule's own settings extend it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str = Field(description="the name of a stopping rule")
 

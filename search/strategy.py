@@ -6,37 +6,36 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from nfsearch.proxies import Fidelity, Job
 from nfsearch.search.budgets import Budgets
 from nfsearch.search.candidate import Answers, Candidate, Proposal
 from nfsearch.space import Architecture, SearchSpace
 from nfsearch.space.notation import parse_layers
+from nfsearch.space.operators import LARGEST
 from nfsearch.support.registry import Registry
+from nfsearch.support.settings import Settings
 
 
-class KnownDesign(BaseModel):
+class KnownDesign(Settings):
     """A design to start from, at a width of its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    width: int = Field(gt=0, description="hidden size")
+    width: int = Field(gt=0, le=LARGEST, description="hidden size")
     layers: str = Field(description="the design in the notation")
 
 
-class SearchSettings(BaseModel):
+class SearchSettings(Settings):
     """The fields that the `search:` section of a config has whatever the strategy; its own settings extend it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: str = Field("aging", description="how candidates are chosen: the name of a strategy")
     evaluations: int = Field(
-        200, gt=0, description="candidates to evaluate, failed ones and the first population counted"
+        200, gt=0, le=1_000_000, description="candidates to evaluate, failed ones and the first population counted"
     )
     population: int = Field(
         40,
         gt=1,
+        le=1_000_000,
         description="members that can become parents: the last so many that succeeded; a generation is as many",
     )
     seed: int = Field(0, ge=0, description="same seed, one worker: same search")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from nfsearch.space.architecture import Architecture
 from nfsearch.space.layer import Layer
 from nfsearch.space.operators import find_operator, operator_names
 from nfsearch.support.names import nearest
+from nfsearch.support.settings import Settings
 
 
-class Limits(BaseModel):
+class Limits(Settings):
     """What the paper and common sense bound. None means no limit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: int | None = Field(None, gt=0, description="most operators in a model, FFNs counted")
     params: int | None = Field(None, gt=0, description="most parameters, embedding included")

@@ -12,6 +12,7 @@ another expression. `()` is nothing. An architecture is an expression with nothi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -95,7 +96,9 @@ class _Token:
     column: int
 
     def __str__(self) -> str:
-        return f"'{self.text}'" if self.text else "the end"
+        if not self.text:
+            return "the end"
+        return f"'{self.text}'" if len(self.text) <= 40 else f"'{self.text[:40]}...'"
 
 
 def _tokens(text: str) -> list[_Token]:
@@ -247,7 +250,9 @@ class _Parser:
         token = self.here
         value: Value = token.text
         if token.kind == "number":
-            value = int(token.text) if re.fullmatch(r"-?\d+", token.text) else float(token.text)
+            value = float(token.text)
+            if re.fullmatch(r"-?\d+", token.text) and math.isfinite(value):  # int refuses thousands of digits
+                value = int(token.text)
         elif token.kind == "word":
             value = _CONSTANTS.get(token.text, token.text)
         if token.kind not in ("number", "word") or not setting.accepts(value):

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from nfsearch.space.limits import Limits
 from nfsearch.space.notation import parse, parse_definitions
+from nfsearch.space.operators import LARGEST
 from nfsearch.space.search_space import SearchSpace
+from nfsearch.support.settings import Settings
 
 
-class FitWidth(BaseModel):
+class FitWidth(Settings):
     """`{fit: latency, from: [...]}`: the widest of these that meets the latency limits."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     fit: Literal["latency"]
     widths: tuple[int, ...] = Field(alias="from", min_length=1)
 
 
-class SpaceSettings(BaseModel):
+class SpaceSettings(Settings):
     """What may be built."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     width: int | tuple[int, ...] | FitWidth = Field(
         description="hidden size: one, a list, or {fit: latency, from: [...]}"
@@ -31,7 +31,9 @@ class SpaceSettings(BaseModel):
     where: dict[str, str] = Field(default_factory=dict, description="named expressions")
     layers: str = Field(description="the notation; its top-level items are the stages")
     limits: Limits = Field(default_factory=Limits)
-    vocab: int | Literal["auto"] = Field("auto", description="size of the vocabulary; auto = the tokenizer's")
+    vocab: Annotated[int, Field(gt=0, le=LARGEST)] | Literal["auto"] = Field(
+        "auto", description="size of the vocabulary; auto = the tokenizer's"
+    )
     meta_tokens: int | tuple[int, ...] = Field(
         0, description="learned vectors before every sequence: a number or a list"
     )
@@ -57,8 +59,8 @@ class SpaceSettings(BaseModel):
     ) -> int | tuple[int, ...] | FitWidth:
         numbers = value.widths if isinstance(value, FitWidth) else value if isinstance(value, tuple) else (value,)
         least = 1 if info.field_name == "width" else 0
-        if not numbers or min(numbers) < least:
-            raise ValueError(f"expected whole numbers of at least {least}, found {list(numbers)}")
+        if not numbers or min(numbers) < least or max(numbers) > LARGEST:
+            raise ValueError(f"expected whole numbers from {least} to {LARGEST:,}, found {list(numbers)}")
         if len(set(numbers)) < len(numbers):
             raise ValueError(f"a number is listed twice in {list(numbers)}")
         return value

@@ -5,6 +5,16 @@ modules that compute are named by `OperatorSpec.module` and imported by `nfsearc
 """
 
 from nfsearch.space.operators.registry import find_operator, operator_names, operators
-from nfsearch.space.operators.spec import Cost, OperatorSpec, Setting, Shape, Value
+from nfsearch.space.operators.spec import LARGEST, Cost, OperatorSpec, Setting, Shape, Value
 
-__all__ = ["Cost", "OperatorSpec", "Setting", "Shape", "Value", "find_operator", "operator_names", "operators"]
+__all__ = [
+    "LARGEST",
+    "Cost",
+    "OperatorSpec",
+    "Setting",
+    "Shape",
+    "Value",
+    "find_operator",
+    "operator_names",
+    "operators",
+]

@@ -44,7 +44,7 @@ SPEC = OperatorSpec(
         "kv_heads": Setting(None, "key-value heads; none = a quarter of the heads", optional=True),
         "window": Setting(None, "how many positions are seen, the current one included; none = all", optional=True),
         "qk_norm": Setting(False, "RMS-normalise queries and keys per head", type=bool),
-        "rope_base": Setting(10000.0, "base of the rotary angles", type=float),
+        "rope_base": Setting(10000.0, "base of the rotary angles", type=float, maximum=1e12),
     },
     shape=_shape,
     cost=_cost,

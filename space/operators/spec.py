@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 Value = int | float | bool | str | None
 Shape = dict[str, Any]
+LARGEST = 2**20  # width, size of anything in a model, setting of an operator
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Setting:
     optional: bool = False  # `none` is allowed
     choices: tuple[Value, ...] | None = None
     minimum: float = 1
+    maximum: float = LARGEST
 
     def expected(self) -> str:
         """What a valid value looks like, in words."""
@@ -31,7 +32,7 @@ class Setting:
             return "true or false"
         if self.type is object:
             return "a number, true, false, none or a word"
-        words = {int: "a whole number", float: "a number"}[self.type] + f" of at least {self.minimum:g}"
+        words = {int: "a whole number", float: "a number"}[self.type] + f" from {self.minimum:g} to {self.maximum:,.0f}"
         return words + (" or none" if self.optional else "")
 
     def accepts(self, value: Value) -> bool:
@@ -44,7 +45,7 @@ class Setting:
         if self.type is bool or isinstance(value, bool):
             return self.type is bool and isinstance(value, bool)
         kinds = (int, float) if self.type is float else (int,)
-        return isinstance(value, kinds) and value >= self.minimum
+        return isinstance(value, kinds) and self.minimum <= value <= self.maximum
 
     def normal(self, value: Value) -> Value:
         """An accepted value in the one form in which it is kept: 2 and 2.0 are the same."""
@@ -57,7 +58,7 @@ def _can_be_written(value: Value) -> bool:
     """Whether the notation has a text that reads back as this value."""
     if isinstance(value, str):
         return re.fullmatch(r"[A-Za-z_][\w:]*", value) is not None and value not in ("none", "true", "false")
-    return not isinstance(value, float) or math.isfinite(value)
+    return value is None or abs(value) < 2**63  # which is true of no NaN
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def test_the_widest_that_fits() -> None:
         (dict(width=128, layers="D{1900} F{900}"), "members of 2800 layers"),
         (dict(width=128, layers="D F", limits={"required": ["A"]}), "limits.required names A"),
         (dict(width=128, layers="D F", limits={"required": ["Q"]}), "unknown operator 'Q'"),
-        (dict(width=[], layers="D"), "expected whole numbers of at least 1"),
+        (dict(width=[], layers="D"), "expected whole numbers from 1 to 1,048,576"),
         (dict(width=[64, 64], layers="D"), "is listed twice"),
         (dict(width=128, layers="mx F", where={"mixer": "D"}), "'mx' is neither.*did you mean mixer"),
     ],

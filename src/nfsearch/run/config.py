@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, Field, create_model, model_validator
 
 from nfsearch.latency_lut.settings import LatencySettings
 from nfsearch.proxies import PROXIES, ProxySettings
@@ -21,6 +21,7 @@ from nfsearch.run.yaml_file import YamlFile, read_yaml
 from nfsearch.search import EXECUTORS, RULES, STRATEGIES, Limits, RuleSettings, SearchSettings, WorkerSettings
 from nfsearch.space import SpaceSettings
 from nfsearch.support.metrics import Metric
+from nfsearch.support.settings import Settings
 
 # Sections that name a kind: the key that names it, and where kinds are found.
 _KINDS: dict[str, tuple[str, Any]] = {
@@ -31,10 +32,8 @@ _KINDS: dict[str, tuple[str, Any]] = {
 }
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Everything has a default but the space. `model_for` gives the model with the fields of the kinds named."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     space: SpaceSettings = Field(description="what may be built")
     latency: LatencySettings = Field(default_factory=LatencySettings, description="what is timed, and on what")
@@ -126,10 +125,9 @@ def read_limits(limits: Mapping[str, float], metrics: Mapping[str, Metric]) -> L
     Raises ValueError for a limit that is no NAME_UNIT of a metric in a unit of its kind."""
     found: dict[str, float] = {}
     for limit, value in limits.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"limits.{limit}: expected a number above 0, found {value:g}")
         name, unit = _limit(limit, metrics)
-        most = metrics[name].limit(value, unit)
+        if not value > 0 or not 0 < (most := metrics[name].limit(value, unit)) < math.inf:
+            raise ValueError(f"limits.{limit}: expected a number above 0, found {value:g}")
         found[name] = min(most, found.get(name, most))
     return Limits(found, metrics)
 
