@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from nfsearch.latency_lut.agreement import Trust
 from nfsearch.latency_lut.provenance import CPU_IDENTITY, IDENTITY, KERNELS
 from nfsearch.latency_lut.workload import Workload
 from nfsearch.support.settings import Settings
@@ -40,8 +41,12 @@ class LatencySettings(Settings):
         description="what is timed, by the name that objectives and limits use",
     )
     verify: int = Field(
-        10, ge=0, description="random whole models that are measured to check the table's estimates; 0 = none"
+        10,
+        ge=0,
+        description="random whole models that are measured to check the table's estimates; 0 = no whole model is "
+        "measured, those of the front neither",
     )
+    trust: Trust = Field(default_factory=Trust, description="when that check is good")
 
     @field_validator("workloads")
     @classmethod

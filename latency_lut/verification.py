@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nfsearch.latency_lut.agreement import Agreement, agreement_of
+from nfsearch.latency_lut.agreement import Agreement, Doubt, Trust, agreement_of, doubt_of
 from nfsearch.latency_lut.errors import TableError
 from nfsearch.latency_lut.measured import Measured
 
@@ -72,6 +72,15 @@ class Verification(_Part):
             memory={name: agreement_of(pairs) for name, group in by_workload.items() if (pairs := _peaks(group))},
             checks=checks,
         )
+
+    def complaints(self, trust: Trust) -> list[str]:
+        """What is bad about the table, in words: a line for each workload and figure."""
+        return [text for name, found in self.agreement.items() for text in trust.complaints(name, found)]
+
+    def doubt(self, workload: str = "") -> Doubt:
+        """How far estimates of a workload are off; of one that was not checked, as far as all checks together are."""
+        own = [check for check in self.checks if check.workload == workload]
+        return doubt_of([(check.estimated_ms, check.measured_ms) for check in own or self.checks])
 
 
 def verification_path(table: Path) -> Path:

@@ -61,21 +61,29 @@ def verify(
     checks: list[Check] = []
     warm_up(kind)
     for architecture in chosen:
-        with torch.device(kind):
-            model = HybridLM(architecture).to(getattr(torch, dtype)).eval()
-        for name, workload in workloads.items():
-            check = _checked(table, model, name, workload, dtype, kind)
+        for check in time_whole(table, architecture, workloads, dtype=dtype, kind=kind).values():
             if check is None:
                 continue
             checks.append(check)
             if progress:
                 progress(len(checks), len(chosen) * len(workloads), check)
-        del model
-        gc.collect()
-        if kind == "cuda":
-            torch.cuda.empty_cache()
     came = table.provenance
     return Verification.of(checks, device=came.device, dtype=dtype, seed=seed, table=came.date)
+
+
+def time_whole(
+    table: LatencyTable, architecture: Architecture, workloads: Mapping[str, Workload], *, dtype: str, kind: str
+) -> dict[str, Check | None]:
+    """A whole model measured end to end under each workload on this machine's device of `kind`, "cpu" or "cuda"; None
+    where it does not fit into memory after all. `timing.warm_up` comes before the first."""
+    with torch.device(kind):
+        model = HybridLM(architecture).to(getattr(torch, dtype)).eval()
+    found = {name: _checked(table, model, name, workload, dtype, kind) for name, workload in workloads.items()}
+    del model
+    gc.collect()
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+    return found
 
 
 def _checked(

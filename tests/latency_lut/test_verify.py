@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nfsearch.latency_lut import LatencyTable, TableError, Workload, device, keys_for, profiler, verify
+from nfsearch.latency_lut.agreement import Doubt, Trust, doubt_of
 from nfsearch.latency_lut.timing import CPU
 from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.latency_lut.workload import Span
@@ -65,6 +66,30 @@ def test_agreement() -> None:
     reverse = made_up_verification(made_up_check(1, 3), made_up_check(2, 2), made_up_check(3, 1)).agreement["tpot"]
     assert (reverse.spearman, reverse.kendall) == (pytest.approx(-1.0), pytest.approx(-1.0))
     assert reverse.worst == pytest.approx(2.0)
+
+
+def test_a_bad_check_says_what_is_bad_about_it() -> None:
+    good = [made_up_check(1.05, 1), made_up_check(2.1, 2), made_up_check(3.1, 3)]
+    assert made_up_verification(*good).complaints(Trust()) == []
+    (off,) = made_up_verification(*(made_up_check(1.4 * ms, ms) for ms in (1, 2, 3))).complaints(Trust())
+    assert off == "tpot: estimates are 40.0% off on average, more than 10%"
+    (order,) = made_up_verification(*(made_up_check(ms, 1 / 100 + 1 - ms / 100) for ms in (1, 1.01, 1.02))).complaints(
+        Trust(mape=0.5)
+    )
+    assert order == "tpot: estimates do not put models in their order (Spearman's rho -1.00, less than 0.9)"
+    assert made_up_verification(*(made_up_check(1.4 * ms, ms) for ms in (1, 2, 3))).complaints(Trust(mape=0.5)) == []
+
+
+def test_an_error_bar_holds_noise_bias_and_what_is_left() -> None:
+    pure_bias = made_up_verification(made_up_check(1, 2), made_up_check(2, 4)).doubt("tpot")
+    assert pure_bias == Doubt(1.0, 0.0)
+    assert pure_bias.bar(3.0, 0.1) == pytest.approx(3.1)  # what was measured is 6
+    spread = made_up_verification(made_up_check(1, 1.1), made_up_check(1, 0.9), made_up_check(1, 9, workload="ttft"))
+    assert spread.doubt("tpot").bias == pytest.approx(0.0)
+    assert spread.doubt("tpot").residual == pytest.approx(0.1 * 2**0.5)
+    assert spread.doubt("tpot").bar(1.0, 0.3) == pytest.approx((0.3**2 + 0.08) ** 0.5)
+    assert spread.doubt("other") == doubt_of([(1, 1.1), (1, 0.9), (1, 9)])
+    assert spread.doubt("ttft") == Doubt(8.0, 8.0)  # of a lone check
 
 
 @pytest.mark.parametrize(
