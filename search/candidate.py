@@ -26,6 +26,7 @@ class Proposal:
     parents: tuple[int, ...] = ()  # candidate numbers
     costs: Measurements = field(default_factory=dict)  # what is known without any training
     refused: Mapping[str, int] = field(default_factory=dict)  # reason -> drafts refused before this one was found
+    confirms: int | None = None  # the candidate of which this is a further evaluation; None: it is one of the search's
 
     @property
     def architecture(self) -> Architecture:

@@ -8,7 +8,7 @@ deterministic and a resumed search goes on as if it had never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nfsearch.proxies import Evaluation, Job
 from nfsearch.search.budgets import Limits
@@ -25,7 +25,8 @@ Tell = Callable[[Progress], None]
 
 
 class Loop:
-    """Has an executor evaluate what a strategy proposes until `evaluations` candidates are in the store.
+    """Has an executor evaluate what a strategy proposes until there are `evaluations` candidates, those of `history`
+    counted, which are the store's unless given.
 
     `rule` is asked after each report whether a job shall go on. `stop` is asked between two steps, and at each report,
     whether the search shall: it is what an interrupt sets. The objectives and their limits say what the best is.
@@ -39,12 +40,13 @@ class Loop:
         limits: Limits,
         *,
         evaluations: int,
+        history: Sequence[Candidate] | None = None,
         rule: Rule | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.strategy, self.store, self.executor, self.limits = strategy, store, executor, limits
         self.evaluations, self.rule, self.stop = evaluations, rule, stop
-        self.history = store.candidates()
+        self.history = store.candidates() if history is None else [*history]
         evaluated = {candidate.proposal.index for candidate in self.history}
         self._indices = [i for i in range(evaluations) if i not in evaluated][::-1]
         self._running: dict[Job, Proposal] = {}  # proposals handed to the executor
@@ -125,7 +127,7 @@ class Loop:
     ) -> None:
         proposal = self._running.pop(job)
         del self._curves[job]
-        candidate = Candidate(len(self.history), proposal, state, found, seconds, error, attempts)
+        candidate = Candidate(self.store.count, proposal, state, found, seconds, error, attempts)
         self.store.add(candidate)
         self.history.append(candidate)
         self._standing = Standing.of(self.history, self.store.objectives, self.limits)

@@ -46,6 +46,11 @@ class Store:
         """Keeps a JSON value of the run itself."""
         self._study.set_user_attr(key, value)
 
+    @property
+    def count(self) -> int:
+        """How many evaluations it holds, of the search and others: the number of the next one."""
+        return self._count
+
     def add(self, candidate: Candidate) -> None:
         """Keeps a finished candidate; on disk when this returns. Its number has to be the next one."""
         if candidate.number != self._count:
@@ -54,7 +59,14 @@ class Store:
         self._count += 1
 
     def candidates(self) -> list[Candidate]:
-        """All of them, in the order in which they finished. Raises ValueError for a trial that is not ours."""
+        """Those of the search, in the order in which they finished. Raises ValueError for a trial that is not ours."""
+        return [found for found in self._evaluated() if found.proposal.confirms is None]
+
+    def confirmations(self) -> list[Candidate]:
+        """Further evaluations of candidates, which the search knows nothing of, in the order in which they finished."""
+        return [found for found in self._evaluated() if found.proposal.confirms is not None]
+
+    def _evaluated(self) -> list[Candidate]:
         return [from_trial(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     def close(self) -> None:

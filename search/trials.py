@@ -50,6 +50,7 @@ def to_trial(candidate: Candidate, objectives: Sequence[str], choices: Choices |
             "origin": proposal.origin,
             "generation": proposal.generation,
             "parents": list(proposal.parents),
+            "confirms": proposal.confirms,
             "costs": {name: [cost.value, cost.error] for name, cost in proposal.costs.items()},
             "refused": dict(proposal.refused),
             "answers": dict(proposal.answers),  # with params they are complete only where all choices are known
@@ -83,6 +84,7 @@ def from_trial(trial: FrozenTrial) -> Candidate:
             parents=tuple(kept["parents"]),
             costs={name: Measurement(*values) for name, values in kept["costs"].items()},
             refused=kept["refused"],
+            confirms=kept.get("confirms"),
         )
         return Candidate(
             number=trial.number,

@@ -12,9 +12,10 @@ import optuna
 import pytest
 
 from nfsearch.search import Limits
+from nfsearch.search.loop import Loop
 from nfsearch.search.pareto import members
 from nfsearch.search.study import Store, load_store, open_store
-from tests.search.fakes import OBJECTIVES, search, strategy
+from tests.search.fakes import OBJECTIVES, FakeProxy, HandExecutor, search, strategy
 
 FINGERPRINT = {"seed": 0, "space": {"layers": "A"}}
 
@@ -47,6 +48,21 @@ def test_candidates_come_back_as_they_were(tmp_path: Path, url: str) -> None:
     assert again.candidates() == found
     assert [list(c.proposal.answers) for c in again.candidates()] == [list(c.proposal.answers) for c in found]
     assert again.objectives == OBJECTIVES
+
+
+def test_a_search_goes_on_after_confirmations_and_does_not_see_them(tmp_path: Path) -> None:
+    chosen = strategy(evaluations=6)
+    found = search(chosen, 6)
+    confirmed = replace(found[1], number=4, proposal=replace(found[1].proposal, confirms=1))
+    with store_at(tmp_path / "study.journal") as store:
+        for candidate in (*found[:4], confirmed):
+            store.add(candidate)
+        loop = Loop(chosen, store, HandExecutor(FakeProxy(), 1), Limits(), evaluations=6)
+        assert loop.history == found[:4]
+        loop.run()
+        assert [each.number for each in store.candidates()] == [0, 1, 2, 3, 5, 6]
+        assert [each.proposal for each in store.candidates()[:5]] == [each.proposal for each in found[:5]]
+    assert load_store(tmp_path / "study.journal").confirmations() == [confirmed]
 
 
 def test_optuna_opens_the_study(journal: Path) -> None:
