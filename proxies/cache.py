@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +42,8 @@ def publish(folder: Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > _STALE_S:
                 shutil.rmtree(left, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
+    scratch = folder.parent / f"{_UNFINISHED}{secrets.token_hex(8)}"
+    scratch.mkdir()  # with an ordinary mode, so that users can share a cache
     try:
         yield scratch
         try:
