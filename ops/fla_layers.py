@@ -25,6 +25,7 @@ from nfsearch.ops.operator import Operator, State
 from nfsearch.space import Cost
 from nfsearch.space.operators import Value
 from nfsearch.support.names import nearest
+from nfsearch.support.versions import to_install
 
 Settings = tuple[tuple[str, Value], ...]  # as a layer holds them: sorted by name
 
@@ -248,7 +249,7 @@ def _layer_class(layer: str) -> type[nn.Module]:
     except ImportError as error:
         raise ValueError(
             f"fla:{layer} needs flash-linear-attention, which cannot be imported here ({error}): "
-            "pip install 'nfsearch[fla-layers]'"
+            f"{to_install('fla-layers')}"
         ) from error
     found = getattr(package, layer, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from nfsearch.support.errors import first_line
 from nfsearch.support.settings import Settings
+from nfsearch.support.versions import to_install
 
 SPLIT_VERSION = 2  # raise it when the same data would be split or cut differently
 VALIDATION_SHARE = 20  # one document in so many
@@ -224,7 +225,7 @@ def _hub(data: str) -> Source:
         try:
             from datasets import load_dataset
         except ImportError:
-            raise ValueError(f"{data}: reading from the hub needs `pip install nfsearch[hf]`") from None
+            raise ValueError(f"{data}: reading from the hub needs datasets: {to_install('hf')}") from None
         try:
             for row in load_dataset(name, config or None, split="train", streaming=True):
                 if not isinstance(row.get("text"), str):

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from nfsearch.ops.model import HybridLM
 from nfsearch.space import Architecture
+from nfsearch.support.versions import to_install
 
 try:
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
     from transformers.configuration_utils import PretrainedConfig
     from transformers.modeling_outputs import CausalLMOutputWithPast
 except ImportError as error:
-    raise ImportError("this needs transformers: pip install 'nfsearch[hf]'") from error
+    raise ImportError(f"nfsearch.hf needs transformers ({error}): {to_install('hf')}") from error
 
 _FIRST_RESERVE = 256  # text tokens a new cache has room for, beyond the prompt
 

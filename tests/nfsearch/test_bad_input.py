@@ -385,4 +385,4 @@ def test_layers_of_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPat
     for command in (("run", config), ("lut", "build", config, "-o", "new.parquet")):
         err = fails(*command)
         assert "nfsearch: fla:KimiDeltaAttention needs flash-linear-attention, which cannot be imported here" in err
-        assert "pip install 'nfsearch[fla-layers]'" in err
+        assert "pip install '.[fla-layers]'" in err

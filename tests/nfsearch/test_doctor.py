@@ -68,7 +68,7 @@ def test_missing_extras_say_how_to_get_them(
     monkeypatch.setattr(doctor, "WIDTH", 128)
     text = printed(monkeypatch, capsys)
     assert "fla-core missing" in line(text, "fla")
-    assert "pip install 'nfsearch[fla]'" in line(text, "fla")
+    assert "pip install '.[fla]'" in line(text, "fla")
     assert "optuna-dashboard 0.18" in line(text, "dashboard")
     assert "pip install" not in line(text, "dashboard")
     assert "Nothing will run" not in text
@@ -77,7 +77,7 @@ def test_missing_extras_say_how_to_get_them(
 def test_a_missing_requirement_is_fatal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor, "installed", lambda package: None if package in ("ray", "triton") else "1.0")
     text = printed(monkeypatch, capsys, status=1)
-    assert "Nothing will run: needed, but not installed: ray (pip install nfsearch)" in text
+    assert "Nothing will run: needed, but not installed: ray (pip install . in nfsearch's folder)" in text
     assert "not installed: no fused decode kernels" in line(text, "triton")
 
 

@@ -235,7 +235,7 @@ def test_a_search_over_foreign_layers_from_its_config_to_an_export(
         best = min(result.candidates, key=lambda candidate: candidate.metrics["loss"].value)
         assert "fla:GatedMemory[" in best.notation
         export_candidate(tmp_path / "run", "hf", tmp_path / "best", pick=None, max_latency_ms=None)
-        assert "pip install 'nfsearch[hf,fla-layers]'" in (tmp_path / "best" / "README.md").read_text()
+        assert "pip install '.[hf,fla-layers]'" in (tmp_path / "best" / "README.md").read_text()
         from nfsearch.hf import NFSearchForCausalLM
 
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "best").eval()

@@ -146,6 +146,6 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fla.layers", None)
     forget()
     with pytest.raises(
-        ValueError, match=r"GatedMemory needs flash-linear-attention.*pip install 'nfsearch\[fla-layers"
+        ValueError, match=r"GatedMemory needs flash-linear-attention.*pip install '\.\[fla-layers"
     ):
         MEMORY.cost(32)

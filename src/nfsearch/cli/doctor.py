@@ -15,7 +15,7 @@ from rich.table import Table
 from nfsearch.space import Layer, operators
 from nfsearch.support.errors import typed_line
 from nfsearch.support.terminal import stdout
-from nfsearch.support.versions import installed
+from nfsearch.support.versions import installed, to_install
 
 WIDTH = 1024  # of the layers that are asked for, which all defaults fit
 GIVES = {
@@ -33,7 +33,7 @@ def diagnose() -> int:
     console = stdout()
     problems = []
     if absent := [package for package in _requirements().get("", []) if installed(package) is None]:
-        problems.append(f"needed, but not installed: {', '.join(absent)} (pip install nfsearch)")
+        problems.append(f"needed, but not installed: {', '.join(absent)} ({to_install()})")
     try:
         import torch  # noqa: F401
     except Exception as error:  # whatever a broken installation raises
@@ -117,8 +117,8 @@ def _extras() -> Table:
         if extra:
             versions = {package: installed(package) for package in packages}
             listed = ", ".join(f"{package} {found or 'missing'}" for package, found in versions.items())
-            command = "" if all(versions.values()) else rf"pip install 'nfsearch\[{extra}]'"
-            table.add_row(extra, GIVES.get(extra, ""), listed, command)
+            command = "" if all(versions.values()) else to_install(extra)
+            table.add_row(extra, GIVES.get(extra, ""), listed, escape(command))
     return table
 
 

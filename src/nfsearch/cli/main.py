@@ -6,6 +6,7 @@ Exit status: 0 done; 2 the input is wrong, nothing was written; 1 the work faile
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +22,6 @@ app = typer.Typer(
     name="nfsearch",
     help="Evolutionary search for small hybrid language models that are fast on your device.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -34,6 +34,8 @@ RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a 
 def main() -> None:
     """Runs the command line and turns errors into one message and an exit status."""
     try:
+        if platform.system() != "Linux":
+            raise ValueError(f"this runs on Linux alone (on Windows: in WSL), and this machine has {platform.system()}")
         status = app(standalone_mode=False)
     except typer.Abort:
         status = 130

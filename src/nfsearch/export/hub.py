@@ -13,7 +13,7 @@ from nfsearch.export.exporter import Winner
 from nfsearch.proxies import Trains
 from nfsearch.space import Architecture
 from nfsearch.support.files import whole
-from nfsearch.support.versions import versions
+from nfsearch.support.versions import to_install, versions
 
 if TYPE_CHECKING:
     from nfsearch.ops.model import HybridLM
@@ -28,7 +28,7 @@ class HubExporter:
         try:
             import nfsearch.hf  # noqa: F401  (before the training: it may be missing)
         except ImportError as error:
-            raise ValueError(f"an export to hf needs transformers (pip install 'nfsearch[hf]'): {error}") from None
+            raise ValueError(f"an export to hf cannot be made here: {error}") from None
         model = winner.train()
         proxy = winner.proxy()
         tokenizer = proxy.tokenizer if isinstance(proxy, Trains) else None
@@ -121,7 +121,7 @@ def _card(architecture: Architecture, name: str, winner: Winner | None) -> str:
         "A hybrid language model found by architecture search with nfsearch. It was trained only as long as the search "
         "trains a candidate: good for checking the model, not for use.",
         f"    {architecture}",
-        f"```python\nimport nfsearch.hf  # registers the classes: pip install 'nfsearch[{extras}]'\n"
+        f"```python\nimport nfsearch.hf  # registers the classes; {to_install(extras)}\n"
         "from transformers import AutoModelForCausalLM\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n```',
         "Sequences in a batch must have equal lengths: recurrent layers cannot skip padding.",

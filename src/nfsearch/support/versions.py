@@ -1,4 +1,4 @@
-"""Versions of installed packages, none of which is imported."""
+"""Versions of installed packages, none of which is imported, and how to install those that are missing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def to_install(extra: str = "") -> str:
+    """How to install nfsearch with an extra. No package index has it yet, so this is said of its sources."""
+    return f"pip install '.[{extra}]' in nfsearch's folder" if extra else "pip install . in nfsearch's folder"
 
 
 def versions() -> dict[str, str]:

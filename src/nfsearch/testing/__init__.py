@@ -1,7 +1,7 @@
 """Conformance suites for extensions: the project's own pass them, and those of other packages can.
 
 A suite is a class of pytest tests; subclass it as `Test...` and say what it is about. It needs pytest, which nfsearch
-itself does not (it is in the extra `dev`). Install the package that declares the extension, as all are found by name.
+itself does not: `pip install pytest`. Install the package that declares the extension, as all are found by name.
 
     from nfsearch.testing import StrategySuite
 
@@ -31,4 +31,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     kind = name.removesuffix("Suite").lower()
     module = {"strategy": "strategies", "proxy": "proxies"}.get(kind, f"{kind}s")
+    try:
+        import pytest  # noqa: F401
+    except ImportError:
+        raise ImportError("the suites of nfsearch.testing are tests of pytest: pip install pytest") from None
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -1,6 +1,6 @@
 """The conformance suite that every operator passes: the project's own, and any that another package adds.
 
-It needs pytest, which nfsearch itself does not (it is in the extra `dev`). In a test file:
+In a test file:
 
     from nfsearch.space import Layer
     from nfsearch.testing import OperatorSuite
