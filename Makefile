@@ -17,11 +17,13 @@ check: setup types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 
-# The folders at the root are parts of one package; mypy reads them through a tree of links that looks like it.
+# The folders at the root are parts of one package; mypy reads them through a tree of links that looks like it. A project
+# that uses nfsearch may be read more strictly, without the plugin of pydantic.
 types: setup
 	@mkdir -p build/types/nfsearch
 	@ln -sfn $(CURDIR)/src/nfsearch/* $(foreach folder,$(FOLDERS),$(CURDIR)/$(folder)) build/types/nfsearch/
 	@cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p nfsearch
+	@cd build/types && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file= --strict --follow-imports=silent $(CURDIR)/tests/typed_project.py
 
 setup: $(VENV)/.ready
 

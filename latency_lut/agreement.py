@@ -28,8 +28,8 @@ class Trust(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mape: float = Field(0.10, gt=0, allow_inf_nan=False, description="mean absolute error at most, a share")
-    spearman: float = Field(0.9, ge=-1, le=1, description="rank correlation at least")
+    mape: float = Field(default=0.10, gt=0, allow_inf_nan=False, description="mean absolute error at most, a share")
+    spearman: float = Field(default=0.9, ge=-1, le=1, description="rank correlation at least")
 
     def complaints(self, name: str, found: Agreement) -> list[str]:
         """What is bad about the agreement of the workload `name`, in words; nothing for a good one."""

@@ -17,21 +17,21 @@ class LatencySettings(Settings):
     """On what, and for which passes, candidates are timed."""
 
     device: str = Field(
-        "auto",
+        default="auto",
         min_length=1,
         description="auto (the GPU if there is one), cpu, cuda, or the name of a device such as nvidia-h200",
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="of weights and activations; auto = bfloat16 on CUDA, float32 on a CPU"
+        default="auto", description="of weights and activations; auto = bfloat16 on CUDA, float32 on a CPU"
     )
     table: str = Field(
-        "auto",
+        default="auto",
         min_length=1,
         description="a latency table's path; auto = measured at the start, into the run's folder, or, where the device "
         "is not here, the one that nfsearch has of it",
     )
     accept: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="how the table may differ from what is here: device, driver, torch, ...; kernels = rows that were "
         "timed with other code",
     )
@@ -41,7 +41,7 @@ class LatencySettings(Settings):
         description="what is timed, by the name that objectives and limits use",
     )
     verify: int = Field(
-        10,
+        default=10,
         ge=0,
         description="random whole models that are measured to check the table's estimates; 0 = no whole model is "
         "measured, those of the front neither",

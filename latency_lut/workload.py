@@ -55,12 +55,16 @@ class Workload(Settings):
     """
 
     phase: Literal["decode", "prefill", "generation", "throughput"] = "decode"
-    batch: int = Field(1, gt=0, le=_MOST_SEQUENCES, description="sequences")
-    context: int = Field(8192, ge=0, le=_LONGEST, description="tokens: already held (decode), or to be read (prefill)")
-    prompt: int = Field(0, ge=0, le=_LONGEST, description="tokens read before a generation")
-    tokens: int = Field(8192, gt=0, le=_LONGEST, description="tokens that a generation decodes")
-    batches: tuple[int, ...] = Field((1, 16, 128), min_length=1, description="what throughput chooses from")
-    memory_gb: float | None = Field(None, gt=0, description="throughput's, in 1e9 bytes; null = 95 % of the device's")
+    batch: int = Field(default=1, gt=0, le=_MOST_SEQUENCES, description="sequences")
+    context: int = Field(
+        default=8192, ge=0, le=_LONGEST, description="tokens: already held (decode), or to be read (prefill)"
+    )
+    prompt: int = Field(default=0, ge=0, le=_LONGEST, description="tokens read before a generation")
+    tokens: int = Field(default=8192, gt=0, le=_LONGEST, description="tokens that a generation decodes")
+    batches: tuple[int, ...] = Field(default=(1, 16, 128), min_length=1, description="what throughput chooses from")
+    memory_gb: float | None = Field(
+        default=None, gt=0, description="throughput's, in 1e9 bytes; null = 95 % of the device's"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Workload:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ProxySettings(Settings):
     """The fields that the `proxy:` section of a config has whatever its kind; a proxy's own settings extend it."""
 
-    kind: str = Field("training", description="how candidates are scored: the name of a proxy")
+    kind: str = Field(default="training", description="how candidates are scored: the name of a proxy")
 
     def anchored(self) -> Self:
         """The same with local paths made absolute, so that they mean the same to every worker."""

@@ -24,30 +24,32 @@ class TrainingSettings(ProxySettings):
     """A short training run whose validation loss ranks architectures."""
 
     data: str | SplitData = Field(
-        "python-stdlib",
+        default="python-stdlib",
         description="python-stdlib, a file or folder (text, JSONL, Parquet; also .xz or .gz), hf:NAME, hf:NAME:CONFIG, "
         "or {train: ..., validation: ...}; undivided data is split by a hash of its documents",
     )
-    tokenizer: str = Field("bytes", description="bytes, bpe:VOCAB (trained on the data), or a tokenizer.json")
-    tokens: int = Field(2_000_000, gt=0, description="training tokens per candidate")
-    sequence: int = Field(512, gt=1, description="tokens in a training sequence")
-    batch: int = Field(32, gt=0, description="sequences in a step")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    tokenizer: str = Field(default="bytes", description="bytes, bpe:VOCAB (trained on the data), or a tokenizer.json")
+    tokens: int = Field(default=2_000_000, gt=0, description="training tokens per candidate")
+    sequence: int = Field(default=512, gt=1, description="tokens in a training sequence")
+    batch: int = Field(default=32, gt=0, description="sequences in a step")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
     warmup: float = Field(
-        0.05, ge=0, lt=1, description="share of the steps spent warming up; cosine to a tenth after it"
+        default=0.05, ge=0, lt=1, description="share of the steps spent warming up; cosine to a tenth after it"
     )
     weight_decay: float = Field(
-        0.0, ge=0, description="AdamW's weight decay of matrices; 0 goes with weight normalization"
+        default=0.0, ge=0, description="AdamW's weight decay of matrices; 0 goes with weight normalization"
     )
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    weight_norm: bool = Field(True, description="project weights to unit norm after each step, as Nemotron-Flash does")
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    weight_norm: bool = Field(
+        default=True, description="project weights to unit norm after each step, as Nemotron-Flash does"
+    )
     narrow: int = Field(
-        1,
+        default=1,
         ge=1,
         description="train a twin of each candidate, for designs too large for this machine: the same operators, the "
         "width and the sizes of heads and states divided by this, the tokenizer's vocabulary; 1 = the candidate itself",
     )
-    validation_tokens: int = Field(200_000, gt=0, description="tokens of the fixed validation set")
+    validation_tokens: int = Field(default=200_000, gt=0, description="tokens of the fixed validation set")
 
     @field_validator("tokenizer")
     @classmethod

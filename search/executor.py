@@ -22,7 +22,7 @@ from nfsearch.support.settings import Settings
 class WorkerSettings(Settings):
     """The field that the `workers:` section of a config has whatever the executor; its own settings extend it."""
 
-    executor: str = Field("ray", description="who evaluates: ray (worker processes) or local (this process)")
+    executor: str = Field(default="ray", description="who evaluates: ray (worker processes) or local (this process)")
 
 
 @dataclass(frozen=True)

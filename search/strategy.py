@@ -28,19 +28,23 @@ class KnownDesign(Settings):
 class SearchSettings(Settings):
     """The fields that the `search:` section of a config has whatever the strategy; its own settings extend it."""
 
-    strategy: str = Field("aging", description="how candidates are chosen: the name of a strategy")
+    strategy: str = Field(default="aging", description="how candidates are chosen: the name of a strategy")
     evaluations: int = Field(
-        200, gt=0, le=1_000_000, description="candidates to evaluate, failed ones and the first population counted"
+        default=200,
+        gt=0,
+        le=1_000_000,
+        description="candidates to evaluate, failed ones and the first population counted",
     )
     population: int = Field(
-        40,
+        default=40,
         gt=1,
         le=1_000_000,
         description="members that can become parents: the last so many that succeeded; a generation is as many",
     )
-    seed: int = Field(0, ge=0, description="same seed, one worker: same search")
+    seed: int = Field(default=0, ge=0, description="same seed, one worker: same search")
     seeds_known: tuple[str | KnownDesign, ...] = Field(
-        (), description="designs to start from: notation (at the widest width within the limits), or {width, layers}"
+        default=(),
+        description="designs to start from: notation (at the widest width within the limits), or {width, layers}",
     )
 
     @field_validator("seeds_known")

@@ -16,10 +16,10 @@ from nfsearch.support.settings import Settings
 class Limits(Settings):
     """What the paper and common sense bound. None means no limit."""
 
-    layers: int | None = Field(None, gt=0, description="most operators in a model, FFNs counted")
-    params: int | None = Field(None, gt=0, description="most parameters, embedding included")
-    kinds_per_stage: int | None = Field(None, gt=0, description="most kinds of token mixer in one stage")
-    required: tuple[str, ...] = Field((), description="operators every model must contain")
+    layers: int | None = Field(default=None, gt=0, description="most operators in a model, FFNs counted")
+    params: int | None = Field(default=None, gt=0, description="most parameters, embedding included")
+    kinds_per_stage: int | None = Field(default=None, gt=0, description="most kinds of token mixer in one stage")
+    required: tuple[str, ...] = Field(default=(), description="operators every model must contain")
 
     @field_validator("required")
     @classmethod

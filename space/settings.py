@@ -32,12 +32,14 @@ class SpaceSettings(Settings):
     layers: str = Field(description="the notation; its top-level items are the stages")
     limits: Limits = Field(default_factory=Limits)
     vocab: Annotated[int, Field(gt=0, le=LARGEST)] | Literal["auto"] = Field(
-        "auto", description="size of the vocabulary; auto = the tokenizer's"
+        default="auto", description="size of the vocabulary; auto = the tokenizer's"
     )
     meta_tokens: int | tuple[int, ...] = Field(
-        0, description="learned vectors before every sequence: a number or a list"
+        default=0, description="learned vectors before every sequence: a number or a list"
     )
-    head_norm: bool = Field(False, description="divide logits by the norm of their row of the head, as released")
+    head_norm: bool = Field(
+        default=False, description="divide logits by the norm of their row of the head, as released"
+    )
 
     @field_validator("where")
     @classmethod

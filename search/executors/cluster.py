@@ -29,15 +29,17 @@ class RaySettings(WorkerSettings):
     """The processes that train candidates."""
 
     count: int | Literal["auto"] = Field(
-        "auto", description="worker processes; auto = as many as the machine has room for"
+        default="auto", description="worker processes; auto = as many as the machine has room for"
     )
-    gpus: float = Field(1, ge=0, description="GPUs of each worker where training runs on CUDA; 0.5 lets two share one")
-    cpus: int = Field(1, gt=0, description="CPU cores, and threads, of each worker")
-    address: str | None = Field(None, description="a running Ray cluster; null starts Ray on this machine")
-    timeout_s: float = Field(600, gt=0, description="longest time for one candidate, in seconds")
-    retries: int = Field(1, ge=0, description="fresh attempts after a worker died or ran out of time")
+    gpus: float = Field(
+        default=1, ge=0, description="GPUs of each worker where training runs on CUDA; 0.5 lets two share one"
+    )
+    cpus: int = Field(default=1, gt=0, description="CPU cores, and threads, of each worker")
+    address: str | None = Field(default=None, description="a running Ray cluster; null starts Ray on this machine")
+    timeout_s: float = Field(default=600, gt=0, description="longest time for one candidate, in seconds")
+    retries: int = Field(default=1, ge=0, description="fresh attempts after a worker died or ran out of time")
     max_memory_gb: float | None = Field(
-        None, gt=0, description="a worker above this much memory is replaced; null = its share of the machine's"
+        default=None, gt=0, description="a worker above this much memory is replaced; null = its share of the machine's"
     )
 
     @field_validator("count")

@@ -16,8 +16,10 @@ from nfsearch.search.rule import RuleSettings
 class MedianSettings(RuleSettings):
     """When the rule begins to judge."""
 
-    least: int = Field(10, gt=0, description="candidates that must have got as far as the one that is judged")
-    share: float = Field(0.3, ge=0, le=1, description="share of its tokens that a candidate sees before it is judged")
+    least: int = Field(default=10, gt=0, description="candidates that must have got as far as the one that is judged")
+    share: float = Field(
+        default=0.3, ge=0, le=1, description="share of its tokens that a candidate sees before it is judged"
+    )
 
 
 class Median:

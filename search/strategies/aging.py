@@ -28,10 +28,10 @@ class AgingSettings(SearchSettings):
     """Of the tournament, and of how children are made."""
 
     tournament: int = Field(
-        8, gt=0, description="members drawn at random, of which the one with the lowest loss is parent"
+        default=8, gt=0, description="members drawn at random, of which the one with the lowest loss is parent"
     )
     crossover: float = Field(
-        0.2, ge=0, le=1, description="share of children of two parents; the others are mutations of one"
+        default=0.2, ge=0, le=1, description="share of children of two parents; the others are mutations of one"
     )
 
     @model_validator(mode="after")

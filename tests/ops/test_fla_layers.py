@@ -145,7 +145,5 @@ def test_kernels_that_do_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fla.layers", None)
     forget()
-    with pytest.raises(
-        ValueError, match=r"GatedMemory needs flash-linear-attention.*pip install '\.\[fla-layers"
-    ):
+    with pytest.raises(ValueError, match=r"GatedMemory needs flash-linear-attention.*pip install '\.\[fla-layers"):
         MEMORY.cost(32)

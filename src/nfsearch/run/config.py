@@ -39,9 +39,10 @@ class Config(Settings):
     latency: LatencySettings = Field(default_factory=LatencySettings, description="what is timed, and on what")
     proxy: ProxySettings = Field(description="how candidates are scored")
     search: SearchSettings = Field(description="how candidates are chosen")
-    rule: RuleSettings | None = Field(None, description="which candidates are stopped early; null: none")
+    rule: RuleSettings | None = Field(default=None, description="which candidates are stopped early; null: none")
     objectives: tuple[str, ...] = Field(
-        (), description="metrics to minimise, the first decides; by default the proxy's first and every workload"
+        default=(),
+        description="metrics to minimise, the first decides; by default the proxy's first and every workload",
     )
     limits: dict[str, float] = Field(
         default_factory=dict,
@@ -49,7 +50,9 @@ class Config(Settings):
         "parameters_m, loss",
     )
     workers: WorkerSettings = Field(description="who evaluates the candidates")
-    storage: str | None = Field(None, description="an Optuna storage URL; by default a journal in the run's folder")
+    storage: str | None = Field(
+        default=None, description="an Optuna storage URL; by default a journal in the run's folder"
+    )
 
     @model_validator(mode="after")
     def _names_exist(self) -> Config:

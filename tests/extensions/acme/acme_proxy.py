@@ -17,7 +17,7 @@ class AtStartSettings(ProxySettings):
     """How much is looked at."""
 
     kind: str = "at_start"
-    tokens: int = Field(256, gt=1, description="random tokens that the loss is taken on")
+    tokens: int = Field(default=256, gt=1, description="random tokens that the loss is taken on")
 
 
 class AtStart:

@@ -13,7 +13,7 @@ from nfsearch.search import Candidate, RuleSettings
 class CeilingSettings(RuleSettings):
     """Where the ceiling is."""
 
-    most: float = Field(20, gt=0, description="the highest loss of a job that goes on")
+    most: float = Field(default=20, gt=0, description="the highest loss of a job that goes on")
 
 
 class Ceiling:

@@ -17,7 +17,7 @@ from nfsearch.space import Unreachable
 class ClimbSettings(SearchSettings):
     """How greedy it is."""
 
-    anew: float = Field(0.2, ge=0, le=1, description="share of designs that begin anew")
+    anew: float = Field(default=0.2, ge=0, le=1, description="share of designs that begin anew")
 
 
 class Climb(DraftStrategy):
