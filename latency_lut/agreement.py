@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nfsearch.support.settings import Settings
+
 
 class Agreement(BaseModel):
     """Estimates against measurements; errors are fractions of what was measured."""
@@ -23,12 +25,10 @@ class Agreement(BaseModel):
     kendall: float | None = Field(description="likewise")
 
 
-class Trust(BaseModel):
+class Trust(Settings):
     """When the estimates of a table are good enough to be trusted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    mape: float = Field(default=0.10, gt=0, allow_inf_nan=False, description="mean absolute error at most, a share")
+    mape: float = Field(default=0.10, gt=0, description="mean absolute error at most, a share")
     spearman: float = Field(default=0.9, ge=-1, le=1, description="rank correlation at least")
 
     def complaints(self, name: str, found: Agreement) -> list[str]:

@@ -18,6 +18,7 @@ from nfsearch.report.result import (
     RunResult,
     SpaceRecord,
     TableRecord,
+    Timings,
     build_result,
 )
 from nfsearch.run.config import read_limits
@@ -109,6 +110,18 @@ def fake_candidates(n: int = 40, seed: int = 0, workloads: tuple[str, ...] = ("t
     return found
 
 
+def fake_confirmations(losses: Mapping[int, Sequence[float]]) -> list[Candidate]:
+    """Candidates of `fake_candidates` evaluated again, with seeds from 1 on: the losses of each by its number."""
+    candidates, found = fake_candidates(), []
+    for number, values in losses.items():
+        original = candidates[number].proposal
+        for seed, loss in enumerate(values, start=1):
+            proposal = replace(original, job=replace(original.job, seed=seed), confirms=number, origin="confirmation")
+            evaluation = Evaluation({"loss": Measurement(loss)}, 2_000_000, 6.0)
+            found.append(Candidate(len(candidates) + len(found), proposal, "done", evaluation, 6.0))
+    return found
+
+
 def stopped(evaluation: Evaluation) -> Evaluation:
     """What is known of a candidate that was stopped in the middle."""
     return replace(evaluation, metrics={}, tokens=1_000_000, curve=evaluation.curve[:10])
@@ -147,6 +160,8 @@ def make_result(
     status: str = "complete",
     objectives: Sequence[str] | None = None,
     limits: Mapping[str, float] | None = None,
+    timings: Timings | None = None,
+    confirmations: Sequence[Candidate] = (),
 ) -> RunResult:
     """`limits` as in a config; `objectives` are the loss and all workloads, unless given."""
     metrics = known_metrics((LOSS, BITS_PER_BYTE, PERPLEXITY), dict.fromkeys(workloads, Workload()))
@@ -175,6 +190,8 @@ def make_result(
         limits=read_limits(limits, metrics),
         population=12,
         storage="study.journal",
+        timings=timings,
+        confirmations=confirmations,
         table=TableRecord(
             path="latency.parquet",
             rows=96,

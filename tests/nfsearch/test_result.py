@@ -11,7 +11,7 @@ from nfsearch.report.outputs import write_outputs
 from nfsearch.report.result import RunResult
 from nfsearch.support.files import write_atomically
 from nfsearch.support.metrics import Measurement
-from tests.nfsearch.fake_run import FAILED, NOTE, NOTED, STOPPED, fake_candidates, make_result
+from tests.nfsearch.fake_run import FAILED, NOTE, NOTED, STOPPED, fake_candidates, fake_verification, make_result
 
 
 def test_saved_and_loaded_again_it_is_the_same(result: RunResult, tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_saved_and_loaded_again_it_is_the_same(result: RunResult, tmp_path: Path
 def test_the_file_holds_what_the_candidates_are(result: RunResult, tmp_path: Path) -> None:
     result.save(tmp_path / "result.json")
     fields = json.loads((tmp_path / "result.json").read_text())
-    assert fields["schema_version"] == 2
+    assert fields["schema_version"] == 3
     units = {metric["name"]: metric["unit"]["name"] for metric in fields["metrics"]}
     assert (units["loss"], units["tpot"], units["memory"]) == ("nats per token", "seconds", "bytes")
     for record, candidate in zip(fields["candidates"], fake_candidates(), strict=True):
@@ -31,7 +31,10 @@ def test_the_file_holds_what_the_candidates_are(result: RunResult, tmp_path: Pat
         assert record["metrics"]["parameters"] == {"value": architecture.parameters, "error": 0}
         assert len(record["layers"]) == len(architecture.layers)
         cost = candidate.proposal.costs["tpot"]
-        assert record["metrics"]["tpot"] == {"value": cost.value, "error": cost.error}
+        assert record["metrics"]["tpot"] == {
+            "value": cost.value,
+            "error": fake_verification().doubt("tpot").bar(cost.value, cost.error),
+        }
         loss = candidate.metrics.get("loss")
         assert record["metrics"].get("loss") == (loss and {"value": loss.value, "error": 0})
         job = candidate.proposal.job
@@ -179,7 +182,7 @@ def test_a_huge_space_keeps_its_exact_count(result: RunResult, tmp_path: Path) -
     assert RunResult.load(tmp_path / "result.json").space.count == count
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": {}}', '{"schema_version": 2, "candidates": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": {}}', '{"schema_version": 3, "candidates": 3}'])
 def test_another_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
@@ -189,10 +192,10 @@ def test_another_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
 
 def test_another_schema_version_is_refused(result: RunResult, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    for version in (1, 3):
+    for version in (2, 4):
         result.model_copy(update={"schema_version": version}).save(path)
         with pytest.raises(
-            ValueError, match=f"result.json has schema version {version}, this nfsearch reads 2"
+            ValueError, match=f"result.json has schema version {version}, this nfsearch reads 3"
         ) as said:
             RunResult.load(path)
         assert len(str(said.value).splitlines()) == 1
@@ -201,7 +204,7 @@ def test_another_schema_version_is_refused(result: RunResult, tmp_path: Path) ->
 def test_a_result_of_the_first_schema_is_refused_as_such(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text('{"schema_version": 1, "objectives": [{"name": "loss", "unit": "nats"}], "candidates": []}')
-    with pytest.raises(ValueError, match="has schema version 1, this nfsearch reads 2"):
+    with pytest.raises(ValueError, match="has schema version 1, this nfsearch reads 3"):
         RunResult.load(path)
 
 

@@ -76,12 +76,33 @@ def run(
     config: ConfigFile,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; by default runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Exit with 1, at the end, unless the latency table was checked and is good."),
+    ] = False,
     assignments: Set = None,
 ) -> int:
     """Search: measure latencies, train candidates, write the Pareto front and a report."""
     from nfsearch.run.search import search
 
-    return search(config, out, resume=resume, assignments=assignments or [])
+    return search(config, out, resume=resume, assignments=assignments or [], strict=strict)
+
+
+@app.command()
+def confirm(
+    folder: RunFolder,
+    top: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many finalists: the front, then the next best.")
+    ] = 5,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="With how many other seeds each is trained.")] = 3,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="On how many tokens; by default as the search did.")
+    ] = None,
+) -> int:
+    """Train the finalists of a run again with other seeds, and say which order holds. Called again it goes on."""
+    from nfsearch.run.confirm import confirm as confirm_run
+
+    return confirm_run(folder, top=top, seeds=seeds, tokens=tokens)
 
 
 @app.command()

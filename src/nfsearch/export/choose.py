@@ -8,7 +8,8 @@ from nfsearch.report.result import CandidateRecord, RunResult
 
 
 def choose(result: RunResult, *, pick: int | None = None, max_latency_ms: float | None = None) -> CandidateRecord:
-    """The candidate to export: number `pick`, or, of those within the limits, the one with the lowest first objective.
+    """The candidate to export: number `pick`, or, of those within the limits, the one with the lowest first objective:
+    its mean over seeds, of those that were confirmed, where there are any.
 
     `max_latency_ms` admits only candidates whose latency is at most that: of the first objective that is a latency,
     else of the first workload. Raises ValueError if nothing is left or the candidate picked has failed.
@@ -21,7 +22,7 @@ def choose(result: RunResult, *, pick: int | None = None, max_latency_ms: float 
         return record
     if not result.in_state("done"):
         raise ValueError("no candidate of this run has finished, so there is nothing to export")
-    able = result.admitted()
+    able = result.contenders()
     if not able:
         raise ValueError("no candidate of this run keeps its limits; --pick exports one all the same")
     if max_latency_ms is not None:
@@ -35,7 +36,13 @@ def choose(result: RunResult, *, pick: int | None = None, max_latency_ms: float 
             raise ValueError(
                 f"no candidate has a {name} of at most {max_latency_ms:g} ms: the fastest takes {fastest:.5g} ms"
             )
-    return min(able, key=lambda record: record.metrics[result.objectives[0]].value)
+    first = result.objectives[0]
+    confirmed = result.confirmed[0].finalists if result.confirmed else []
+    means = {each.number: each.metrics[first].value for each in confirmed}
+    sure = [record for record in able if record.number in means]
+    if sure:
+        return min(sure, key=lambda record: means[record.number])
+    return min(able, key=lambda record: record.metrics[first].value)
 
 
 def require_free(path: str | Path) -> None:

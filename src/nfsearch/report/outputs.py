@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from nfsearch.report.front_figure import front_png
 from nfsearch.report.page import render
-from nfsearch.report.pictures import png
 from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.support.files import write_atomically
 from nfsearch.support.metrics import Metric
@@ -33,17 +33,26 @@ def write_outputs(result: RunResult, folder: str | Path) -> list[Path]:
 
 
 def candidates_frame(result: RunResult) -> pd.DataFrame:
-    """One row per candidate. A metric has a column in the unit that is shown, such as `tpot_ms`, and one for the error
-    bar where some candidate has one."""
+    """One row per candidate. A metric has a column in the unit that is shown, such as `tpot_ms`, one for the error bar
+    (`tpot_ms_error`) where some candidate has one, and one for the estimate (`tpot_ms_estimated`) where some were
+    measured. Those that were confirmed have their mean and its error bar (`loss_confirmed`, `loss_confirmed_error`) at
+    the highest fidelity that any was confirmed at, how many `seeds` that is of, and whether they are on the
+    `confirmed_front`."""
     shown, front = result.shown(), set(result.front)
     uncertain = {name for record in result.candidates for name, found in record.metrics.items() if found.error}
+    measured = {name for record in result.candidates for name in record.estimates}
+    ends = {"": {metric.name for metric in shown}, "_error": uncertain, "_estimated": measured}
     columns = [
         *("number", "state", "front", "notation", "width", "digest"),
-        *(metric.column + end for metric in shown for end in ("", "_error") if not end or metric.name in uncertain),
+        *(metric.column + end for metric in shown for end, having in ends.items() if metric.name in having),
+        *_confirmed_columns(result),
         *("origin", "generation", "parents", "tokens", "fidelity", "seed", "job", "continues"),
         *("seconds", "attempts", "notes", "error"),
     ]
-    rows = [_row(record, shown, record.number in front) for record in result.candidates]
+    rows = [
+        {**_row(record, shown, record.number in front), **_confirmed_row(result, record)}
+        for record in result.candidates
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -53,41 +62,32 @@ def front_frame(result: RunResult) -> pd.DataFrame:
     return frame.loc[result.front].drop(columns=["front", "state", "error"]).reset_index(drop=True)
 
 
-def front_png(result: RunResult) -> bytes:
-    """The front as a picture: the first objective over the second (over another metric, if there is only one)."""
-    from matplotlib.figure import Figure  # only now: it takes a second to import
+def _confirmed_columns(result: RunResult) -> list[str]:
+    if not result.confirmed:
+        return []
+    column = result.metric(result.confirmed[0].metric).column
+    return [f"{column}_confirmed", f"{column}_confirmed_error", "seeds", "confirmed_front"]
 
-    names = result.objectives
-    first, second = result.metric(names[0]), result.metric(result.across())
 
-    def values(records: list[CandidateRecord], metric: Metric) -> list[float]:
-        return [record.metrics[metric.name].value * metric.unit.scale for record in records]
-
-    done = result.in_state("done")
-    front = sorted(map(result.candidate, result.front), key=lambda record: record.metrics[second.name].value)
-    figure = Figure(figsize=(7.2, 4.6), dpi=144, layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
-    axes.scatter(values(done, second), values(done, first), s=22, color="0.65", label=f"evaluated ({len(done)})")
-    x, y = values(front, second), values(front, first)
-    if len(names) == 2:
-        axes.step(x, y, where="post", color="#0f766e", linewidth=1.2)
-    axes.scatter(x, y, s=42, color="#0f766e", zorder=3, label=f"Pareto front ({len(front)})")
-    for record, a, b in zip(front, x, y, strict=True):
-        axes.annotate(f"{record.number}", (a, b), xytext=(5, 5), textcoords="offset points", fontsize=8)
-    axes.set(xlabel=second.label, ylabel=first.label)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return png(figure)
+def _confirmed_row(result: RunResult, record: CandidateRecord) -> dict[str, object]:
+    if not result.confirmed:
+        return {}
+    confirmed = result.confirmed[0]
+    values: list[object] = [None, None, 0, record.number in confirmed.front]
+    if finalist := confirmed.finalist(record.number):
+        found, scale = finalist.metrics[confirmed.metric], result.metric(confirmed.metric).unit.scale
+        values[:3] = found.value * scale, found.error * scale, finalist.seeds
+    return dict(zip(_confirmed_columns(result), values, strict=True))
 
 
 def _row(record: CandidateRecord, shown: list[Metric], front: bool) -> dict[str, object]:
-    row: dict[str, object] = record.model_dump(exclude={"fidelity", "metrics"})
+    row: dict[str, object] = record.model_dump(exclude={"fidelity", "metrics", "estimates"})
     row |= {"front": front, "parents": " ".join(map(str, record.parents)), "notes": "; ".join(record.notes)}
     row["fidelity"] = str(record.fidelity)
     for metric in shown:
         if (found := record.metrics.get(metric.name)) is not None:
             row[metric.column] = found.value * metric.unit.scale
             row[f"{metric.column}_error"] = found.error * metric.unit.scale
+        if (guess := record.estimates.get(metric.name)) is not None:
+            row[f"{metric.column}_estimated"] = guess.value * metric.unit.scale
     return row

@@ -1,34 +1,42 @@
-"""What a search found: the one schema of `result.json`, from which every table, plot and page is derived."""
+"""What a search found: the one schema of `result.json`, from which every table, plot and page is derived.
+
+Schema 3 says more than schema 2 did: what was estimated of a metric that was then measured on the whole model
+(`candidates[].estimates`), the candidates confirmed over other seeds (`confirmed`), and whether the latency table can
+be trusted (`table.trusted`, `table.complaints`, `table.timed`). The front is chosen by measured times where its members
+were timed whole, and every error bar of an estimated time holds what the table's check says of its bias.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from nfsearch.latency_lut.verification import Verification
+from nfsearch.latency_lut.agreement import Agreement, Doubt
+from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.proxies import Fidelity
+from nfsearch.report.confirmation import Confirmed, Part, best, confirmed_of
 from nfsearch.search.budgets import Limits
 from nfsearch.search.candidate import Candidate, State
 from nfsearch.search.pareto import hypervolume, members, ranked, reference_point
 from nfsearch.support.files import write_atomically
-from nfsearch.support.metrics import SECONDS, Measurement, Metric
+from nfsearch.support.metrics import SECONDS, Measurement, Measurements, Metric
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+MISFIT = "it did not fit into memory when it was timed as a whole model"
+
+# Digest of an architecture -> workload -> the whole model measured; None: it did not fit into memory.
+Timings = Mapping[str, Mapping[str, Check | None]]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Run(_Part):
+class Run(Part):
     """When, where and how the search ran."""
 
     status: Literal["complete", "interrupted", "failed-to-finish", "running"] = Field(
@@ -41,14 +49,14 @@ class Run(_Part):
     versions: dict[str, str] = Field(description="of Python and of each library that decides results")
 
 
-class ConfigRecord(_Part):
+class ConfigRecord(Part):
     """The config exactly as given, and what it came to with every default filled in."""
 
     text: str
     resolved: dict[str, Any]
 
 
-class SpaceRecord(_Part):
+class SpaceRecord(Part):
     """The space that was searched."""
 
     notation: str = Field(description="the layers expression")
@@ -58,10 +66,10 @@ class SpaceRecord(_Part):
     )
     widths: list[int] = Field(description="hidden sizes")
     fit_width: bool = Field(default=False, description="true: the widest that meets the latency budget is taken")
-    limits: dict[str, Any] = {}
+    limits: dict[str, Any] = Field(default={})
 
 
-class CandidateRecord(_Part):
+class CandidateRecord(Part):
     """One job that has ended. What a failed one, or one that a rule stopped, lacks is null or absent."""
 
     number: int
@@ -76,7 +84,14 @@ class CandidateRecord(_Part):
     fidelity: Fidelity = Field(description="what it was measured with; losses are compared where this is equal")
     seed: int = Field(description="of the evaluation")
     continues: str | None = Field(default=None, description="the job whose evaluation it went on from")
-    metrics: dict[str, Measurement] = Field(description="by name: the value in the metric's unit, and its error bar")
+    metrics: dict[str, Measurement] = Field(
+        description="by name: the value in the metric's unit, and its error bar. Of an estimated time about a 95 % "
+        "interval: the noise of the table's rows, and bias and spread of the table's check. Of a measured one half the "
+        "interquartile range of the measurement"
+    )
+    estimates: dict[str, Measurement] = Field(
+        default={}, description="what was estimated of the metrics that were measured on the whole model"
+    )
     origin: str = Field(description="known, random, crossover, mutation:KIND, or what another strategy says")
     generation: int
     parents: list[int] = Field(description="candidate numbers")
@@ -93,7 +108,7 @@ class CandidateRecord(_Part):
         return found.value if found else None
 
 
-class Hypervolume(_Part):
+class Hypervolume(Part):
     """The hypervolume dominated by everything evaluated, up to a reference point."""
 
     value: float
@@ -101,16 +116,21 @@ class Hypervolume(_Part):
     trajectory: list[tuple[int, float]] = Field(description="(evaluations finished, hypervolume), where it changed")
 
 
-class TableRecord(_Part):
+class TableRecord(Part):
     """The latency table used, where its figures come from, and how well they predict whole models."""
 
     path: str
     rows: int
     provenance: dict[str, Any]
     verification: Verification | None = Field(default=None, description="null if the table was never checked")
+    trusted: bool | None = Field(default=None, description="what the check says; null if the table was never checked")
+    complaints: list[str] = Field(default=[], description="what the check found bad, in words")
+    timed: dict[str, Agreement] = Field(
+        default={}, description="by workload: the candidates timed as whole models against their estimates"
+    )
 
 
-class RunResult(_Part):
+class RunResult(Part):
     """Everything a search found. `RunResult.model_json_schema()` is the published schema."""
 
     schema_version: int = SCHEMA_VERSION
@@ -121,8 +141,16 @@ class RunResult(_Part):
     objectives: list[str] = Field(min_length=1, description="the metrics that are minimised; the first one decides")
     limits: dict[str, float] = Field(default={}, description="metric -> the most of it, in its unit")
     candidates: list[CandidateRecord] = Field(description="in the order of their numbers")
-    front: list[int] = Field(description="numbers of the non-dominated candidates, by the first objective")
-    hypervolume: Hypervolume | None = Field(description="null until a candidate has finished")
+    front: list[int] = Field(
+        description="numbers of the non-dominated candidates, by the first objective; of those timed as whole models, "
+        "where the front was"
+    )
+    confirmed: list[Confirmed] = Field(
+        default=[], description="candidates evaluated again with other seeds, the most expensive fidelity first"
+    )
+    hypervolume: Hypervolume | None = Field(
+        description="of the search, with estimated times; null until a candidate has finished"
+    )
     refusals: dict[str, int] = Field(description="reason -> proposals refused before any training")
     table: TableRecord | None = Field(description="null until it has been measured")
     storage: str = Field(description="the Optuna storage that holds the study")
@@ -161,9 +189,18 @@ class RunResult(_Part):
         return [record for record in self.candidates if record.state == state]
 
     def admitted(self) -> list[CandidateRecord]:
-        """The candidates that the front is chosen from: done within the limits, at the most expensive fidelity that any
-        is done at."""
+        """The candidates done within the limits, at the most expensive fidelity that any is done at."""
         return ranked(self.candidates, Limits(self.limits, {metric.name: metric for metric in self.metrics}))
+
+    def contenders(self) -> list[CandidateRecord]:
+        """The candidates that the front is chosen from: those admitted, and timed as whole models where the front
+        was."""
+        return _contenders(self.admitted())
+
+    @property
+    def best_known(self) -> list[int]:
+        """The front that says most: the one confirmed at the highest fidelity, else the search's."""
+        return self.confirmed[0].front if self.confirmed else self.front
 
     def notes(self) -> dict[str, list[int]]:
         """What workers had to say -> the numbers of the candidates it was said of."""
@@ -207,11 +244,23 @@ def build_result(
     population: int,
     storage: str,
     table: TableRecord | None = None,
+    timings: Timings | None = None,
+    confirmations: Sequence[Candidate] = (),
 ) -> RunResult:
     """The result of a study's candidates, finished or not. `population` is how many candidates, the first to finish,
-    set the corner that hypervolume is measured to: see `reference_point`."""
+    set the corner that hypervolume is measured to: see `reference_point`.
+
+    `timings` count once the whole front, as it was estimated, is among them: no measured time is compared with an
+    estimated one."""
     ordered = sorted(candidates, key=lambda candidate: candidate.number)
-    best = members(ordered, objectives, limits)
+    timings = timings or {}
+    if not all(each.proposal.architecture.digest in timings for each in members(ordered, objectives, limits)):
+        timings = {}
+    check = table.verification if table else None
+    doubts = {metric.name: _doubt(check, metric.name) for metric in metrics if metric.unit == SECONDS}
+    records = [_record(each, doubts, timings.get(each.proposal.architecture.digest, {})) for each in ordered]
+    by_number = {record.number: record.metrics for record in records}
+    able = _contenders(ranked(records, limits))
     refusals: Counter[str] = Counter()
     for candidate in ordered:
         refusals.update(candidate.proposal.refused)
@@ -222,8 +271,9 @@ def build_result(
         metrics=list(metrics),
         objectives=list(objectives),
         limits=dict(limits.most),
-        candidates=[_record(candidate) for candidate in ordered],
-        front=[each.number for each in sorted(best, key=lambda each: (each.value(objectives[0]), each.number))],
+        candidates=records,
+        front=best({record.number: record.metrics for record in able}, objectives),
+        confirmed=confirmed_of(confirmations, by_number, objectives, limits),
         hypervolume=_hypervolume(ordered, objectives, limits, population),
         refusals=dict(refusals),
         table=table,
@@ -231,7 +281,34 @@ def build_result(
     )
 
 
-def _record(candidate: Candidate) -> CandidateRecord:
+def _contenders(able: list[CandidateRecord]) -> list[CandidateRecord]:
+    return [record for record in able if record.estimates] or able
+
+
+def _doubt(check: Verification | None, workload: str) -> Doubt:
+    return check.doubt(workload) if check and check.checks else Doubt(0.0, 0.0)
+
+
+def _times(
+    costs: Measurements, doubts: Mapping[str, Doubt], timed: Mapping[str, Check | None]
+) -> tuple[dict[str, Measurement], dict[str, Measurement]]:
+    """What workloads take, with error bars, and what was estimated of those that were measured."""
+    estimated = {
+        name: Measurement(cost.value, doubts[name].bar(cost.value, cost.error))
+        for name, cost in costs.items()
+        if name in doubts
+    }
+    measured = {
+        name: Measurement(found.measured_ms / 1e3, found.spread_ms / 2e3)
+        for name, found in timed.items()
+        if found is not None
+    }
+    return {**estimated, **measured}, {name: estimated[name] for name in measured}
+
+
+def _record(candidate: Candidate, doubts: Mapping[str, Doubt], timed: Mapping[str, Check | None]) -> CandidateRecord:
+    misfit = None in timed.values()
+    times, estimates = _times(candidate.proposal.costs, doubts, {} if misfit else timed)
     proposal, found = candidate.proposal, candidate.evaluation
     job, architecture = proposal.job, proposal.architecture
     curve = found.curve if found else ()
@@ -251,8 +328,9 @@ def _record(candidate: Candidate) -> CandidateRecord:
         # JSON has no infinity: the error of a proxy that saw too little to tell is one that is not known.
         metrics={
             name: each if math.isfinite(each.error) else Measurement(each.value)
-            for name, each in candidate.metrics.items()
+            for name, each in {**candidate.metrics, **times}.items()
         },
+        estimates=estimates,
         origin=proposal.origin,
         generation=proposal.generation,
         parents=list(proposal.parents),
@@ -260,7 +338,7 @@ def _record(candidate: Candidate) -> CandidateRecord:
         attempts=candidate.attempts,
         tokens=found.tokens if found else None,
         curve=[(tokens, loss if math.isfinite(loss) else None) for tokens, loss in curve],
-        notes=list(found.notes) if found else [],
+        notes=[*([MISFIT] if misfit else ()), *(found.notes if found else ())],
         error=candidate.error,
     )
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nfsearch.latency_lut import LatencyTable
+from nfsearch.latency_lut import LatencyTable, load_table
+from nfsearch.latency_lut.agreement import agreement_of
+from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.report.result import ConfigRecord, Run, RunResult, SpaceRecord, TableRecord, build_result
 from nfsearch.run.config import Config, validated
 from nfsearch.run.yaml_file import YamlFile
@@ -16,7 +18,8 @@ from nfsearch.search.study import NAME, Store
 from nfsearch.space import SearchSpace
 from nfsearch.support.versions import versions
 
-CONFIG, JOURNAL = "config.yaml", "study.journal"  # in a run's folder
+CONFIG, JOURNAL, TABLE = "config.yaml", "study.journal", "latency.parquet"  # in a run's folder
+TIMED = "timed"  # what the study keeps of whole models: digest -> workload -> the check, or null: did not fit
 
 
 def study_place(config: Config, folder: Path) -> tuple[str | Path, str]:
@@ -46,7 +49,7 @@ def run_meta(config: Config, file: YamlFile, space: SearchSpace, device: str) ->
 def fingerprint(config: Config) -> dict[str, Any]:
     """What a resumed run must share with its first part; more evaluations, other workers or a new check are fine."""
     values = config.model_dump(mode="json", exclude={"workers", "storage", "objectives"})
-    del values["search"]["evaluations"], values["latency"]["verify"]
+    del values["search"]["evaluations"], values["latency"]["verify"], values["latency"]["trust"]
     return values
 
 
@@ -59,10 +62,47 @@ def table_meta(table: LatencyTable, folder: Path) -> dict[str, Any]:
     ).model_dump(mode="json")
 
 
-def result_of(store: Store) -> RunResult:
-    """What the study of a run holds. Raises ValueError for one of other extensions than those that are here."""
+def used_table(store: Store, folder: Path) -> LatencyTable:
+    """The latency table of a run. Raises OSError or ValueError if it is not where it was."""
+    return load_table(folder / store.meta["table"]["path"], store.meta["table"]["provenance"]["device"])
+
+
+def timings_of(store: Store) -> dict[str, dict[str, Check | None]]:
+    """The whole models that a run has timed: see `nfsearch.report.result.Timings`."""
+    kept = store.meta.get(TIMED, {})
+    return {
+        digest: {name: check and Check.model_validate(check) for name, check in found.items()}
+        for digest, found in kept.items()
+    }
+
+
+def _table_record(store: Store, config: Config) -> TableRecord | None:
     meta = store.meta
-    table = meta.get("table")
+    if not meta.get("table"):
+        return None
+    kept = meta.get("verification")
+    found = Verification.model_validate(kept) if kept else None
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for checks in timings_of(store).values():
+        for name, check in checks.items():
+            if check:
+                pairs.setdefault(name, []).append((check.estimated_ms, check.measured_ms))
+    complaints = found.complaints(config.latency.trust) if found else []
+    return TableRecord(
+        **{
+            **meta["table"],
+            "verification": found,
+            "trusted": not complaints if found and found.checks else None,
+            "complaints": complaints,
+            "timed": {name: agreement_of(each) for name, each in pairs.items()},
+        }
+    )
+
+
+def result_of(store: Store, *, measured: bool = True) -> RunResult:
+    """What the study of a run holds; only estimated times unless `measured`. Raises ValueError for a study of other
+    extensions than those that are here."""
+    meta = store.meta
     resolved: Mapping[str, Any] = meta["config"]["resolved"]
     config = validated(resolved)
     return build_result(
@@ -81,6 +121,8 @@ def result_of(store: Store) -> RunResult:
         objectives=store.objectives,
         limits=config.limit_values,
         population=config.search.population,
-        table=TableRecord(**{**table, "verification": meta.get("verification")}) if table else None,
+        table=_table_record(store, config),
         storage=resolved["storage"] or JOURNAL,
+        timings=timings_of(store) if measured else {},
+        confirmations=store.confirmations(),
     )

@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.markup import escape
-from rich.table import Table
 
 from nfsearch.latency_lut import LatencyTable, device, keys_for
 from nfsearch.report.outputs import write_outputs
-from nfsearch.report.result import RunResult
-from nfsearch.run.metrics import PARAMETERS
+from nfsearch.run.finalists import time_front
+from nfsearch.run.log import LOG, logged
 from nfsearch.run.plan import Plan, read_plan
-from nfsearch.run.records import CONFIG, fingerprint, result_of, run_meta, study_place, table_meta
+from nfsearch.run.records import CONFIG, TABLE, fingerprint, result_of, run_meta, study_place, table_meta
+from nfsearch.run.summary import distrust, print_summary
 from nfsearch.run.tables import checked, is_here, measure
 from nfsearch.run.view import search_line, search_view
 from nfsearch.run.yaml_file import YamlFile
@@ -37,15 +36,16 @@ from nfsearch.search.study import Store, open_store
 from nfsearch.support.errors import WorkFailed
 from nfsearch.support.files import write_atomically
 from nfsearch.support.interrupt import interruptible
-from nfsearch.support.terminal import progress_display, say, stdout
-
-TABLE, LOG = "latency.parquet", "log.txt"
+from nfsearch.support.terminal import progress_display, say
 
 logger = logging.getLogger(__name__)
 
 
-def search(config_path: Path, out: Path | None, *, resume: bool, assignments: Sequence[str]) -> int:
-    """Runs, or resumes, the search of a config and writes its folder. Returns the exit status.
+def search(
+    config_path: Path, out: Path | None, *, resume: bool, assignments: Sequence[str], strict: bool = False
+) -> int:
+    """Runs, or resumes, the search of a config and writes its folder. Returns the exit status. `strict`: latencies that
+    are not to be trusted are a failure, once everything is written.
 
     Raises ValueError or OSError for wrong input, before anything is written, and WorkFailed for what fails later.
     """
@@ -74,11 +74,13 @@ def search(config_path: Path, out: Path | None, *, resume: bool, assignments: Se
         with _work(plan.folder, store):
             _carry_out(plan, store)
         result = result_of(store)
-    print_front(result, plan.folder)
+    print_summary(result, plan.folder)
     if result.candidates and len(result.in_state("failed")) == len(result.candidates):
         raise WorkFailed(
             f"all {len(result.candidates)} candidates failed, the first with: {result.candidates[0].error}"
         )
+    if strict and not (result.table and result.table.trusted):
+        raise WorkFailed(f"--strict: {distrust(result) or 'the latency table was never checked'}")
     return 0
 
 
@@ -119,6 +121,7 @@ def _carry_out(plan: Plan, store: Store) -> None:
         raise KeyboardInterrupt
     if last.ended:
         say(f"The search ended early: {last.ended}")
+    time_front(config, store, table)
 
 
 def _identity(provenance: Mapping[str, Any]) -> str:
@@ -138,23 +141,6 @@ def _same_table(store: Store, table: LatencyTable) -> None:
         )
 
 
-def print_front(result: RunResult, folder: Path) -> None:
-    """The front as a table on stdout, what workers had to say on stderr, and where the report is."""
-    shown = [*map(result.metric, dict.fromkeys((*result.objectives, PARAMETERS.name)))]
-    table = Table(title=f"Pareto front: {len(result.front)} of {len(result.candidates)} candidates")
-    for name in ("#", *(metric.label for metric in shown), "width"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("architecture", overflow="fold")
-    for number in result.front:
-        record = result.candidate(number)
-        figures = [metric.unit.text(record.metrics[metric.name].value) for metric in shown]
-        table.add_row(str(number), *figures, str(record.width), escape(record.notation))
-    stdout().print(table)
-    for note, numbers in result.notes().items():
-        say(f"Beware, of {len(numbers)} of {len(result.candidates)} candidates: {note}")
-    print(f"Report: {(folder / 'report.html').resolve()}")
-
-
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
@@ -170,34 +156,27 @@ def _write_config(folder: Path, file: YamlFile, source: Path, assignments: Seque
 def _work(folder: Path, store: Store) -> Iterator[None]:
     """What happens here is the run's work: how it ended is written down, a failure goes to the log and becomes
     WorkFailed, and after Ctrl-C the report is written of what there is."""
-    handler = logging.FileHandler(folder / LOG, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("nfsearch")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
     began, before = time.monotonic(), float(store.meta.get("seconds", 0.0))
 
     def end(status: str) -> None:
         store.set_meta("status", status)
         store.set_meta("seconds", before + time.monotonic() - began)
 
-    try:
-        yield
-        end("complete")
-        write_outputs(result_of(store), folder)
-    except KeyboardInterrupt:
-        end("interrupted")
+    with logged(folder):
         try:
+            yield
+            end("complete")
             write_outputs(result_of(store), folder)
-        except OSError as error:
-            say(f"The report could not be written: {error}")
-        again = shlex.join(["nfsearch", "run", str(folder / CONFIG), "--out", str(folder), "--resume"])
-        say(f"Interrupted. What finished is kept; to go on: {again}")
-        raise
-    except Exception as error:
-        logger.error("%s", traceback.format_exc())
-        end("failed-to-finish")
-        raise WorkFailed(f"{error} (details in {folder / LOG})") from error
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
+        except KeyboardInterrupt:
+            end("interrupted")
+            try:
+                write_outputs(result_of(store), folder)
+            except OSError as error:
+                say(f"The report could not be written: {error}")
+            again = shlex.join(["nfsearch", "run", str(folder / CONFIG), "--out", str(folder), "--resume"])
+            say(f"Interrupted. What finished is kept; to go on: {again}")
+            raise
+        except Exception as error:
+            logger.error("%s", traceback.format_exc())
+            end("failed-to-finish")
+            raise WorkFailed(f"{error} (details in {folder / LOG})") from error

@@ -17,7 +17,7 @@ from nfsearch.run.config import Config
 from nfsearch.run.metrics import costs_of
 from nfsearch.search import Budgets
 from nfsearch.space import SearchSpace
-from nfsearch.support.terminal import duration, say, steps
+from nfsearch.support.terminal import alarm, duration, say, steps
 
 
 def vocabulary(config: Config) -> int:
@@ -124,10 +124,13 @@ def checked(config: Config, space: SearchSpace, table: LatencyTable) -> Verifica
     """The check of a run's table: made now where the device is here and the config asks for it, else the one that is
     kept beside the table. Says loudly where there is none."""
     if config.latency.verify and is_here(config):
-        return check(config, space, table, config.latency.verify, config.search.seed + 1)
-    found = known_verification(table)
+        found: Verification | None = check(config, space, table, config.latency.verify, config.search.seed + 1)
+    else:
+        found = known_verification(table)
+    for complaint in found.complaints(config.latency.trust) if found else ():
+        alarm(f"DO NOT TRUST the latency table {table.name}: {complaint}")
     if found is None:
-        say(
+        alarm(
             f"BEWARE: {table.name} was never compared with whole models. "
             f"`nfsearch lut verify {table.path} --config CONFIG` on {table.provenance.device} does it."
         )

@@ -77,3 +77,8 @@ def stdout() -> Console:
 def say(text: str) -> None:
     """One line on stderr."""
     console.print(text, soft_wrap=True, markup=False)
+
+
+def alarm(text: str) -> None:
+    """One line on stderr that is not to be missed."""
+    console.print(text, style="bold red", soft_wrap=True, markup=False)

@@ -1,0 +1,181 @@
+"""`nfsearch confirm`: the finalists of a search trained again with other seeds, and longer if asked.
+
+Each training is a further evaluation of a candidate, kept in the study of the run when it ends. So a confirmation that
+was interrupted or killed goes on with what lacks when it is called again, and one with more finalists or seeds adds
+just those.
+"""
+
+from __future__ import annotations
+
+import shlex
+import traceback
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from nfsearch.proxies import PROXIES, Fidelity, Job
+from nfsearch.report.outputs import write_outputs
+from nfsearch.report.result import CandidateRecord, RunResult
+from nfsearch.run.config import Config, validated
+from nfsearch.run.finalists import finalists, time_whole
+from nfsearch.run.finished import open_run
+from nfsearch.run.log import logged
+from nfsearch.run.records import result_of, study_place, used_table
+from nfsearch.run.summary import print_summary
+from nfsearch.run.tables import proxy_of, training_kind
+from nfsearch.search import EXECUTORS, Candidate, Executor, Limits, Proposal
+from nfsearch.search.loop import Loop
+from nfsearch.search.progress import Progress
+from nfsearch.search.strategy import Exhausted, SearchSettings
+from nfsearch.search.study import Store, open_store
+from nfsearch.support.errors import WorkFailed
+from nfsearch.support.interrupt import interruptible
+from nfsearch.support.terminal import duration, progress_display, say
+
+
+def confirm(folder: Path, *, top: int, seeds: int, tokens: int | None) -> int:
+    """Trains the `top` finalists of the run in `folder` with `seeds` seeds that the search did not use, on `tokens`
+    tokens (None: as many as the search), and writes the files of the run anew. Returns the exit status.
+
+    Raises ValueError or OSError for wrong input, before anything is written, and WorkFailed for what fails later.
+    """
+    result = result_of(open_run(folder))
+    config = _config(result, tokens)
+    proxy = proxy_of(config)
+    _check(result, config, proxy.fidelity, tokens)
+    executor = EXECUTORS.find(config.workers.executor)(config.workers, proxy, training_kind(config))
+    space = config.space.build(proxy.vocab)
+    storage, name = study_place(config, folder)
+    with open_store(
+        storage,
+        name=name,
+        objectives=result.objectives,
+        fingerprint=open_run(folder).meta["fingerprint"],
+        choices=lambda answers: {question.name: question.options for question in space.build(answers).questions},
+        resume=True,
+    ) as store:
+        options = ["--top", str(top), "--seeds", str(seeds), *(["--tokens", str(tokens)] if tokens else [])]
+        with _work(folder, store, shlex.join(["nfsearch", "confirm", str(folder), *options])):
+            chosen = finalists(store, result_of(store), top)
+            time_whole(config, store, lambda: used_table(store, folder), chosen)
+            first = config.search.seed + 1
+            _train(store, executor, _proposals(store, chosen, proxy.fidelity, range(first, first + seeds)))
+        result = result_of(store)
+    print_summary(result, folder)
+    if not any(each.fidelity == proxy.fidelity for each in result.confirmed):
+        raise WorkFailed("every training failed; the report lists the errors")
+    return 0
+
+
+def _config(result: RunResult, tokens: int | None) -> Config:
+    """The config of a run, for so many tokens; a worker's time grows with them. Raises ValueError."""
+    resolved = dict(result.config.resolved)
+    before = resolved["proxy"].get("tokens")
+    if tokens is None:
+        return validated(resolved)
+    if not before:
+        raise ValueError(f"the proxy of this run ({resolved['proxy']['kind']}) has no tokens: --tokens is not for it")
+    config = validated({**resolved, "proxy": {**resolved["proxy"], "tokens": tokens}})
+    if (timeout := resolved["workers"].get("timeout_s")) is None:
+        return config
+    longer = timeout * max(1.0, tokens / before)
+    return config.model_copy(update={"workers": config.workers.model_copy(update={"timeout_s": longer})})
+
+
+def _check(result: RunResult, config: Config, fidelity: Fidelity, tokens: int | None) -> None:
+    """Raises ValueError where there is nothing to confirm, or not at this fidelity."""
+    if not result.admitted():
+        raise ValueError("no candidate of this run has finished within its limits, so there is nothing to confirm")
+    measured = {metric.name for metric in PROXIES.find(config.proxy.kind).metrics}
+    if not measured.intersection(result.objectives):
+        raise ValueError(f"no objective of this run ({', '.join(result.objectives)}) hangs on a seed")
+    before = result.admitted()[0].fidelity
+    if tokens is None and before != fidelity:
+        raise ValueError(
+            f"the data has changed since the search, or the device (it was {before}, data {before.data}; now "
+            f"{fidelity}, data {fidelity.data}): --tokens {before.tokens} confirms the finalists as they train now"
+        )
+
+
+class _Confirmations:
+    """Proposes what is known from the start: other seeds of finalists."""
+
+    Settings: ClassVar[type[SearchSettings]] = SearchSettings
+
+    def __init__(self, proposals: Sequence[Proposal]) -> None:
+        self.proposals = proposals
+
+    def propose(self, index: int, history: Sequence[Candidate], running: Collection[str] = ()) -> Proposal:
+        """See `nfsearch.search.Strategy`."""
+        if index >= len(self.proposals):
+            raise Exhausted("every finalist has its seeds")
+        return self.proposals[index]
+
+
+def _proposals(
+    store: Store, chosen: Sequence[CandidateRecord], fidelity: Fidelity, seeds: Sequence[int]
+) -> list[Proposal]:
+    """The evaluations that lack, a seed after the other, so that an early end leaves as many seeds to each finalist."""
+    originals = {candidate.number: candidate.proposal for candidate in store.candidates()}
+    known = {candidate.proposal.job.digest for candidate in store.confirmations()}
+    lacking: list[Proposal] = []
+    for seed in seeds:
+        for record in chosen:
+            original = originals[record.number]
+            job = Job(original.architecture, fidelity, seed)
+            if job.digest not in known:
+                lacking.append(
+                    replace(
+                        original,
+                        index=len(lacking),
+                        job=job,
+                        origin="confirmation",
+                        parents=(record.number,),
+                        refused={},
+                        confirms=record.number,
+                    )
+                )
+    return lacking
+
+
+def _train(store: Store, executor: Executor, proposals: Sequence[Proposal]) -> None:
+    """Evaluates what is proposed. Raises KeyboardInterrupt after Ctrl-C, between two steps."""
+    with interruptible() as interrupted, progress_display() as show:
+        loop = Loop(
+            _Confirmations(proposals),
+            store,
+            executor,
+            Limits(),
+            evaluations=len(proposals),
+            history=(),
+            stop=interrupted.is_set,
+        )
+        last = loop.run(lambda now: show(_line(now), _line(now), False))
+        show(_line(last), _line(last), True)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _line(progress: Progress) -> str:
+    failed = f", {count} failed" if (count := progress.count("failed")) else ""
+    done = f"training finalists with other seeds: {len(progress.candidates)} of {progress.evaluations}{failed}"
+    left = progress.evaluations - len(progress.candidates)
+    return done + (f", {len(progress.running)} running, {duration(progress.eta_seconds)} left" if left else "")
+
+
+@contextmanager
+def _work(folder: Path, store: Store, again: str) -> Iterator[None]:
+    """What happens here is a run's work: whatever ends it, the report is written of what there is."""
+    with logged(folder) as logger:
+        try:
+            yield
+            write_outputs(result_of(store), folder)
+        except KeyboardInterrupt:
+            write_outputs(result_of(store), folder)
+            say(f"Interrupted. What finished is kept; to go on: {again}")
+            raise
+        except Exception as error:
+            logger.error("%s", traceback.format_exc())
+            raise WorkFailed(f"{error} (details in {folder / 'log.txt'})") from error

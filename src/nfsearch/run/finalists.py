@@ -1,0 +1,115 @@
+"""Who is looked at more closely when a search has ended, and the first such look: timed as whole models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from nfsearch.latency_lut import LatencyTable
+from nfsearch.report.confirmation import best
+from nfsearch.report.result import CandidateRecord, RunResult
+from nfsearch.run.config import Config
+from nfsearch.run.records import TIMED, result_of
+from nfsearch.search.study import Store
+from nfsearch.space import Architecture
+from nfsearch.support.interrupt import interruptible
+from nfsearch.support.terminal import say, steps
+
+MOST_TIMED = 50  # whole models at the end of a search; each takes about a second
+_FINALISTS = "finalists"
+
+
+def near_front(result: RunResult) -> list[CandidateRecord]:
+    """The candidates that may be on the front for all that is known: its members, and those that no other dominates by
+    more than the error bars of both; front after front, each by the first objective."""
+    able = result.admitted()
+    low, high = (
+        {
+            record.number: [
+                record.metrics[name].value + sign * record.metrics[name].error for name in result.objectives
+            ]
+            for record in able
+        }
+        for sign in (-1, 1)
+    )
+
+    def beaten(record: CandidateRecord) -> bool:
+        return any(
+            all(a <= b for a, b in zip(high[other], low[record.number], strict=True))
+            and high[other] != low[record.number]
+            for other in result.front
+            if other != record.number
+        )
+
+    return peeled([record for record in able if not beaten(record)], result.objectives)
+
+
+def peeled(records: Sequence[CandidateRecord], objectives: Sequence[str]) -> list[CandidateRecord]:
+    """The front of the records, the front of the others, and so on; each by the first objective."""
+    left = {record.number: record for record in records}
+    order: list[CandidateRecord] = []
+    while left:
+        layer = best({number: record.metrics for number, record in left.items()}, objectives)
+        order += [left.pop(number) for number in layer]
+    return order
+
+
+def finalists(store: Store, result: RunResult, top: int) -> list[CandidateRecord]:
+    """The `top` candidates to confirm: the front, then what would be the front without it, and so on. Once chosen they
+    stay, in their order, until the search has gone on, so that confirming can be interrupted and widened."""
+    chosen = store.meta.get(_FINALISTS, {})
+    known = chosen.get("numbers", []) if chosen.get("candidates") == len(result.candidates) else []
+    first = result.contenders()
+    rest = [record for record in result.admitted() if record not in first]
+    order = [record.number for part in (first, rest) for record in peeled(part, result.objectives)]
+    numbers = [*known, *(number for number in order if number not in known)]
+    if len(numbers[:top]) > len(known):
+        store.set_meta(_FINALISTS, {"candidates": len(result.candidates), "numbers": numbers[:top]})
+    return [result.candidate(number) for number in numbers[:top]]
+
+
+def time_front(config: Config, store: Store, table: LatencyTable) -> None:
+    """Times the front and whatever its error bars reach as whole models, where the device is here."""
+    near = near_front(result_of(store, measured=False))
+    if len(near) > MOST_TIMED:
+        say(f"{len(near)} candidates lie within the error bars of the front; the first {MOST_TIMED} of them are timed")
+    time_whole(config, store, lambda: table, near[:MOST_TIMED])
+
+
+def time_whole(
+    config: Config, store: Store, table: Callable[[], LatencyTable], records: Sequence[CandidateRecord]
+) -> None:
+    """Times candidates as whole models under the workloads that decide, where the device of the run's table is here,
+    unless they are known or the config has no whole model measured; each is kept in the study at once. Raises
+    KeyboardInterrupt after Ctrl-C, between two of them."""
+    deciding = {*config.objective_names, *config.limit_values.most}
+    workloads = {name: each for name, each in config.latency.workloads.items() if name in deciding}
+    timed = dict(store.meta.get(TIMED, {}))
+    lacking = {record.digest: record for record in records if record.digest not in timed}
+    if not (config.latency.verify and workloads and lacking and _here(config, store)):
+        return
+    from nfsearch.latency_lut import verify  # only now: it imports torch
+
+    found = table()
+    kind = found.provenance.kind
+    dtype = config.latency.dtype_on(kind)
+    with interruptible() as interrupted, steps("timing the front as whole models") as step:
+        verify.warm_up(kind)
+        for done, (digest, record) in enumerate(lacking.items(), start=1):
+            if interrupted.is_set():
+                break
+            architecture = Architecture.from_dict(record.architecture)
+            checks = verify.time_whole(found, architecture, workloads, dtype=dtype, kind=kind)
+            timed[digest] = {name: check and check.model_dump(mode="json") for name, check in checks.items()}
+            store.set_meta(TIMED, timed)
+            step(done, len(lacking))
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _here(config: Config, store: Store) -> bool:
+    """Whether the device of a run's latency table is this machine's."""
+    from nfsearch.latency_lut import device
+
+    if not device.is_here(config.latency.device):
+        return False
+    return store.meta["table"]["provenance"]["device"] == device.device_slug(device.resolve(config.latency.device))

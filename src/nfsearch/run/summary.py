@@ -1,0 +1,75 @@
+"""What a run tells at its end, on one screen: the front, whether to believe it, and where the report is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from nfsearch.report.confirmation import Confirmed
+from nfsearch.report.result import CandidateRecord, RunResult
+from nfsearch.run.metrics import PARAMETERS
+from nfsearch.support.metrics import Measurement, Metric
+from nfsearch.support.terminal import alarm, say, stdout
+
+
+def print_summary(result: RunResult, folder: Path) -> None:
+    """The front as a table on stdout, confirmed where it was; what workers had to say and what is wrong with the
+    latency table on stderr; and where the report is."""
+    confirmed = result.confirmed[0] if result.confirmed else None
+    stdout().print(_front(result, confirmed))
+    if confirmed:
+        for line in (f"By {confirmed.metric}: {confirmed.order()}", *confirmed.fallen(result.objectives)):
+            print(line)
+    for note, numbers in result.notes().items():
+        say(f"Beware, of {len(numbers)} of {len(result.candidates)} candidates: {note}")
+    if words := distrust(result):
+        alarm(words)
+    print(f"Report: {(folder / 'report.html').resolve()}")
+
+
+def distrust(result: RunResult) -> str:
+    """Why the latencies are not to be trusted; empty where they are, or where nobody checked."""
+    complaints = result.table.complaints if result.table else []
+    if not complaints:
+        return ""
+    timed = "; those of the front were measured" if any(each.estimates for each in result.candidates) else ""
+    return f"DO NOT TRUST estimated latencies{timed}: {'; '.join(complaints)}"
+
+
+def _front(result: RunResult, confirmed: Confirmed | None) -> Table:
+    shown = [*map(result.metric, dict.fromkeys((*result.objectives, PARAMETERS.name)))]
+    measured = {name for number in result.front for name in result.candidate(number).estimates}
+    if confirmed:
+        title = f"Confirmed front: {len(confirmed.front)} of {len(confirmed.finalists)} finalists"
+        title += f", {min(each.seeds for each in confirmed.finalists)} seeds each, {confirmed.fidelity.tokens:,} tokens"
+        numbers = [*confirmed.front, *(n.number for n in confirmed.finalists if n.number not in confirmed.front)]
+    else:
+        title = f"Pareto front: {len(result.front)} of {len(result.candidates)} candidates"
+        numbers = result.front
+    table = Table(title=title)
+    table.add_column("#", justify="right", no_wrap=True)
+    for metric in shown:
+        table.add_column(metric.label, justify="right", no_wrap=True)
+        if metric.name in measured:
+            table.add_column("estimated", justify="right", no_wrap=True)
+    table.add_column("width", justify="right", no_wrap=True)
+    table.add_column("architecture", overflow="fold")
+    for number in numbers:
+        record = result.candidate(number)
+        finalist = confirmed.finalist(number) if confirmed else None
+        metrics = finalist.metrics if finalist else record.metrics
+        cells = [cell for metric in shown for cell in _cells(record, metric, metrics[metric.name], measured)]
+        dropped = confirmed is not None and number not in confirmed.front
+        table.add_row(str(number), *cells, str(record.width), escape(record.notation), style="dim" if dropped else None)
+    return table
+
+
+def _cells(record: CandidateRecord, metric: Metric, found: Measurement, measured: set[str]) -> list[str]:
+    error = f" ± {metric.unit.text(found.error, 2)}" if found.error else ""
+    cells = [metric.unit.text(found.value) + error]
+    if metric.name in measured:
+        guess = record.estimates.get(metric.name)
+        cells.append(metric.unit.text(guess.value, 3) if guess else "")
+    return cells
