@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from nfsearch.support.errors import WorkFailed, first_line
+
 _UNFINISHED = ".unfinished-"
 _STALE_S = 24 * 3600.0
 
@@ -34,22 +36,30 @@ def publish(folder: Path) -> Iterator[Path]:
 
     A process killed in the middle leaves only a scratch folder, which nobody reads and a later call removes. Of two
     processes that publish the same folder the first one wins and the other's work is dropped, so that nobody sees
-    a folder change after opening it.
+    a folder change after opening it. Raises WorkFailed where it cannot be written: the disk is full, or not ours.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(_UNFINISHED + "*"):
-        # Younger ones may belong to a process that is still writing, and go away while we look.
-        with suppress(FileNotFoundError):
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        scratch = folder.parent / f"{_UNFINISHED}{secrets.token_hex(8)}"
+        scratch.mkdir()  # with an ordinary mode, so that users can share a cache
+        try:
+            yield scratch
+            try:
+                scratch.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise WorkFailed(f"{folder.parent}: cannot be written: {reason}; NFSEARCH_CACHE names another place") from error
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what processes that were killed left, once it is so old that nobody can be writing it."""
+    for left in folder.glob(_UNFINISHED + "*"):
+        with suppress(FileNotFoundError):  # its owner may be alive, and it goes away while we look
             if time.time() - left.stat().st_mtime > _STALE_S:
                 shutil.rmtree(left, ignore_errors=True)
-    scratch = folder.parent / f"{_UNFINISHED}{secrets.token_hex(8)}"
-    scratch.mkdir()  # with an ordinary mode, so that users can share a cache
-    try:
-        yield scratch
-        try:
-            scratch.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

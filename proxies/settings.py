@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.proxy import ProxySettings
 from nfsearch.proxies.sources import SplitData
 from nfsearch.proxies.tokenizers import load_tokenizer
+from nfsearch.support.files import local_path
 from nfsearch.support.metrics import NATS, Metric
 
 LOSS = Metric("loss", NATS)
@@ -18,6 +17,8 @@ BITS_PER_BYTE = Metric("bits_per_byte")
 PERPLEXITY = Metric("perplexity")
 _NAMES = ("bytes", "python-stdlib")  # of tokenizers and data; no files, whatever lies there
 _SMALLEST_BPE = 257  # every byte, and the end of a document
+_LARGEST_BPE = 2**20  # four times what the largest published models have
+_LARGEST_STEP = 2**24  # tokens; the largest models are trained in steps of this size
 
 
 class TrainingSettings(ProxySettings):
@@ -29,15 +30,15 @@ class TrainingSettings(ProxySettings):
         "or {train: ..., validation: ...}; undivided data is split by a hash of its documents",
     )
     tokenizer: str = Field(default="bytes", description="bytes, bpe:VOCAB (trained on the data), or a tokenizer.json")
-    tokens: int = Field(default=2_000_000, gt=0, description="training tokens per candidate")
-    sequence: int = Field(default=512, gt=1, description="tokens in a training sequence")
-    batch: int = Field(default=32, gt=0, description="sequences in a step")
-    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
+    tokens: int = Field(default=2_000_000, gt=0, le=10**12, description="training tokens per candidate")
+    sequence: int = Field(default=512, gt=1, le=2**20, description="tokens in a training sequence")
+    batch: int = Field(default=32, gt=0, le=2**16, description="sequences in a step")
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="peak learning rate of AdamW")
     warmup: float = Field(
         default=0.05, ge=0, lt=1, description="share of the steps spent warming up; cosine to a tenth after it"
     )
     weight_decay: float = Field(
-        default=0.0, ge=0, description="AdamW's weight decay of matrices; 0 goes with weight normalization"
+        default=0.0, ge=0, le=10, description="AdamW's weight decay of matrices; 0 goes with weight normalization"
     )
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
     weight_norm: bool = Field(
@@ -46,20 +47,41 @@ class TrainingSettings(ProxySettings):
     narrow: int = Field(
         default=1,
         ge=1,
+        le=2**16,
         description="train a twin of each candidate, for designs too large for this machine: the same operators, the "
         "width and the sizes of heads and states divided by this, the tokenizer's vocabulary; 1 = the candidate itself",
     )
-    validation_tokens: int = Field(default=200_000, gt=0, description="tokens of the fixed validation set")
+    validation_tokens: int = Field(default=200_000, gt=0, le=10**10, description="tokens of the fixed validation set")
+
+    @field_validator("data")
+    @classmethod
+    def _possible_data(cls, value: str | SplitData) -> str | SplitData:
+        for text in (value.train, value.validation) if isinstance(value, SplitData) else (value,):
+            local_path(text)
+        return value
 
     @field_validator("tokenizer")
     @classmethod
     def _known_tokenizer(cls, value: str) -> str:
         if not value.startswith("bpe:"):
+            local_path(value)
             return value
         size = value.removeprefix("bpe:")
-        if not (size.isascii() and size.isdigit() and _SMALLEST_BPE <= int(size) <= 2**31):
-            raise ValueError(f"{value}: expected bpe:VOCAB with a whole number of at least {_SMALLEST_BPE}")
+        known = size.isascii() and size.isdigit() and len(size) < 10
+        if not (known and _SMALLEST_BPE <= int(size) <= _LARGEST_BPE):
+            raise ValueError(
+                f"expected bpe:VOCAB with a number from {_SMALLEST_BPE} to {_LARGEST_BPE}, found {value!r}"
+            )
         return value
+
+    @model_validator(mode="after")
+    def _possible_step(self) -> Self:
+        if (step := self.batch * self.sequence) > _LARGEST_STEP:
+            raise ValueError(
+                f"a step of {self.batch} sequences of {self.sequence} tokens has {step:,} tokens: "
+                f"expected up to {_LARGEST_STEP:,}"
+            )
+        return self
 
     def anchored(self) -> Self:
         data = self.data
@@ -90,5 +112,7 @@ class TrainingSettings(ProxySettings):
 
 
 def _anchored(text: str) -> str:
-    named = text in _NAMES or text.startswith(("bpe:", "hf:"))
-    return str(Path(text).resolve()) if not named and Path(text).exists() else text
+    if text in _NAMES or text.startswith(("bpe:", "hf:")):
+        return text
+    path = local_path(text)
+    return str(path.resolve()) if path.exists() else text

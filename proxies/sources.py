@@ -19,6 +19,7 @@ from typing import IO, Any
 from pydantic import Field
 
 from nfsearch.support.errors import first_line
+from nfsearch.support.files import local_path
 from nfsearch.support.settings import Settings
 from nfsearch.support.versions import to_install
 
@@ -117,13 +118,15 @@ def _local(data: str) -> Source:
     A line of JSONL and a row of Parquet (field `text`) is a document. Text is cut at line ends into documents of
     2 to 4 thousand characters, so that a single long file can be split too.
     """
-    root = Path(data).expanduser()
+    root = local_path(data)
     if root.is_dir():
         files = [path for path in root.rglob("*") if path.is_file() and _kind(path) and not _hidden(root, path)]
         if not files:
             raise ValueError(f"{data}: the folder holds no text (.txt, .md, .py, ...), .jsonl or .parquet file")
-    elif root.exists():
+    elif root.is_file():
         files, root = [root], root.parent
+    elif root.exists():
+        raise ValueError(f"{data}: neither a file nor a folder, but a device, a pipe or a socket")
     else:
         raise ValueError(f"{data}: no such file or folder; `data` is python-stdlib, a file, a folder or hf:NAME")
 
@@ -174,6 +177,8 @@ def _read(path: Path) -> Iterator[str]:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start} of a block)") from None
     except (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError, ArrowException) as error:
         raise ValueError(f"{path}: damaged or not what its name says ({first_line(error)})") from None
+    except OSError as error:  # also of what cannot be unpacked within a Parquet file
+        raise ValueError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
 
 
 def _read_text(path: Path, stream: IO[bytes]) -> Iterator[str]:

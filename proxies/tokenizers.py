@@ -11,6 +11,7 @@ import numpy as np
 
 from nfsearch.proxies.cache import digest, publish
 from nfsearch.proxies.sources import SPLIT_VERSION, Source
+from nfsearch.support.files import local_path
 
 _END = "<|endoftext|>"
 _ENDS = (_END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")  # the first that a tokenizer knows
@@ -49,10 +50,12 @@ class JsonTokenizer:
     def __init__(self, path: Path) -> None:
         import tokenizers
 
+        known = "`tokenizer` is bytes, bpe:VOCAB or the path of a tokenizer.json"
+        if path.exists() and not path.is_file():  # a pipe or a device could be read for ever
+            raise ValueError(f"{path}: not a file; {known}")
         try:
             content = path.read_bytes()
         except OSError as error:
-            known = "`tokenizer` is bytes, bpe:VOCAB or the path of a tokenizer.json"
             raise ValueError(f"{path}: {error.strerror}; {known}") from None
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
@@ -84,7 +87,7 @@ def utf8(text: str) -> bytes:
 
 def load_tokenizer(name: str) -> Tokenizer:
     """`bytes`, or the path of a tokenizer.json: what `Corpus.tokenizer` holds."""
-    return ByteTokenizer() if name == "bytes" else JsonTokenizer(Path(name).expanduser())
+    return ByteTokenizer() if name == "bytes" else JsonTokenizer(local_path(name))
 
 
 def resolve_tokenizer(name: str, source: Source, cache: Path) -> str:
@@ -123,4 +126,4 @@ def _train_bpe(vocab: int, source: Source, path: Path) -> None:
         show_progress=False,
     )
     bpe.train_from_iterator(texts(), trainer)
-    bpe.save(str(path))
+    path.write_text(bpe.to_str(pretty=True), encoding="utf-8")  # `save` does not say that a disk is full

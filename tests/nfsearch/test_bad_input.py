@@ -80,6 +80,24 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
             "config.yaml:2: proxy.tokens: expected a whole number, found 'many'",
         ),
         (
+            "space: {width: 64, layers: F}\nproxy:\n  narrow: 1\n  batch: 1000000000000\n  learning_rate: .inf\n",
+            "config.yaml:4: proxy.batch: expected less than or equal to 65536, found 1000000000000\n"
+            "config.yaml:5: proxy.learning_rate: expected a finite number, found inf",
+        ),
+        (
+            "space: {width: 64, layers: F}\nproxy:\n  batch: 4096\n  sequence: 8192\n",
+            "config.yaml:2: proxy: a step of 4096 sequences of 8192 tokens has 33,554,432 tokens: expected up to",
+        ),
+        (
+            "space: {width: 64, layers: F}\nproxy:\n  data: ~nosuchuser/x\n  tokenizer: ~nosuchuser/x\n",
+            "config.yaml:3: proxy.data: ~nosuchuser/x: no path: Could not determine home directory.\n"
+            "config.yaml:4: proxy.tokenizer: ~nosuchuser/x: no path: Could not determine home directory.",
+        ),
+        (
+            "space: {width: 64, layers: F}\nproxy:\n  data: {train: a, validation: " + "a" * 300 + "}\n",
+            "config.yaml:3: proxy.data: " + "a" * 100 + ": no path: File name too long",
+        ),
+        (
             "space: {width: 64, layers: F}\nlimits: {tpt_ms: 3}\n",
             "limits: 'tpt_ms' is no NAME_UNIT of loss, bits_per_byte, perplexity, tpot, memory, parameters, state, "
             "tpot_energy (such as tpot_ms); latency.workloads defines workloads",
@@ -117,6 +135,10 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
     ],
     ids=[
         "unknown-key",
+        "bounds",
+        "step",
+        "no path",
+        "long path",
         "wrong-type",
         "unknown-limit",
         "key-of-another-strategy",

@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import pickle
 import platform
+import resource
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from nfsearch.proxies import cache, data
 from nfsearch.proxies.settings import SplitData, TrainingSettings
 from nfsearch.proxies.tokenizers import ByteTokenizer, load_tokenizer
+from nfsearch.support.errors import WorkFailed
 
 
 @pytest.fixture
@@ -28,6 +31,15 @@ def text(tmp_path: Path) -> Path:
     lines = [f"The {i}th line says häuser, {i * i} trees and {i % 7} clouds.\n" * 4 for i in range(400)]
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     return path
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file can be larger than 1,000 bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def proxy(path: Path | str, **named: object) -> TrainingSettings:
@@ -147,6 +159,13 @@ def test_failed_work_is_not_published(tmp_path: Path) -> None:
     assert list((tmp_path / "a").iterdir()) == []
 
 
+def test_a_full_disk_is_no_wrong_input(text: Path, tmp_path: Path, small_files: None) -> None:
+    for tokenizer in ("bytes", "bpe:300"):
+        with pytest.raises(WorkFailed, match=r"cache/token.*: cannot be written: File too large; NFSEARCH_CACHE"):
+            data.prepare(proxy(text, tokenizer=tokenizer), tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() or path.name.startswith(".")] == []
+
+
 def test_first_of_two_writers_wins(tmp_path: Path) -> None:
     with cache.publish(tmp_path / "folder") as slow:
         (slow / "file").write_text("slow")
@@ -218,10 +237,12 @@ def test_byte_round_trip(text: str) -> None:
 def test_bad_tokenizers(text: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no/such\.json: No such file .*`tokenizer` is bytes"):
         data.prepare(proxy(text, tokenizer="no/such.json"), tmp_path / "cache")
+    with pytest.raises(ValueError, match="/dev/zero: not a file; `tokenizer` is"):
+        data.prepare(proxy(text, tokenizer="/dev/zero"), tmp_path / "cache")
     with pytest.raises(ValueError, match=r"text\.jsonl: not a tokenizer\.json"):
         data.prepare(proxy(text, tokenizer=str(text)), tmp_path / "cache")
     for name in ("bpe:", "bpe:12", "bpe:-300", "bpe:1e3", "bpe:²", "bpe:9999999999999"):
-        with pytest.raises(ValueError, match="whole number of at least 257"):
+        with pytest.raises(ValueError, match="a number from 257 to 1048576"):
             proxy(text, tokenizer=name)
 
 

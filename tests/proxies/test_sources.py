@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
 import sys
 import sysconfig
 import types
@@ -152,6 +153,10 @@ def test_bad_parquet_columns_are_named(tmp_path: Path) -> None:
 def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no/such: no such file or folder"):
         open_source("no/such")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for endless in ("/dev/zero", str(tmp_path / "pipe.txt")):
+        with pytest.raises(ValueError, match=f"{endless}: neither a file nor a folder"):
+            open_source(endless)
     with pytest.raises(ValueError, match="holds no text"):
         open_source(str(tmp_path))
     with pytest.raises(ValueError, match="expected hf:NAME"):
@@ -160,7 +165,7 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
 
 def test_hub_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"hf:org/name: .*nfsearch\[hf\]"):
+    with pytest.raises(ValueError, match=r"hf:org/name: .*\[hf\]"):
         everything("hf:org/name")
 
     calls = []

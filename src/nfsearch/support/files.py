@@ -44,6 +44,16 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def local_path(text: str) -> Path:
+    """The path that a user wrote, `~` followed. Raises ValueError for what no path can be."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()  # raises for a name that is too long, or that a file system cannot hold
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{text[:100]}: no path: {getattr(error, 'strerror', None) or error}") from None
+    return path
+
+
 def _start(path: Path) -> str:
     """How the names of scratch files begin. A process's number follows, which means nothing on another host."""
     return f".{path.name}.{zlib.crc32(platform.node().encode()):08x}-"
