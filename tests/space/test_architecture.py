@@ -17,7 +17,7 @@ def test_the_released_models_have_their_published_sizes() -> None:
 
 
 @given(layer_lists)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_json_and_yaml_both_ways(layers: tuple[Layer, ...]) -> None:
     architecture = Architecture(2048, layers, vocab=259, meta_tokens=4)
     fields = architecture.to_dict()

@@ -7,7 +7,7 @@ from tests.space.strategies import NAMES, layer_lists, open_nodes
 
 
 @given(layer_lists)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_printed_architecture_reads_back(layers: tuple[Layer, ...]) -> None:
     text = print_layers(layers)
     assert parse_layers(text) == layers
@@ -15,7 +15,7 @@ def test_a_printed_architecture_reads_back(layers: tuple[Layer, ...]) -> None:
 
 
 @given(open_nodes)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_printed_space_reads_back(node: Node) -> None:
     assert parse(print_node(node), NAMES) == node
 

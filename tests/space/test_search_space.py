@@ -47,7 +47,7 @@ def test_the_count_is_the_number_enumerated(node: Node) -> None:
 
 
 @given(closed_nodes, st.integers(0, 99))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_member_is_located_and_replays(node: Node, seed: int) -> None:
     space = SearchSpace(node, widths=(1024, 2048), vocab=10, meta_tokens=(0, 3))
     try:
@@ -81,11 +81,11 @@ def test_sampling_is_seeded_and_holds_the_limits() -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_mutations_and_crossovers_stay_inside() -> None:
+def test_thousands_of_mutations_and_crossovers_stay_inside() -> None:
     rng = random.Random(0)
     parents = [RICH.sample(rng) for _ in range(50)]
     kinds = set()
-    for _ in range(10_000):
+    for _ in range(3_000):
         parent, other = rng.choice(parents), rng.choice(parents)
         child, kind = RICH.mutate(parent.answers, rng)
         crossed = RICH.cross(parent.answers, other.answers, rng)
