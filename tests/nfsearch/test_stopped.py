@@ -1,0 +1,84 @@
+"""A search that is interrupted (Ctrl-C) leaves its report, and one that is killed what it finished. Both go on to the
+very same result."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nfsearch.report.result import RunResult
+from nfsearch.search.study import load_store
+from tests.fla_stand_in import FOLDER, stand_in
+from tests.nfsearch.runs import FILES, RAY, invented_table, journal_trials, kill_group, start, tiny_config
+
+SPACE = {
+    "width": [32, 64],
+    "where": {"mixer": "D[head_dim=16] | A[head_dim=16]"},
+    "layers": "fla:GatedMemory[num_heads=2,expand_v=1|2] (mixer F[ratio=2]{0..1}){1..2}",
+}
+FEWER = ("--set", "search.evaluations=9")
+
+
+def outcomes(folder: Path) -> list[tuple]:
+    result = RunResult.load(folder / "result.json")
+    return [(c.job, c.origin, tuple(c.parents), c.metrics["loss"], c.metrics["tpot"]) for c in result.candidates]
+
+
+def finished(folder: Path) -> list[str]:
+    return [candidate.proposal.job.digest for candidate in load_store(folder / "study.journal").candidates()]
+
+
+def wait(process: subprocess.Popen[str], folder: Path, trials: int) -> None:
+    deadline = time.monotonic() + 90
+    while journal_trials(folder) < trials and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_interrupted_killed_and_resumed_to_the_very_same_search(
+    tmp_path: Path, command: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """First in a worker process, then in the search's own, last in this one: who evaluates changes nothing. Every
+    candidate has a layer of flash-linear-attention's stand-in, which all of them have to find."""
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER))
+    monkeypatch.setenv("NFSEARCH_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "run"
+    with stand_in():
+        table = str(invented_table(tmp_path / "layers.parquet", SPACE))
+        config = tiny_config(tmp_path, space=SPACE, latency={"table": table}, search={"evaluations": 10})
+        command("run", config, "--out", "whole")
+
+        process = start("run", config, "--out", folder, *FEWER, *RAY, cwd=tmp_path)
+        wait(process, folder, 2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert "--resume" in err
+        result = RunResult.load(folder / "result.json")
+        assert result.run.status == "interrupted"
+        assert 2 <= len(result.candidates) < 9
+        assert (folder / "report.html").exists()
+        first = finished(folder)
+        assert first == [candidate.job for candidate in result.candidates]
+
+        process = start("run", config, "--out", folder, *FEWER, "--resume", cwd=tmp_path)
+        wait(process, folder, len(first) + 1)
+        kill_group(process)
+        second = finished(folder)
+        assert len(second) > len(first)
+        assert second[: len(first)] == first  # kept as they were, none trained again
+
+        command("run", config, "--out", folder, "--resume")  # more candidates than at first are allowed
+        last = finished(folder)
+        assert last[: len(second)] == second
+        assert len(last) == len(set(last)) == 10
+        assert yaml.safe_load((folder / "config.yaml").read_text())["search"]["evaluations"] == 10
+        assert {candidate.state for candidate in RunResult.load(folder / "result.json").candidates} == {"done"}
+        assert outcomes(folder) == outcomes(tmp_path / "whole")
+        for name in FILES:
+            assert (folder / name).exists()
