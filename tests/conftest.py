@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from nfsearch.cli.main import main
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,3 +21,22 @@ def pytest_collection_finish() -> None:
     a third of a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[str, str]]:
+    """The command line within this process, which has imported torch already: checks the exit status, returns what went
+    to stdout and stderr. It runs in the folder of the test."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path | float, status: int = 0) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["nfsearch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        assert end.value.code == status, err
+        return out, err
+
+    return run

@@ -1,11 +1,25 @@
-"""The shipped suites on the extensions of `acme`, run by test_extensions in an environment in which it is installed."""
+"""The shipped suites on the extensions of `acme`, and a search that uses them all: run by test_extensions in an
+environment in which it is installed."""
 
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nfsearch.latency_lut import profiler, timing
+from nfsearch.report.result import RunResult
 from nfsearch.space import Layer
 from nfsearch.testing import ExecutorSuite, ExporterSuite, OperatorSuite, ProxySuite, RuleSuite, StrategySuite
+from tests.nfsearch.runs import SPACE
+
+OPERATOR = "EMA"
 
 
 class TestAverage(OperatorSuite):
-    layers = (Layer.of("EMA"),)
+    layers = (Layer.of(OPERATOR),)
     widths = (32, 96)
 
 
@@ -28,3 +42,42 @@ class TestJson(ExporterSuite):
 
 class TestThreads(ExecutorSuite):
     name = "threads"
+
+
+def test_a_search_uses_them_all(
+    tmp_path: Path, command: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = dataclasses.replace(timing.CPU, warm_up=0.0, least=2, most=2, seconds=0.01, longest=1)
+    monkeypatch.setattr(profiler, "bounds", lambda kind: quick)
+    monkeypatch.setattr(profiler, "warm_up", lambda kind: None)
+    sections = {
+        "space": {
+            **SPACE,
+            "width": 32,
+            "where": {"mixer": OPERATOR},
+            "layers": "(mixer F[ratio=2|3]{0..1}){1..3}",
+            "vocab": 64,
+        },
+        "latency": {"device": "cpu", "workloads": {"tpot": {"context": 64}}, "verify": 0},
+        "proxy": {"kind": "at_start", "tokens": 32},
+        "search": {"strategy": "climb", "anew": 0.5, "evaluations": 8, "population": 4},
+        "rule": {"kind": "ceiling"},
+        "objectives": ["gradient", "tpot"],
+        "limits": {"start_loss": 100},
+        "workers": {"executor": "threads"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(sections))
+    command("run", "config.yaml", "--out", "found")
+    result = RunResult.load(tmp_path / "found" / "result.json")
+    assert result.objectives == ["gradient", "tpot"]
+    assert len(result.candidates) == 8
+    assert {record.state for record in result.candidates} == {"done"}
+    assert any(OPERATOR in record.mixers for record in result.candidates)
+    assert any(record.origin.startswith("mutation") for record in result.candidates)
+    command("export", "found", "--to", "json", "-o", "best.json")
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best["metrics"]["gradient"] == min(record.value("gradient") for record in result.in_state("done"))
+    few = ["--set", "rule.most=0.1", "--set", "search.evaluations=2", "--set", "search.population=2"]
+    command("run", "config.yaml", "--out", "stopped", *few)
+    stopped = RunResult.load(tmp_path / "stopped" / "result.json").candidates
+    assert [record.state for record in stopped] == ["stopped"] * 2

@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from nfsearch.cli.main import main
 from nfsearch.report.result import RunResult
 from nfsearch.run.search import search
 from tests.nfsearch.fake_run import make_result
@@ -52,22 +50,3 @@ def one_thread() -> Iterator[None]:
     """Losses repeat bit for bit with one number of threads, and worker processes have one."""
     with single_thread():
         yield
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[str, str]]:
-    """The command line within this process, which has imported torch already: checks the exit status, returns what went
-    to stdout and stderr. It runs in the folder of the test."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path | float, status: int = 0) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["nfsearch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        assert end.value.code == status, err
-        return out, err
-
-    return run
