@@ -1,81 +1,131 @@
-"""The wheel works away from the checkout, and a search in one process needs no Ray."""
+"""The wheel holds all it needs, and the lines of README.md work with it, in a clone and away from it. The source
+distribution holds the tests. A search in one process needs no Ray."""
 
+import dataclasses
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent.parent
+import nfsearch
+from tests.nfsearch.runs import invented_table
+from tests.readme import README, ROOT, Step, steps
+
 FOLDERS = ("src/nfsearch", "space", "ops", "latency_lut", "proxies", "search")
-TINY = [
-    "latency.verify=0",
-    "proxy.tokens=2048",
-    "proxy.sequence=64",
-    "proxy.batch=8",
-    "proxy.validation_tokens=2048",
-    "search.evaluations=3",
-    "search.population=2",
-    "search.tournament=2",
-    "space.width=64",
-    "space.where.mixer=D[head_dim=32]",  # a row of the table takes a third of a second
-    "search.seeds_known=[]",
-    "workers={executor: local}",
-]
-RUN = """
-import sys
-from nfsearch.cli.main import main
-try: main()
-finally: print("loaded", *sorted({"ray", "transformers"} & set(sys.modules)))
+NOT_IN_A_CLONE = (".*", "__pycache__", "build", "dist", "*.egg-info", "runs", "config.yaml")
+SPACE = {"width": 64, "layers": "D[head_dim=32] F[ratio=2]{0..1}"}  # a row of its table takes a third of a second
+SMALL = """
+import yaml
+from pathlib import Path
+
+config = yaml.safe_load(Path("config.yaml").read_text())
+config["space"] = SPACE
+config["latency"].update(table=TABLE, verify=0)
+config["proxy"].update(tokens=2048, sequence=64, batch=8, validation_tokens=2048)
+config["search"].update(evaluations=2, population=2, tournament=2, seeds_known=[])
+config["workers"] = {"executor": "local"}
+Path("config.yaml").write_text(yaml.safe_dump(config))
 """
+LIGHT = "import sys; assert not {'ray', 'transformers'} & set(sys.modules)"
+HERE = "import nfsearch, sys; assert nfsearch.__file__.startswith(sys.prefix), nfsearch.__file__"
+
+
+@dataclasses.dataclass(frozen=True)
+class Installed:
+    """A clone, what was built in it, and an environment that has the wheel."""
+
+    clone: Path
+    built: Path
+    said: str  # by the build
+    python: Path
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    root = tmp_path_factory.mktemp("installed")
+    clone, built = root / "clone", root / "built"
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(*NOT_IN_A_CLONE))
+    built.mkdir()
+    code = "from setuptools import build_meta as b; b.build_sdist({0!r}); b.build_wheel({0!r})".format(str(built))
+    # `pip install .` leaves in the clone what this does.
+    build = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
+    assert build.returncode == 0, build.stderr
+    venv.create(root / "env", with_pip=False)
+    python = root / "env" / "bin" / "python"
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(root / "env")}))
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", str(python)]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", *built.glob("*.whl")], check=True)
+    # The other packages come from here: a path in a .pth file is searched, its own .pth files (our checkout) are not.
+    (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    return Installed(clone, built, build.stdout + build.stderr, python)
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow
-def test_the_wheel_installed_alone_runs_a_search_without_ray(tmp_path: Path) -> None:
-    checkout, away = tmp_path / "checkout", tmp_path / "away"
-    away.mkdir()
+def test_both_distributions_hold_every_file_and_are_built_without_a_warning(installed: Installed) -> None:
+    (wheel,) = installed.built.glob("nfsearch-*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
     for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, checkout)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path), str(checkout)]
-    subprocess.run([*pip, *build], check=True)
-    (wheel,) = tmp_path.glob("nfsearch-*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("nfsearch/")}
-    for folder in FOLDERS:
-        files = [path.relative_to(checkout / folder) for path in (checkout / folder).rglob("*") if path.is_file()]
-        assert {f"nfsearch/{folder.removeprefix('src/nfsearch')}/{path}".replace("//", "/") for path in files} <= held
-    shutil.rmtree(checkout)
+        package = f"nfsearch/{folder.removeprefix('src/nfsearch')}/".replace("//", "/")
+        assert {package + file for file in files(installed.clone / folder)} <= held
+    (source,) = installed.built.glob("nfsearch-*.tar.gz")
+    with tarfile.open(source) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    made = re.compile(r"build/|nfsearch\.egg-info/|.*__pycache__/")
+    assert {file for file in files(installed.clone) if not made.match(file)} <= held
+    assert not [line for line in installed.said.splitlines() if re.search(r"warning(?!: .*byte-compiling)", line, re.I)]
 
-    venv.create(tmp_path / "env", with_pip=False)
-    python = tmp_path / "env" / "bin" / "python"
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "env")}))
-    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)], check=True)
-    # The other packages come from here: a path in a .pth file is searched, its own .pth files (our checkout) are not.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
-    def run(*command: str) -> str:
-        done = subprocess.run(
-            [str(site.parents[2] / "bin" / command[0]), *command[1:]], cwd=away, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    tables = "import nfsearch.latency_lut.bundled as b; print(b.__file__, [path.name for path in b.folder().iterdir()])"
-    assert str(tmp_path) in (out := run("python", "-c", tables))
-    assert "README.md" in out
-    run("nfsearch", "init")
-    sets = [argument for value in TINY for argument in ("--set", value)]
-    out = run("python", "-c", RUN, "run", "config.yaml", "--out", "found", *sets)
-    assert "Pareto front" in out
-    assert out.splitlines()[-1].split() == ["loaded"]
-    config = yaml.safe_load((away / "found" / "config.yaml").read_text())
-    assert config["workers"] == {"executor": "local"}  # the section was replaced, which had keys of the other executor
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["clone", "elsewhere"])
+def test_every_line_of_the_readme_works(installed: Installed, place: str, tmp_path: Path, one_thread: None) -> None:
+    """With a smaller space and shorter training, all in one process."""
+    folder = installed.clone if place == "clone" else tmp_path
+    plan, code = tmp_path / "steps.json", (ROOT / "tests" / "readme" / "play.py").read_text()
+    table = invented_table(tmp_path / "invented.parquet", SPACE)
+    plan.write_text(json.dumps([*map(as_json, shortened(steps(README.read_text(encoding="utf-8")), table))]))
+    done = subprocess.run(
+        [installed.python, "-c", code, installed.clone, plan],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NFSEARCH_CACHE": str(installed.clone.parent / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = yaml.safe_load((folder / "found" / "config.yaml").read_text())
+    assert config["workers"] == {"executor": "local"}
     for name in ("report.html", "front.png", "front.csv", "candidates.csv", "result.json", "study.journal"):
-        assert (away / "found" / name).stat().st_size > 100
+        assert (folder / "found" / name).stat().st_size > 100
+
+
+def shortened(lines: list[Step], table: Path) -> Iterator[Step]:
+    yield Step(0, "python", HERE)
+    for step in lines:
+        yield step
+        if step.text == "nfsearch init":
+            yield Step(step.line, "python", f"SPACE, TABLE = {SPACE!r}, {str(table)!r}\n{SMALL}")
+        elif step.text.startswith("nfsearch run "):
+            yield Step(step.line, "python", LIGHT)
+
+
+def as_json(step: Step) -> dict[str, object]:
+    return {**dataclasses.asdict(step), "needs_gpu": step.needs_gpu, "installs": step.installs}
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert f'version = "{nfsearch.__version__}"\n' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == nfsearch.__version__
