@@ -15,7 +15,9 @@ from nfsearch.space import operators
 LIGHT = """
 import sys
 sys.argv = ["nfsearch", "doctor"]
+from nfsearch.cli import doctor
 from nfsearch.cli.main import main
+doctor.WIDTH = 128
 try: main()
 except SystemExit as end: status = end.code
 print("loaded", *sorted({"ray", "optuna", "plotly", "transformers", "fla"} & set(sys.modules)))
