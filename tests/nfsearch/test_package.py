@@ -20,7 +20,7 @@ import yaml
 
 import nfsearch
 from tests.nfsearch.runs import invented_table
-from tests.readme import README, ROOT, Step, steps
+from tests.readme import README, ROOT, Step, as_json, steps
 
 FOLDERS = ("src/nfsearch", "space", "ops", "latency_lut", "proxies", "search")
 NOT_IN_A_CLONE = (".*", "__pycache__", "build", "dist", "*.egg-info", "runs", "config.yaml")
@@ -120,10 +120,6 @@ def shortened(lines: list[Step], table: Path) -> Iterator[Step]:
             yield Step(step.line, "python", f"SPACE, TABLE = {SPACE!r}, {str(table)!r}\n{SMALL}")
         elif step.text.startswith("nfsearch run "):
             yield Step(step.line, "python", LIGHT)
-
-
-def as_json(step: Step) -> dict[str, object]:
-    return {**dataclasses.asdict(step), "needs_gpu": step.needs_gpu, "installs": step.installs}
 
 
 def test_the_version_is_the_same_everywhere() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,6 +31,11 @@ class Step:
     def installs(self) -> bool:
         """Make and pip work in the clone, whereas all else works anywhere."""
         return re.match(r"(\w+=\S+ )*(make|pip) ", self.text) is not None
+
+
+def as_json(step: Step) -> dict[str, object]:
+    """For play.py."""
+    return {**asdict(step), "needs_gpu": step.needs_gpu, "installs": step.installs}
 
 
 def steps(text: str) -> list[Step]:
