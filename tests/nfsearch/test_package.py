@@ -106,6 +106,8 @@ def test_every_line_of_the_readme_works(installed: Installed, place: str, tmp_pa
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    for start in ([installed.python, "-m", "nfsearch"], [installed.python.parent / "nfsearch"]):
+        assert subprocess.check_output([*start, "--version"], cwd=folder, text=True).split()[-1] == nfsearch.__version__
     config = yaml.safe_load((folder / "found" / "config.yaml").read_text())
     assert config["workers"] == {"executor": "local"}
     for name in ("report.html", "front.png", "front.csv", "candidates.csv", "result.json", "study.journal"):
