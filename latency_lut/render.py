@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from nfsearch.latency_lut.keys import Key
@@ -34,7 +33,7 @@ def render(table: Measured, widths: Sequence[int] | None = None) -> Table:
         line = (key.block, *(str(getattr(key, name)) for name in several), str(key.context))
         lines.setdefault(line, {})[key.width] = table.rows[key]
     for line, cells in lines.items():
-        shown.add_row(*(escape(text) for text in line), *(_cell(cells.get(width), stale) for width in widths))
+        shown.add_row(*line, *(_cell(cells.get(width), stale) for width in widths))
     return shown
 
 

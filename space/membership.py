@@ -56,13 +56,17 @@ class Matcher:
         return reached
 
     def _operator(self, node: Op, path: str, start: int) -> Ends:
-        if start == len(self.layers) or self.layers[start] not in set(node.layers()):
+        if start == len(self.layers) or self.layers[start].op != node.name:
             return {}
-        layer = self.layers[start]
+        layer, listed = self.layers[start], dict(node.settings)
         have = dict(layer.settings)
-        open_settings = (key for key, values in node.settings if len(values) > 1)
-        answers = {key: have[key] if key in have else layer.spec.settings[key].default for key in open_settings}
-        return {start + 1: {f"{path}.{key}": value for key, value in answers.items()}}
+        for key in listed.keys() - have.keys():
+            setting = layer.spec.setting(key)
+            assert setting is not None  # else the expression would not have been read
+            have[key] = setting.default
+        if have.keys() != listed.keys() or not all(have[key] in values for key, values in node.settings):
+            return {}
+        return {start + 1: {f"{path}.{key}": have[key] for key, values in node.settings if len(values) > 1}}
 
     def _tied(self, node: Repeat, path: str, start: int) -> CountedEnds:
         found: CountedEnds = {start: (0, {})} if node.low == 0 else {}

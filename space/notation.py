@@ -16,13 +16,16 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from itertools import product
 
+from nfsearch.space.folding import folded
 from nfsearch.space.layer import Layer, print_operator
 from nfsearch.space.operators import OperatorSpec, Setting, Value, find_operator, operator_names
 from nfsearch.support.names import nearest
 
-MAX_DEPTH = 100  # brackets in brackets
+MAX_BRACKETS = 50  # in one another
+MAX_NESTING = 150  # expressions in one another, named ones followed
 MAX_LAYERS = 2000  # of the longest member
 
 
@@ -45,6 +48,11 @@ class Op:
 
     name: str
     settings: tuple[tuple[str, tuple[Value, ...]], ...] = ()
+
+    @property
+    def forms(self) -> int:
+        """How many layers this can become."""
+        return math.prod(len(options) for _, options in self.settings)
 
     def layers(self) -> Iterator[Layer]:
         """Every layer this can become."""
@@ -198,8 +206,8 @@ class _Parser:
         start = self.here
         if self.take("("):
             self.depth += 1
-            if self.depth > MAX_DEPTH:
-                raise self.fail(f"more than {MAX_DEPTH} brackets in brackets", start)
+            if self.depth > MAX_BRACKETS:
+                raise self.fail(f"more than {MAX_BRACKETS} brackets in brackets", start)
             node = self.expression()
             if not self.take(")"):
                 raise self.fail(f"expected ')' for the '(' at column {start.column + 1}, found {self.here}")
@@ -278,22 +286,44 @@ def parse_definitions(where: Mapping[str, str]) -> dict[str, Node]:
             parsed[name] = parse(text, where.keys())
         except NotationError as error:
             raise ValueError(f"in '{name}': {error}") from None
-    for name in parsed:
-        _refuse_cycle(name, parsed, ())
+    require_shallow(Seq(()), parsed)
     return parsed
 
 
-def _refuse_cycle(name: str, where: Mapping[str, Node], above: tuple[str, ...]) -> None:
-    if name in above:
-        raise ValueError(f"'{name}' is defined through itself: {' -> '.join([*above, name])}")
-    for inner in _names_in(where[name]):
-        _refuse_cycle(inner, where, (*above, name))
+def require_shallow(node: Node, where: Mapping[str, Node]) -> None:
+    """Raises ValueError for a name that is defined through itself, and where it or an expression is nested so deep that
+    nobody could follow it, Python's stack included."""
+    depths: dict[str, int] = {}
+    for name in _inner_first(where):
+        depths[name] = _depth(where[name], depths)
+        if depths[name] > MAX_NESTING:
+            raise ValueError(f"'{name}' has more than {MAX_NESTING} expressions in one another")
+    if _depth(node, depths) > MAX_NESTING:
+        raise ValueError(f"there are more than {MAX_NESTING} expressions in one another")
+
+
+def _inner_first(where: Mapping[str, Node]) -> list[str]:
+    """The names, each after those that it is defined by. Raises ValueError for a circle of them."""
+    used = {name: sorted(_names_in(node)) for name, node in where.items()}
+    try:
+        return list(TopologicalSorter(used).static_order())
+    except CycleError as error:
+        circle = error.args[1][::-1]
+        start = circle.index(next(name for name in where if name in circle))
+        circle = [*circle[start:-1], *circle[: start + 1]]
+        raise ValueError(f"'{circle[0]}' is defined through itself: {' -> '.join(circle)}") from None
 
 
 def _names_in(node: Node) -> set[str]:
     if isinstance(node, Ref):
         return {node.name}
     return set().union(*(_names_in(child) for child in children(node)))
+
+
+def _depth(node: Node, names: Mapping[str, int]) -> int:
+    if isinstance(node, Ref):
+        return 1 + names[node.name]
+    return 1 + max((_depth(child, names) for child in children(node)), default=0)
 
 
 def children(node: Node) -> tuple[Node, ...]:
@@ -316,10 +346,9 @@ def parse_layers(text: str) -> tuple[Layer, ...]:
 def _expand(node: Node, text: str) -> list[Layer]:
     match node:
         case Op():
-            layers = list(node.layers())
-            if len(layers) > 1:
+            if node.forms > 1:
                 raise NotationError(f"{print_node(node)} leaves a setting open; an architecture does not", text, 0)
-            return layers
+            return list(node.layers())
         case Seq(items):
             found = [layer for item in items for layer in _expand(item, text)]
         case Repeat(body, low, high) if low == high:
@@ -356,29 +385,5 @@ def _bracketed(node: Node, *kinds: type) -> str:
 
 
 def print_layers(layers: tuple[Layer, ...]) -> str:
-    """The shortest text for a sequence of layers, repeats folded. Cubic in their number."""
-    words = list(map(str, layers))
-    count = len(words)
-    if not count:
-        return "()"
-    # texts[i][j] is the shortest text of words[i:j]; row i and column j are kept for the splits of longer runs.
-    texts = [[""] * (count + 1) for _ in range(count + 1)]
-    rows: list[list[int]] = [[] for _ in range(count + 1)]  # rows[i][k]: length of words[i:i+1+k]
-    columns: list[list[int]] = [[] for _ in range(count + 1)]  # columns[j][k]: length of words[j-1-k:j]
-    for size in range(1, count + 1):
-        for i in range(count - size + 1):
-            j = i + size
-            best = words[i] if size == 1 else ""
-            if size > 1:
-                lengths = list(map(int.__add__, rows[i], reversed(columns[j])))
-                split = min(range(size - 1), key=lengths.__getitem__)
-                best = f"{texts[i][i + 1 + split]} {texts[i + 1 + split][j]}"
-                for period in range(1, size // 2 + 1):
-                    if size % period == 0 and words[i : j - period] == words[i + period : j]:
-                        body = texts[i][i + period]
-                        folded = f"{body}{{{size}}}" if period == 1 else f"({body}){{{size // period}}}"
-                        best = min(folded, best, key=len)  # folded where both are as short
-            texts[i][j] = best
-            rows[i].append(len(best))
-            columns[j].append(len(best))
-    return texts[0][count]
+    """The shortest text for a sequence of layers, repeats folded."""
+    return folded(list(map(str, layers))) or "()"

@@ -23,7 +23,18 @@ from nfsearch.space.counting import answers_by_depth, deepest
 from nfsearch.space.layer import Layer
 from nfsearch.space.limits import Limits
 from nfsearch.space.membership import Matcher, body_path
-from nfsearch.space.notation import MAX_LAYERS, Choice, Node, Op, Ref, Repeat, Seq, children, print_node
+from nfsearch.space.notation import (
+    MAX_LAYERS,
+    Choice,
+    Node,
+    Op,
+    Ref,
+    Repeat,
+    Seq,
+    children,
+    print_node,
+    require_shallow,
+)
 from nfsearch.space.questions import (
     Answerer,
     Answers,
@@ -37,6 +48,8 @@ from nfsearch.space.questions import (
 
 Fits = Callable[[Architecture], bool]
 _Ask = Callable[[Question], int]  # the index of the option taken
+MAX_PARTS = 10 * MAX_LAYERS  # of a member
+MAX_BLOCKS = 20_000  # layers at widths: each is a row of a latency table
 TRIES = 200  # draws before a limit is called unreachable
 
 
@@ -80,9 +93,17 @@ class SearchSpace:
     head_norm: bool = False
 
     def __post_init__(self) -> None:
+        require_shallow(self.layers, self.where)
         depth = deepest(self.layers, self.where)
         if depth > MAX_LAYERS:
             raise ValueError(f"the space has members of {depth} layers; {MAX_LAYERS} is the most")
+        if deepest(self.layers, self.where, empty=1) > MAX_PARTS:
+            raise ValueError(f"the space has members of more than {MAX_PARTS:,} parts, those that are () counted")
+        if sum(op.forms for op in self._operators(self.layers)) * len(self.widths) > MAX_BLOCKS:
+            raise ValueError(
+                f"the space has more than {MAX_BLOCKS:,} different layers, counting every combination of settings at "
+                "every width"
+            )
         for layer in self.alphabet():
             for width in self.widths:
                 layer.shape(width)
@@ -229,7 +250,7 @@ class SearchSpace:
     def _count(self, node: Repeat, path: str, inner: bool) -> Question:
         name = f"{path}.count"
         if name not in self._known:
-            only_ffn = {layer.spec.kind for layer in self._alphabet(node)} == {"ffn"}
+            only_ffn = {Layer(op.name).spec.kind for op in self._operators(node)} == {"ffn"}
             kind = "ffn" if only_ffn else "ratio" if inner else "blocks"
             self._known[name] = Question(name, kind, tuple(range(node.low, node.high + 1)))
         return self._known[name]
@@ -290,13 +311,23 @@ class SearchSpace:
 
     def alphabet(self) -> tuple[Layer, ...]:
         """Every layer that a member can contain, sorted."""
-        return tuple(sorted(self._alphabet(self.layers), key=str))
+        return tuple(sorted({layer for op in self._operators(self.layers) for layer in op.layers()}, key=str))
 
-    def _alphabet(self, node: Node) -> set[Layer]:
-        if isinstance(node, Op):
-            return set(node.layers())
-        inside = (self.where[node.name],) if isinstance(node, Ref) else children(node)
-        return set().union(*map(self._alphabet, inside))
+    def _operators(self, node: Node) -> set[Op]:
+        """Those in an expression, what its names stand for included."""
+        found: set[Op] = set()
+        todo, names = [node], set[str]()
+        while todo:
+            match todo.pop():
+                case Op() as op:
+                    found.add(op)
+                case Ref(name):
+                    if name not in names:
+                        names.add(name)
+                        todo.append(self.where[name])
+                case other:
+                    todo += children(other)
+        return found
 
     # --- membership ------------------------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ def test_what_the_check_of_a_member_says(tmp_path: Path, capsys: pytest.CaptureF
         "A D": (0, "a member: A D @ 128\n"),
         "D D": (1, "not a member: D D breaks limits.required"),
         "A D A": (1, "not a member: A D A breaks limits.params"),
-        "F": (1, "not a member: no answers lead to F"),
+        "F": (1, "not a member: no choices lead to F"),
     }
     for notation, (status, text) in answers.items():
         assert check_member(space, notation) == status

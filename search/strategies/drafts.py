@@ -11,6 +11,7 @@ from typing import ClassVar
 from nfsearch.search.candidate import Candidate, Proposal
 from nfsearch.search.strategy import Draft, Exhausted, Problem, SearchSettings
 from nfsearch.space import Unreachable
+from nfsearch.space.counting import in_full
 from nfsearch.support.metrics import Measurements
 
 RANDOM_TRIES = 2000  # random members looked at before the space counts as exhausted, or a budget as unreachable
@@ -82,9 +83,8 @@ class DraftStrategy(ABC):
     def _nothing(self, refused: Counter[str], closest: tuple[float, str] | None, first: bool) -> Exception:
         reasons = ", ".join(f"{reason} {count} times" for reason, count in refused.most_common())
         if not first or closest is None:
-            return Exhausted(
-                f"no new design in {refused.total()} tries ({reasons}); the space has {self.space.count()} answer sets"
-            )
+            size = in_full(self.space.count())
+            return Exhausted(f"no new design in {refused.total()} tries ({reasons}); the space has {size} at most")
         return ValueError(
             f"no member of the space keeps the limits: {refused.total()} tried ({reasons}); "
             f"the closest is {closest[1]}. Raise the limit, or let the space have smaller members"

@@ -12,13 +12,13 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
-import rich.console
 
 from nfsearch.latency_lut import LatencyTable, OutOfMemory, TableError, Workload, keys_for, load_table, save_table
 from nfsearch.latency_lut.files import Journal, read_tables, records, write_tables
 from nfsearch.latency_lut.render import render
 from nfsearch.latency_lut.rows import COLUMNS
 from nfsearch.space.architecture import Architecture
+from nfsearch.support.terminal import plain_console
 
 from .helpers import made_up_row, made_up_table, small_space
 
@@ -183,7 +183,7 @@ def test_shown_table_has_every_block_and_width() -> None:
     table.add(made_up_row(KEYS[1], status="whole"))
     table.add(made_up_row(KEYS[2], code="0" * 12))
     text = io.StringIO()
-    rich.console.Console(width=200, file=text).print(render(table))
+    plain_console(width=200, file=text).print(render(table))
     for expected in (
         "A[head_dim=16,window=8]",
         "embedding[vocab=64]",

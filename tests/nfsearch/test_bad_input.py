@@ -57,7 +57,7 @@ def space_with(layers: str) -> dict:
         ),
         ("(D F", "expected ')' for the '(' at column 1, found the end"),
         ("D{3..2}", "{3..2}: the first number is larger than the second"),
-        ("(" * 10_000, "more than 100 brackets in brackets"),
+        ("(" * 10_000, "more than 50 brackets in brackets"),
         ("D[head_dim=48]", "width 32 is not a multiple of head_dim 48"),
         ("D[head_dim=16]{9999}", "the space has members of 9999 layers"),
     ],

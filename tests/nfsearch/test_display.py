@@ -4,13 +4,13 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
-from rich.console import Console
 
 from nfsearch.run.view import search_line, search_view
 from nfsearch.search import Limits
 from nfsearch.search.progress import Progress, Standing, Training
 from nfsearch.support import terminal as display
 from nfsearch.support.metrics import BYTES, NATS, Metric
+from nfsearch.support.terminal import plain_console
 from tests.nfsearch.fake_run import fake_candidates, make_result
 
 
@@ -41,14 +41,14 @@ def test_a_line_tells_where_a_search_stands_by_its_first_objective(metric: Metri
     best = metric.unit.words(result.candidate(result.front[0]).metrics[metric.name].value)
     assert search_line(progress(objectives), metric) == (
         f"40 of 50 evaluated, 2 running, 1 stopped, 2 failed, best {metric.name} {best}, "
-        f"front {len(result.front)}, 10 refused, 1 min 05 s left"
+        f"front {len(result.front)}, 10 skipped (over a limit, or seen before), 1 min 05 s left"
     )
     nothing = replace(progress(objectives), candidates=(), running=(), standing=Standing(), eta_seconds=None)
     assert search_line(nothing, metric) == "0 of 50 evaluated, 0 running, front 0, ? left"
 
 
 def test_the_view_has_a_line_for_each_that_runs() -> None:
-    console = Console(width=160, record=True, file=StringIO())
+    console = plain_console(width=160, record=True, file=StringIO())
     console.print(search_view(progress(["loss", "tpot"]), Metric("loss", NATS)))
     text = console.export_text()
     assert "40 of 50 evaluated" in text

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
 from nfsearch.cli import tables
 from nfsearch.latency_lut import load_table, profiler, save_table, timing, verify
@@ -22,6 +21,7 @@ from nfsearch.latency_lut.verification import verification_path
 from nfsearch.report.result import RunResult
 from nfsearch.run.config import load_config
 from nfsearch.run.tables import checked, given_table
+from nfsearch.support.terminal import plain_console
 from tests.latency_lut.helpers import made_up_check, made_up_verification
 from tests.nfsearch.runs import invented_table, kill_group, start, tiny_config
 
@@ -83,11 +83,20 @@ def test_a_shipped_table_is_asked_by_its_device(command: Command) -> None:
 
 def test_a_table_is_shown_in_as_many_parts_as_fit(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = command("lut", "show", "nvidia-h200")[0]
-    monkeypatch.setattr(tables, "stdout", lambda: Console(width=100))
+    monkeypatch.setattr(tables, "stdout", lambda: plain_console(width=100))
     narrow = command("lut", "show", "nvidia-h200")[0]
     assert narrow.count("milliseconds per block") > wide.count("milliseconds per block")
     assert "…" not in narrow
     assert narrow.count("%") == wide.count("%")
+
+
+def test_the_name_of_a_device_is_no_markup(tmp_path: Path, command: Command) -> None:
+    table = load_table(invented_table(tmp_path / "table.parquet"))
+    table.provenance = dataclasses.replace(table.provenance, device_name="[/red] :smile:")
+    save_table(table, tmp_path / "table.parquet")
+    out, _ = command("lut", "show", "table.parquet")
+    assert "[/red] :smile:" in out
+    assert "A[head_dim=16]" in out
 
 
 def test_calibrating_measures_a_few_rows_and_tells_the_error_of_a_scaled_table(

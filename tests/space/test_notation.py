@@ -67,7 +67,7 @@ def test_folding_is_the_shortest_text(text: str, printed: str | None) -> None:
         ("fla:Kimi[a=1,a=2]", 14, "set twice"),
         ("fla:", 1, "neither an operator nor a defined name"),
         ("mixer[x=1]", 6, "only operators take settings"),
-        ("(" * 10_000, 101, "brackets in brackets"),
+        ("(" * 10_000, 51, "brackets in brackets"),
     ],
 )
 def test_errors_point_at_the_column(text: str, column: int, message: str) -> None:

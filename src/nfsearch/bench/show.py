@@ -27,7 +27,7 @@ def show_comparison(found: Comparison, console: Console) -> None:
     for i, name in enumerate(_HEAD):
         table.add_column(name, justify="left" if i in (0, len(_HEAD) - 1) else "right", overflow="fold")
     for entry in found.entries:
-        table.add_row(*map(Text, _cells(entry, entry.name == found.best_baseline)))  # brackets are no markup here
+        table.add_row(*_cells(entry, entry.name == found.best_baseline))
     console.print(table)
 
 
@@ -55,11 +55,10 @@ def _number(value: float | None, form: str) -> str:
 def show_summary(result: BenchResult, console: Console) -> None:
     """What all comparisons share, and the ratios between models."""
     for ratio in result.ratios:
-        console.print(f"{ratio.model} is {ratio.speedup:.2f} times as fast as {ratio.reference}", markup=False)
+        console.print(f"{ratio.model} is {ratio.speedup:.2f} times as fast as {ratio.reference}")
     where, copy = result.provenance, result.bandwidth
     console.print(
         f"{where['device_name']}, torch {where['torch']}, copy {copy.bytes_per_s / 1e12:.3f} TB/s read and written "
         f"(working set {copy.working_set_bytes / 1e9:.2f} GB), {result.seconds:.0f} s; * = fastest baseline",
-        markup=False,
         soft_wrap=True,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from nfsearch.run.config import load_config
 from nfsearch.run.tables import vocabulary
 from nfsearch.space import Architecture, SearchSpace
+from nfsearch.space.counting import in_full
 from nfsearch.space.notation import parse, parse_definitions, parse_layers, print_layers
 
 EXPRESSION_WIDTH = 1024  # an expression alone leaves the width open; any that fits every operator will do
@@ -17,7 +18,7 @@ EXPRESSION_WIDTH = 1024  # an expression alone leaves the width open; any that f
 def read_space(source: str) -> SearchSpace:
     """The space of a config file, or of an expression; `name = expression` after a `;` or on lines of their own define
     names. Raises ValueError."""
-    if Path(source).suffix in (".yaml", ".yml") or Path(source).is_file():
+    if Path(source).suffix in (".yaml", ".yml") or _is_file(source):
         config, _ = load_config(Path(source))
         return config.space.build(config.proxy.vocabulary or vocabulary(config))
     where = {}
@@ -33,14 +34,20 @@ def read_space(source: str) -> SearchSpace:
     return SearchSpace(parse(layers, names), (EXPRESSION_WIDTH,), names)
 
 
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # longer than a name may be
+        return False
+
+
 def describe_space(space: SearchSpace) -> None:
-    total = space.count()
     print(space.notation)
     print(f"widths       {', '.join(map(str, space.widths))}" + (" (the widest that fits)" if space.fit_width else ""))
     print(f"operators    {', '.join(map(str, space.alphabet()))}")
-    print(f"answer sets  {total:,} (a member that several of them lead to counts several times)")
+    print(f"choices      {in_full(space.count())} combinations (a member that several lead to counts several times)")
     if space.limits.layers:
-        print(f"             {space.count_within_depth():,} of them within {space.limits.layers} layers")
+        print(f"             {in_full(space.count_within_depth())} of them within {space.limits.layers} layers")
 
 
 def sample_members(space: SearchSpace, number: int, seed: int) -> None:
@@ -54,7 +61,7 @@ def check_member(space: SearchSpace, notation: str) -> int:
     layers = parse_layers(notation)
     answers = space.locate_layers(layers)
     if answers is None:
-        print(f"not a member: no answers lead to {print_layers(layers)}")
+        print(f"not a member: no choices lead to {print_layers(layers)}")
         return 1
     sizes = [Architecture(width, layers, space.vocab, meta) for width in space.widths for meta in space.meta_tokens]
     broken = {size.width: space.limits.broken_by([], size) for size in sizes}

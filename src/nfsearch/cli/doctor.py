@@ -9,7 +9,6 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires
 
-from rich.markup import escape
 from rich.table import Table
 
 from nfsearch.space import Layer, operators
@@ -43,14 +42,14 @@ def diagnose() -> int:
         console.print(_choices())
     console.print(_extras())
     for problem in problems:
-        console.print(f"Nothing will run: {problem}", markup=False, soft_wrap=True)
+        console.print(f"Nothing will run: {problem}", soft_wrap=True)
     return 1 if problems else 0
 
 
 def _machine(runs: bool) -> Table:
     table = Table("what", "found", title="This machine", title_justify="left")
     for name, found in _host() + (_compute() if runs else []):
-        table.add_row(name, escape(found))
+        table.add_row(name, found)
     return table
 
 
@@ -102,9 +101,9 @@ def _choices() -> Table:
         try:
             found = what_runs(Layer.of(name), WIDTH, device)
         except Exception as error:  # an operator of another package must not hide the others
-            table.add_row(operator, "fails", escape(typed_line(error)), "", "")
+            table.add_row(operator, "fails", typed_line(error), "", "")
         else:
-            cells = (cell for choice in found for cell in (choice.runs, escape(choice.reason)))
+            cells = (cell for choice in found for cell in (choice.runs, choice.reason))
             table.add_row(operator, *cells)
     return table
 
@@ -118,7 +117,7 @@ def _extras() -> Table:
             versions = {package: installed(package) for package in packages}
             listed = ", ".join(f"{package} {found or 'missing'}" for package, found in versions.items())
             command = "" if all(versions.values()) else to_install(extra)
-            table.add_row(extra, GIVES.get(extra, ""), listed, escape(command))
+            table.add_row(extra, GIVES.get(extra, ""), listed, command)
     return table
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -141,7 +142,7 @@ def export(
 @app.command()
 def space(
     source: Annotated[str, typer.Argument(metavar="CONFIG|EXPRESSION", help="A config, or an expression.")],
-    count: Annotated[bool, typer.Option("--count", help="Print only the number of answer sets.")] = False,
+    count: Annotated[bool, typer.Option("--count", help="Print only the number of combinations of choices.")] = False,
     sample: Annotated[int, typer.Option(metavar="N", help="Print N random members.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Of the random members.")] = 0,
     check: Annotated[str | None, typer.Option(metavar="NOTATION", help="Is this architecture a member?")] = None,
@@ -153,7 +154,7 @@ def space(
     if check is not None:
         return check_member(described, check)
     if count:
-        print(described.count())
+        print(f"{Decimal(described.count()):f}")  # an int of more than 4,300 digits is not written
     elif sample:
         sample_members(described, sample, seed)
     else:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.markup import escape
 from rich.table import Table
 
 from nfsearch.latency_lut import LatencyTable, Workload, keys_for, load_table
@@ -99,9 +98,7 @@ def _checks(found: Verification, path: Path) -> Table:
         shown.add_column(name, justify="left" if name in ("workload", "architecture") else "right", overflow="fold")
     for each in found.checks:
         estimated = f"{each.estimated_ms:.4g} ± {each.error_ms:.2g}"
-        shown.add_row(
-            each.workload, escape(each.architecture), estimated, f"{each.measured_ms:.4g}", f"{each.relative:+.1%}"
-        )
+        shown.add_row(each.workload, each.architecture, estimated, f"{each.measured_ms:.4g}", f"{each.relative:+.1%}")
     return shown
 
 

@@ -62,7 +62,8 @@ class SpaceRecord(Part):
     notation: str = Field(description="the layers expression")
     where: dict[str, str] = Field(default={}, description="named expressions it uses")
     count: int | None = Field(
-        default=None, description="how many answer sets it has, exactly; null if it was not counted"
+        default=None,
+        description="how many combinations of choices it has, exactly; null for a number of more than 300 digits",
     )
     widths: list[int] = Field(description="hidden sizes")
     fit_width: bool = Field(default=False, description="true: the widest that meets the latency budget is taken")

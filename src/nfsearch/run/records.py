@@ -20,6 +20,7 @@ from nfsearch.support.versions import versions
 
 CONFIG, JOURNAL, TABLE = "config.yaml", "study.journal", "latency.parquet"  # in a run's folder
 TIMED = "timed"  # what the study keeps of whole models: digest -> workload -> the check, or null: did not fit
+_COUNTABLE = 10**300  # a number of JSON; nor does Python read one of more than 4,300 digits
 
 
 def study_place(config: Config, folder: Path) -> tuple[str | Path, str]:
@@ -28,10 +29,11 @@ def study_place(config: Config, folder: Path) -> tuple[str | Path, str]:
 
 
 def run_meta(config: Config, file: YamlFile, space: SearchSpace, device: str) -> dict[str, Any]:
+    count = space.count()
     record = SpaceRecord(
         notation=config.space.layers,
         where=config.space.where,
-        count=space.count(),
+        count=count if count < _COUNTABLE else None,
         widths=list(space.widths),
         fit_width=space.fit_width,
         limits=config.space.limits.model_dump(mode="json", exclude_none=True),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from nfsearch.report.confirmation import Confirmed
@@ -62,7 +61,7 @@ def _front(result: RunResult, confirmed: Confirmed | None) -> Table:
         metrics = finalist.metrics if finalist else record.metrics
         cells = [cell for metric in shown for cell in _cells(record, metric, metrics[metric.name], measured)]
         dropped = confirmed is not None and number not in confirmed.front
-        table.add_row(str(number), *cells, str(record.width), escape(record.notation), style="dim" if dropped else None)
+        table.add_row(str(number), *cells, str(record.width), record.notation, style="dim" if dropped else None)
     return table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -23,7 +22,7 @@ def search_line(progress: Progress, objective: Metric) -> str:
         parts.append(f"best {objective.name} {value}")
     parts.append(f"front {len(standing.front)}")
     if refused := sum(standing.refused.values()):
-        parts.append(f"{refused} refused")
+        parts.append(f"{refused} skipped (over a limit, or seen before)")
     return ", ".join(parts) + f", {duration(progress.eta_seconds)} left"
 
 
@@ -35,5 +34,5 @@ def search_view(progress: Progress, objective: Metric) -> RenderableType:
     lines = Table.grid(padding=(0, 2))
     for task in progress.running:
         loss = f"loss {task.loss:.3f}" if task.loss is not None else "starting"
-        lines.add_row(f"  #{task.index}", duration(task.seconds), loss, escape(task.architecture))
+        lines.add_row(f"  #{task.index}", duration(task.seconds), loss, task.architecture)
     return Group(top, lines)

@@ -6,13 +6,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-console = Console(stderr=True, highlight=False)
+
+def plain_console(**options: Any) -> Console:
+    """A console that shows texts as they are: brackets are a notation's, or a stranger's, and no markup."""
+    return Console(markup=False, emoji=False, **options)
+
+
+console = plain_console(stderr=True, highlight=False)
 LINE_EVERY = 10.0  # seconds between two plain lines
 
 
@@ -57,7 +64,7 @@ def progress_display() -> Iterator[Callable[[RenderableType, str, bool], None]]:
         nonlocal latest
         if last or time.monotonic() - latest > LINE_EVERY:
             latest = time.monotonic()
-            console.print(line, soft_wrap=True, markup=False)
+            console.print(line, soft_wrap=True)
 
     yield show
 
@@ -70,15 +77,15 @@ def steps(what: str) -> Iterator[Steps]:
 
 def stdout() -> Console:
     """Standard output; wide where it is no terminal, so that tables in files do not break."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+    console = plain_console()
+    return console if console.is_terminal else plain_console(width=160)
 
 
 def say(text: str) -> None:
     """One line on stderr."""
-    console.print(text, soft_wrap=True, markup=False)
+    console.print(text, soft_wrap=True)
 
 
 def alarm(text: str) -> None:
     """One line on stderr that is not to be missed."""
-    console.print(text, style="bold red", soft_wrap=True, markup=False)
+    console.print(text, style="bold red", soft_wrap=True)
