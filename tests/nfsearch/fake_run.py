@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 
 from nfsearch.latency_lut import Workload
-from nfsearch.latency_lut.verification import Verification
+from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.proxies import Evaluation, Fidelity, Job
 from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY
 from nfsearch.report.result import (
@@ -119,6 +119,32 @@ def fake_confirmations(losses: Mapping[int, Sequence[float]]) -> list[Candidate]
             proposal = replace(original, job=replace(original.job, seed=seed), confirms=number, origin="confirmation")
             evaluation = Evaluation({"loss": Measurement(loss)}, 2_000_000, 6.0)
             found.append(Candidate(len(candidates) + len(found), proposal, "done", evaluation, 6.0))
+    return found
+
+
+def fake_timings(factors: Mapping[int, float]) -> dict[str, dict[str, Check | None]]:
+    """Candidates of `fake_candidates` timed as whole models: by number, how many times as long they take as was
+    estimated; 0 for one that does not fit into memory."""
+    found: dict[str, dict[str, Check | None]] = {}
+    for number, factor in factors.items():
+        proposal = fake_candidates()[number].proposal
+        ms, architecture = 1e3 * proposal.costs["tpot"].value, proposal.architecture
+        found[architecture.digest] = {
+            "tpot": Check(
+                workload="tpot",
+                architecture=str(architecture),
+                digest=architecture.digest,
+                depth=len(architecture.layers),
+                estimated_ms=ms,
+                error_ms=ms / 25,
+                measured_ms=factor * ms,
+                spread_ms=factor * ms / 50,
+                estimated_gb=0.1,
+                measured_gb=None,
+            )
+            if factor
+            else None
+        }
     return found
 
 

@@ -13,7 +13,16 @@ import pytest
 from nfsearch.report.outputs import candidates_frame, front_frame, write_outputs
 from nfsearch.report.page import ancestry, mutation_table, plot_data, render, size
 from nfsearch.report.result import RunResult
-from tests.nfsearch.fake_run import FAILED, NOTE, NOTED, STOPPED, fake_candidates, make_result
+from tests.nfsearch.fake_run import (
+    FAILED,
+    NOTE,
+    NOTED,
+    STOPPED,
+    fake_candidates,
+    fake_confirmations,
+    fake_timings,
+    make_result,
+)
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -61,8 +70,10 @@ def hostile() -> RunResult:
         )
         for record in result.candidates
     ]
+    assert result.table is not None
     return result.model_copy(
         update={
+            "table": result.table.model_copy(update={"complaints": [ATTACK]}),
             "candidates": records,
             "refusals": {ATTACK: 1},
             "config": result.config.model_copy(update={"text": ATTACK, "resolved": {"a": ATTACK}}),
@@ -215,6 +226,43 @@ def test_the_page_loads_nothing(result: RunResult) -> None:
     (policy,) = [a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy is not None
     assert policy.startswith("default-src 'none'")
+
+
+def test_a_confirmed_front_comes_first_with_both_bars_and_the_sentence(tmp_path: Path) -> None:
+    first, second, third, *others = make_result().front
+    timings = fake_timings(dict.fromkeys([first, second, third, *others], 1.1))
+    losses = {first: [1.9, 1.8, 1.85], second: [1.7, 1.71, 1.72], third: [1.75, 1.76, 1.75]}
+    evaluations = fake_confirmations(losses)
+    evaluations[0] = replace(evaluations[0], state="failed", evaluation=None, error=ATTACK)
+    result = make_result(timings=timings, confirmations=evaluations)
+    write_outputs(result, tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    (confirmed,) = result.confirmed
+    assert f"By loss: {confirmed.order()}" in page.text
+    assert confirmed.fallen(result.objectives)
+    assert all(line in page.text for line in confirmed.fallen(result.objectives))
+    assert "Lowest loss, confirmed" in page.text
+    assert f"Seed 1 of #{first} failed and is in no figure: {ATTACK}" in page.text
+    ids = [attributes.get("id") for _, attributes in page.tags]
+    assert ids.index("plot-confirmed") < ids.index("plot-front")
+    data = json.loads(page.scripts[0])
+    assert {point["number"] for point in data["confirmed"]} == set(losses)
+    for point in data["confirmed"]:
+        record, finalist = result.candidate(point["number"]), confirmed.finalist(point["number"])
+        assert finalist is not None
+        assert point["y"] == finalist.metrics["loss"].value
+        assert point["y_error"] == finalist.metrics["loss"].error > 0
+        assert point["x"] == pytest.approx(1.1e3 * record.estimates["tpot"].value)
+        assert point["x_error"] == pytest.approx(point["x"] / 100)
+        assert point["before"] == [1e3 * record.estimates["tpot"].value, record.metrics["loss"].value]
+    assert "nfsearch confirm" not in page.text
+    assert "nfsearch confirm runs/x" in Page(render(make_result(), "runs/x")).text
+
+
+def test_a_newcomer_finds_the_words(result: RunResult) -> None:
+    page = Page(render(result))
+    for word in ("answer set", "fidelity", "tournament", "skipped (refused)"):
+        assert word in page.text
 
 
 def test_markup_in_texts_stays_text() -> None:

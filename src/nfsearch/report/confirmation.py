@@ -86,6 +86,14 @@ class Confirmed(Part):
         """None if the candidate is no finalist."""
         return next((each for each in self.finalists if each.number == number), None)
 
+    @property
+    def placed(self) -> list[Finalist]:
+        """The front by the first objective, then the others."""
+        return sorted(
+            self.finalists,
+            key=lambda each: self.front.index(each.number) if each.number in self.front else len(self.front),
+        )
+
     def probability(self, first: int, second: int) -> float | None:
         """That the first is better than the second; None where that is not known."""
         for pair in self.pairs:

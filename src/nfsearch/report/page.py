@@ -6,6 +6,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -15,7 +16,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from nfsearch.report.front_figure import picture_points
 from nfsearch.report.result import CandidateRecord, RunResult
+from nfsearch.report.words import WORDS
+from nfsearch.support.metrics import Metric
 from nfsearch.support.terminal import duration
 
 # Fill and ink of each operator's cell, told apart in light and dark; FFNs are the quiet ones.
@@ -53,6 +57,10 @@ def render(result: RunResult, folder: str | Path = ".") -> str:
             first=result.metric(result.objectives[0]),
             objectives=[*map(result.metric, result.objectives)],
             shown=result.shown(),
+            told=_told(result),
+            confirmed=result.confirmed[0] if result.confirmed else None,
+            timed=any(record.estimates for record in result.candidates),
+            words=WORDS,
             notes=result.notes(),
             narrow=max((record.fidelity.twin for record in result.candidates), default=1),
             colours=operator_colours(result.candidates),
@@ -60,6 +68,12 @@ def render(result: RunResult, folder: str | Path = ".") -> str:
             mutations=mutation_table(result),
         )
     )
+
+
+def _told(result: RunResult) -> list[Metric]:
+    """The metrics that the tables of the front have room for: the objectives, what is limited, and the parameters."""
+    names = dict.fromkeys((*result.objectives, *result.limits, "parameters"))
+    return [metric for name in names for metric in result.shown() if metric.name == name]
 
 
 @cache
@@ -77,6 +91,7 @@ def _environment() -> Environment:
     environment.filters["pretty"] = lambda fields: yaml.safe_dump(
         fields, sort_keys=False, allow_unicode=True, width=100
     )
+    environment.filters["finalist"] = lambda number, confirmed: confirmed.finalist(number)
     environment.filters["lowest"] = lambda records, name: min(records, key=lambda record: record.metrics[name].value)
     return environment
 
@@ -117,6 +132,7 @@ def plot_data(result: RunResult) -> dict[str, Any]:
                 "errors": {
                     name: found.error * axes[name].unit.scale for name, found in record.metrics.items() if found.error
                 },
+                "estimates": {name: found.value * axes[name].unit.scale for name, found in record.estimates.items()},
             }
             for record in result.in_state("done")
         ],
@@ -134,6 +150,7 @@ def plot_data(result: RunResult) -> dict[str, Any]:
             for record in map(result.candidate, result.front)
         ],
         "check": _check(result),
+        "confirmed": [asdict(point) for point in picture_points(result)] if result.confirmed else [],
     }
 
 

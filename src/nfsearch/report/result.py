@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
-from nfsearch.latency_lut.agreement import Agreement, Doubt
+from nfsearch.latency_lut.agreement import Agreement, Doubt, Trust
 from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.proxies import Fidelity
 from nfsearch.report.confirmation import Confirmed, Part, best, confirmed_of
@@ -125,6 +125,7 @@ class TableRecord(Part):
     provenance: dict[str, Any]
     verification: Verification | None = Field(default=None, description="null if the table was never checked")
     trusted: bool | None = Field(default=None, description="what the check says; null if the table was never checked")
+    trust: Trust = Field(default=Trust(), description="what a check has to come to")
     complaints: list[str] = Field(default=[], description="what the check found bad, in words")
     timed: dict[str, Agreement] = Field(
         default={}, description="by workload: the candidates timed as whole models against their estimates"

@@ -62,10 +62,10 @@ def confirm(folder: Path, *, top: int, seeds: int, tokens: int | None) -> int:
             time_whole(config, store, lambda: used_table(store, folder), chosen)
             first = config.search.seed + 1
             _train(store, executor, _proposals(store, chosen, proxy.fidelity, range(first, first + seeds)))
-        result = result_of(store)
+        result, trained = result_of(store), [each for each in store.confirmations() if each.fidelity == proxy.fidelity]
     print_summary(result, folder)
-    if not any(each.fidelity == proxy.fidelity for each in result.confirmed):
-        raise WorkFailed("every training failed; the report lists the errors")
+    if trained and all(each.state == "failed" for each in trained):
+        raise WorkFailed(f"all {len(trained)} trainings failed, the first with: {trained[0].error}")
     return 0
 
 

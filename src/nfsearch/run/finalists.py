@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from nfsearch.latency_lut import LatencyTable
@@ -14,33 +15,27 @@ from nfsearch.space import Architecture
 from nfsearch.support.interrupt import interruptible
 from nfsearch.support.terminal import say, steps
 
-MOST_TIMED = 50  # whole models at the end of a search; each takes about a second
+MOST_BESIDE = 15  # candidates beside the front that are timed at the end of a search; each takes about a second
 _FINALISTS = "finalists"
 
 
 def near_front(result: RunResult) -> list[CandidateRecord]:
-    """The candidates that may be on the front for all that is known: its members, and those that no other dominates by
-    more than the error bars of both; front after front, each by the first objective."""
-    able = result.admitted()
-    low, high = (
-        {
-            record.number: [
-                record.metrics[name].value + sign * record.metrics[name].error for name in result.objectives
-            ]
-            for record in able
-        }
-        for sign in (-1, 1)
-    )
+    """The candidates that may be on the front for all that is known: its members, and those that no member dominates by
+    more than the error bar of their difference; front after front, each by the first objective."""
+    front = [result.candidate(number) for number in result.front]
 
     def beaten(record: CandidateRecord) -> bool:
-        return any(
-            all(a <= b for a, b in zip(high[other], low[record.number], strict=True))
-            and high[other] != low[record.number]
-            for other in result.front
-            if other != record.number
-        )
+        return any(all(_ahead(member, record, name) for name in result.objectives) for member in front)
 
-    return peeled([record for record in able if not beaten(record)], result.objectives)
+    on = set(result.front)
+    able = [record for record in result.admitted() if record.number in on or not beaten(record)]
+    return peeled(able, result.objectives)
+
+
+def _ahead(one: CandidateRecord, other: CandidateRecord, metric: str) -> bool:
+    """Whether one is better by more than the error bar of the difference; as good is enough where both are exact."""
+    a, b = one.metrics[metric], other.metrics[metric]
+    return b.value - a.value >= math.hypot(a.error, b.error)
 
 
 def peeled(records: Sequence[CandidateRecord], objectives: Sequence[str]) -> list[CandidateRecord]:
@@ -69,10 +64,12 @@ def finalists(store: Store, result: RunResult, top: int) -> list[CandidateRecord
 
 def time_front(config: Config, store: Store, table: LatencyTable) -> None:
     """Times the front and whatever its error bars reach as whole models, where the device is here."""
-    near = near_front(result_of(store, measured=False))
-    if len(near) > MOST_TIMED:
-        say(f"{len(near)} candidates lie within the error bars of the front; the first {MOST_TIMED} of them are timed")
-    time_whole(config, store, lambda: table, near[:MOST_TIMED])
+    result = result_of(store, measured=False)
+    near = near_front(result)
+    most = len(result.front) + MOST_BESIDE
+    if len(near) > most:
+        say(f"{len(near)} candidates lie within the error bars of the front; the nearest {most} of them are timed")
+    time_whole(config, store, lambda: table, near[:most])
 
 
 def time_whole(

@@ -95,6 +95,7 @@ def _table_record(store: Store, config: Config) -> TableRecord | None:
             **meta["table"],
             "verification": found,
             "trusted": not complaints if found and found.checks else None,
+            "trust": config.latency.trust,
             "complaints": complaints,
             "timed": {name: agreement_of(each) for name, each in pairs.items()},
         }

@@ -43,7 +43,7 @@ def _front(result: RunResult, confirmed: Confirmed | None) -> Table:
     if confirmed:
         title = f"Confirmed front: {len(confirmed.front)} of {len(confirmed.finalists)} finalists"
         title += f", {min(each.seeds for each in confirmed.finalists)} seeds each, {confirmed.fidelity.tokens:,} tokens"
-        numbers = [*confirmed.front, *(n.number for n in confirmed.finalists if n.number not in confirmed.front)]
+        numbers = [each.number for each in confirmed.placed]
     else:
         title = f"Pareto front: {len(result.front)} of {len(result.candidates)} candidates"
         numbers = result.front

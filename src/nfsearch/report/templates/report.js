@@ -47,7 +47,9 @@
       entry.type = "button";
       entry.setAttribute("aria-pressed", String(!off.has(trace.name)));
       mark.className = trace.mode === "lines" ? "dash" : "";
-      mark.style.backgroundColor = trace.mode === "lines" ? trace.line.color : trace.marker.color;
+      const colour = trace.mode === "lines" ? trace.line.color : trace.marker.color;
+      if (trace.marker && trace.marker.symbol === "circle-open") mark.style.boxShadow = "inset 0 0 0 2px " + colour;
+      else mark.style.backgroundColor = colour;
       entry.append(mark, trace.name);
       entry.addEventListener("click", () => {
         if (!off.delete(trace.name)) off.add(trace.name);
@@ -109,11 +111,58 @@
       x: stairs.map((p) => p.values[x]), y: stairs.map((p) => p.values[y]), line: { shape: "hv", color: css("--accent"), width: 1.5 },
       error_x: { type: "data", array: stairs.map((p) => p.errors[x] || 0), color: css("--faint"), thickness: 1, width: 3, visible: stairs.some((p) => p.errors[x]) },
     });
+    const moved = points.filter((p) => p.front && p.estimates[x] != null);
+    if (moved.length) traces.push(hollow("estimated", moved.map((p) => [[p.estimates[x], p.values[y]], [p.values[x], p.values[y]]])));
     const far = Math.max(...points.map((p) => p.values[x]));
+    const range = span(points.flatMap((p) => [p.values[x], ...(p.front && p.estimates[x] != null ? [p.estimates[x]] : [])]));
     const budget = data.limits[x] <= 1.3 * far ? data.limits[x] : null;  // a distant limit would squeeze the points
     const shapes = budget == null ? [] : [{ type: "line", x0: budget, x1: budget, yref: "paper", y0: 0, y1: 1, line: { color: css("--warn"), width: 1, dash: "dash" } }];
     const annotations = budget == null ? [] : [{ x: budget, yref: "paper", y: 1, text: "limit", showarrow: false, xanchor: "right", xshift: -4, font: { color: css("--warn") } }];
-    show("plot-front", traces, layout(label(x), label(y), { shapes, annotations }));
+    const page = layout(label(x), label(y), { shapes, annotations });
+    page.xaxis.range = budget == null ? range : [Math.min(range[0], budget), Math.max(range[1], budget * 1.01)];
+    show("plot-front", traces, page);
+  }
+
+  // An axis that holds the points: bars of estimates that nobody can trust would squeeze them.
+  function span(values) {
+    const low = Math.min(...values), high = Math.max(...values), room = 0.05 * (high - low || Math.abs(high) || 1);
+    return [low - room, high + room];
+  }
+
+  // Hollow points where figures were before they were measured, each with a thin line to where it is now.
+  function hollow(name, pairs) {
+    return {
+      type: "scatter", mode: "lines+markers", name, hoverinfo: "skip",
+      x: pairs.flatMap(([before, now]) => [before[0], now[0], null]), y: pairs.flatMap(([before, now]) => [before[1], now[1], null]),
+      line: { color: css("--faint"), width: 1 },
+      marker: {
+        symbol: "circle-open", color: css("--soft"), size: pairs.flatMap(() => [8, 0, 0]), line: { width: 1.5 },
+      },
+    };
+  }
+
+  function drawConfirmed() {
+    if (!data.confirmed.length) return;
+    const front = data.confirmed.filter((p) => p.front), off = data.confirmed.filter((p) => !p.front);
+    const about = new Map(data.points.map((p) => [p.number, p]));
+    const bars = (array, color) => ({ type: "data", array, color, thickness: 1.3, width: 4 });
+    const group = (name, members, color) => ({
+      type: "scatter", mode: "markers+text", name, x: members.map((p) => p.x), y: members.map((p) => p.y),
+      text: members.map((p) => "#" + p.number), textposition: "top right", hoverinfo: "text",
+      hovertext: members.map((p) => ["<b>#" + p.number + "</b>", wrap(about.get(p.number).notation, narrow() ? 30 : 48), "width " + about.get(p.number).width,
+        text(label(data.x)) + " <b>" + figure(p.x) + "</b> ± " + figure(p.x_error), text(label(data.y)) + " <b>" + figure(p.y) + "</b> ± " + figure(p.y_error)].join("<br>")),
+      error_x: bars(members.map((p) => p.x_error), color), error_y: bars(members.map((p) => p.y_error), color),
+      marker: { color, size: 11, line: { color: css("--card"), width: 1 } },
+    });
+    const traces = [hollow("as the search had them: time estimated, one seed", data.confirmed.map((p) => [p.before, [p.x, p.y]]))];
+    if (data.objectives.length === 2) {
+      traces.push({ type: "scatter", mode: "lines", name: "confirmed front", hoverinfo: "skip", x: front.map((p) => p.x), y: front.map((p) => p.y), line: { shape: "hv", color: css("--accent"), width: 1.5 } });
+    }
+    traces.push(group("on the confirmed front", front, css("--accent")));
+    if (off.length) traces.push(group("off it", off, css("--warn")));
+    const page = layout(label(data.x), label(data.y));
+    page.xaxis.range = span(data.confirmed.flatMap((p) => [p.x, p.before[0]]));
+    show("plot-confirmed", traces, page);
   }
 
   function pick(number) {
@@ -175,6 +224,7 @@
   }
 
   function draw() {
+    drawConfirmed();
     if (data.points.length) { drawFront(); drawProgress(); }
     drawCheck();
   }
