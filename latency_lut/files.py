@@ -10,12 +10,14 @@ from typing import Any, TextIO
 
 from nfsearch.latency_lut.errors import TableError
 from nfsearch.latency_lut.provenance import Provenance
+from nfsearch.latency_lut.records import provenance_of, row_of
 from nfsearch.latency_lut.rows import COLUMNS, Row
 from nfsearch.latency_lut.table import LatencyTable
 from nfsearch.support.errors import first_line
 from nfsearch.support.files import whole
 
 SCHEMA_VERSION = 3
+MAX_ROWS = 200_000  # some hundred times what a table has
 _META_SCHEMA, _META_PROVENANCE = b"nfsearch.latency_table", b"nfsearch.provenance"
 
 
@@ -64,6 +66,9 @@ def read_tables(path: Path) -> dict[str, LatencyTable]:
         raise TableError(f"there is no latency table {path}; {build} makes one")
     anew = f"delete it and {build} makes it anew"
     try:
+        count = pyarrow.parquet.read_metadata(path).num_rows
+        if count > MAX_ROWS:
+            raise TableError(f"{path} has {count:,} rows, and no latency table has more than {MAX_ROWS:,}")
         content = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         with path.open("rb") as file:
@@ -82,14 +87,16 @@ def read_tables(path: Path) -> dict[str, LatencyTable]:
         )
     try:
         tables = {
-            device: LatencyTable(Provenance.from_dict(values), path=path)
+            device: LatencyTable(provenance_of(values), path=path)
             for device, values in json.loads(metadata[_META_PROVENANCE]).items()
         }
         for record in content.select(list(COLUMNS)).to_pylist():
-            row = Row.from_record(record)
+            row = row_of(record)
             tables[record["device"]].rows[row.key] = row
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TableError(f"{path} is not a complete latency table: {error}; {anew}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise TableError(f"{path} is not a complete latency table: {first_line(error)}; {anew}") from None
+    if empty := [device for device, table in tables.items() if not table.rows]:
+        raise TableError(f"{path} has no rows of {', '.join(empty)}; {anew}")
     return tables
 
 
@@ -130,16 +137,17 @@ class Journal:
     def read(self) -> tuple[Provenance | None, list[Row]]:
         """What is there, in the order in which it was written. Raises TableError if it is no such journal."""
         try:
-            text = self.path.read_text(encoding="utf-8")
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return None, []
-        lines = text[: text.rfind("\n") + 1].splitlines()
         try:
-            values: list[dict[str, Any]] = [json.loads(line) for line in lines]
-            return (Provenance.from_dict(values[0]) if values else None), [Row.from_record(each) for each in values[1:]]
-        except (KeyError, TypeError, ValueError) as error:
+            text = content[: content.rfind(b"\n") + 1].decode()
+            values: list[dict[str, Any]] = [json.loads(line) for line in text.split("\n")[:-1]]
+            return (provenance_of(values[0]) if values else None), [row_of(each) for each in values[1:]]
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise TableError(
-                f"{self.path} is no journal of this version's latency tables ({error}); delete it to begin anew"
+                f"{self.path} is no journal of this version's latency tables ({first_line(error)}); "
+                "delete it to begin anew"
             ) from None
 
     def start(self, provenance: Provenance) -> None:
