@@ -58,7 +58,9 @@ def test_built_shown_verified_and_asked(quick: None, tmp_path: Path, command: Co
     assert "measurements (0 known before)" in command("lut", "build", config(tmp_path), "-o", table)[1]
     assert "0 measurements" not in command("lut", "build", config(tmp_path), "-o", table)[1]
     assert "D[head_dim=16]" in command("lut", "show", table)[0]
-    out, _ = command("lut", "verify", table, "--config", config(tmp_path), "-n", "3")
+    strict = ("--set", "latency.trust.mape=1e-9")
+    out, err = command("lut", "verify", table, "--config", config(tmp_path), "-n", "3", *strict)
+    assert f"DO NOT TRUST {table}: story: estimates are " in err
     assert "story: 3 models, MAPE" in out
     assert "operators: " in out
     kept = json.loads(verification_path(table).read_text())
@@ -67,6 +69,7 @@ def test_built_shown_verified_and_asked(quick: None, tmp_path: Path, command: Co
     asked = ("lut", "estimate", table, "A[head_dim=16] F[ratio=2]", "--width", "64")
     out, _ = command(*asked, "--phase", "generation", "--prompt", "4", "--tokens", "600")
     assert "generation, batch 1, prompt 4, tokens 600" in out
+    assert "bias and spread of the table's check" in out
     assert "up to 604, but not 5000" in command(*asked, "--context", "5000", status=2)[1]
     assert "no row for" in command(*asked, "--batch", "7", status=2)[1]
 

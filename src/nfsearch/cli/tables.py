@@ -15,12 +15,12 @@ from nfsearch.latency_lut.bundled import SUFFIX, bundled_table
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.render import render
 from nfsearch.latency_lut.transfer import compare, sample_keys
-from nfsearch.latency_lut.verification import Verification, verification_path
+from nfsearch.latency_lut.verification import Verification, known_verification, verification_path
 from nfsearch.run.config import Config, load_config
 from nfsearch.run.tables import check, check_layers, measure, vocabulary
 from nfsearch.space import Architecture
 from nfsearch.support.files import write_atomically
-from nfsearch.support.terminal import say, stdout
+from nfsearch.support.terminal import alarm, say, stdout
 
 
 def build_table(config_path: Path, output: Path, assignments: Sequence[str], calibrate: Path | None, rows: int) -> None:
@@ -89,6 +89,8 @@ def verify_table(path: Path, config_path: Path, number: int, seed: int, assignme
             print(f"  {label}: {_in_words(part)}")
         if memory := found.memory.get(name):
             print(f"  peak memory: {_in_words(memory)}")
+    for complaint in found.complaints(config.latency.trust):
+        alarm(f"DO NOT TRUST {path}: {complaint}")
     say(f"Kept in {kept}, with a plot in {kept.with_suffix('.png').name}")
 
 
@@ -136,8 +138,13 @@ def estimate_from_table(
         work = Workload(**asked)
     except ValidationError as error:
         raise ValueError("; ".join(problem["msg"] for problem in error.errors())) from None
-    estimate = table.estimate(architecture, work)
-    print(f"{estimate.seconds * 1e3:.4g} ms ± {estimate.error * 1e3:.2g} ms  {architecture}, {table.provenance.device}")
+    estimate, checked = table.estimate(architecture, work), known_verification(table)
+    bar = checked.doubt().bar(estimate.seconds, estimate.error) if checked else estimate.error
+    print(f"{estimate.seconds * 1e3:.4g} ms ± {bar * 1e3:.2g} ms  {architecture}, {table.provenance.device}")
+    if checked:
+        print("  ±: the noise of the rows, and bias and spread of the table's check on whole models; about 95 %")
+    else:
+        print("  ±: the noise of the rows alone; this table was never checked on whole models")
     names = ("batch", "prompt", "tokens") if work.phase == "generation" else ("batch", "context")
     words = ", ".join(f"{name} {getattr(work, name)}" for name in names)
     head = f"vocabulary {vocab}{', normalised head' if head_norm else ''}"
