@@ -128,3 +128,13 @@ def test_notes_are_heard_by_all_who_listen_and_logged_once(caplog: pytest.LogCap
     note("nobody listens to this")
     assert list(outer) == [said]
     assert caplog.messages.count(said) == 1
+
+
+def test_a_listener_that_leaves_takes_no_other_with_it() -> None:
+    """In two threads the one that came first may leave first."""
+    first, second = listening(), listening()
+    heard = [first.__enter__(), second.__enter__()]
+    second.__exit__(None, None, None)
+    note("the second has left")
+    first.__exit__(None, None, None)
+    assert [list(each) for each in heard] == [["the second has left"], []]

@@ -33,4 +33,4 @@ def listening() -> Iterator[dict[str, None]]:
     try:
         yield said
     finally:
-        _heard.remove(said)
+        _heard[:] = [each for each in _heard if each is not said]  # another's may be equal
