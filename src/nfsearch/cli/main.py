@@ -18,6 +18,7 @@ from nfsearch import __version__
 from nfsearch.cli.bench import bench
 from nfsearch.cli.lut import ConfigFile, Set, lut
 from nfsearch.support.errors import WorkFailed
+from nfsearch.support.interrupt import interrupts_raise
 
 app = typer.Typer(
     name="nfsearch",
@@ -37,7 +38,8 @@ def main() -> None:
     try:
         if platform.system() != "Linux":
             raise ValueError(f"this runs on Linux alone (on Windows: in WSL), and this machine has {platform.system()}")
-        status = app(standalone_mode=False)
+        with interrupts_raise():
+            status = app(standalone_mode=False)
     except typer.Abort:
         status = 130
     except KeyboardInterrupt:

@@ -141,7 +141,7 @@ def _proposals(
 
 
 def _train(store: Store, executor: Executor, proposals: Sequence[Proposal]) -> None:
-    """Evaluates what is proposed. Raises KeyboardInterrupt after Ctrl-C, between two steps."""
+    """Evaluates what is proposed. Raises KeyboardInterrupt after an interrupt, between two steps."""
     with interruptible() as interrupted, progress_display() as show:
         loop = Loop(
             _Confirmations(proposals),
@@ -173,7 +173,8 @@ def _work(folder: Path, store: Store, again: str) -> Iterator[None]:
             yield
             write_outputs(result_of(store), folder)
         except KeyboardInterrupt:
-            write_outputs(result_of(store), folder)
+            with interruptible():  # asking again does not hurry it
+                write_outputs(result_of(store), folder)
             say(f"Interrupted. What finished is kept; to go on: {again}")
             raise
         except Exception as error:
