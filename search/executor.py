@@ -59,7 +59,11 @@ Handle = Callable[[Reported | Ended], None]
 
 class Executor(Protocol):
     """Evaluates jobs with a proxy. Used as a context manager: entering raises ValueError where there is no room for the
-    workers and RuntimeError where they do not start; leaving drops what still runs."""
+    workers and RuntimeError where they do not start; leaving drops what still runs.
+
+    The constructor, which is called before a search has done or written anything, raises ValueError for settings that
+    cannot be served. It starts nothing.
+    """
 
     Settings: ClassVar[type[WorkerSettings]]
 
@@ -89,7 +93,8 @@ class Executor(Protocol):
 
     def events(self, handle: Handle, timeout: float) -> None:
         """Works on what was submitted, and hands over each event as it comes; returns after some, or after about
-        `timeout` seconds. `handle` may submit and cancel."""
+        `timeout` seconds. `handle` may submit and cancel. Raises OSError or RuntimeError where no more can be
+        evaluated: what it evaluates with is gone."""
 
 
 EXECUTORS: Registry[type[Executor]] = Registry("nfsearch.executors", "executor")
@@ -106,6 +111,7 @@ class Outcome:
     evaluation: Evaluation | None
     error: str | None = None
     sound: bool = True  # whether the process can be trusted with another job
+    again: bool = False  # whether the job may do better in another process, or on another machine
 
 
 def attempt(proxy: Proxy, job: Job, report: Report) -> Outcome:
@@ -119,7 +125,8 @@ def attempt(proxy: Proxy, job: Job, report: Report) -> Outcome:
         except ArithmeticError as error:  # the numbers went bad, not the process: a loss that diverged
             return Outcome(None, "; after: ".join((str(error) or type(error).__name__, *said)))
         except Exception as error:  # out of GPU memory, a broken CUDA context, a bug: start afresh
-            return Outcome(None, "; after: ".join((described(error), *said)), sound=False)
+            missing = isinstance(error, OSError)  # what the machine does not have, or has no room for
+            return Outcome(None, "; after: ".join((described(error), *said)), sound=False, again=missing)
     for name, measured in found.metrics.items():
         if not math.isfinite(measured.value):
             return Outcome(None, "; after: ".join((f"the {name} is {measured.value}", *said)))

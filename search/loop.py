@@ -105,6 +105,8 @@ class Loop:
         if job not in self._running:
             return  # cancelled
         if isinstance(event, Ended):
+            if event.evaluation is None and self.stop():
+                return  # what asked for the end may have ended the workers too
             state: State = "failed" if event.evaluation is None else "done"
             self._record(job, state, event.evaluation, event.seconds, event.error, event.attempts)
             return

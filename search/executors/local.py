@@ -18,7 +18,8 @@ class LocalSettings(WorkerSettings):
 
 class LocalExecutor:
     """A job runs to its end within `events`; what it reports is handed over as it is reported. An error of a job fails
-    that job alone, but what broke the process, such as its CUDA context, breaks those after it too."""
+    that job alone, but what broke the process, such as its CUDA context, breaks those after it too. After an OSError
+    the proxy is started anew, which raises if this machine lacks what it needs."""
 
     Settings: ClassVar[type[WorkerSettings]] = LocalSettings
     workers = 1
@@ -71,5 +72,7 @@ class LocalExecutor:
             outcome = attempt(self._proxy, job, report)
         finally:
             self._running = None
+        if outcome.again:
+            self._proxy.start()
         if not self._cancelled:
             handle(Ended(job, outcome.evaluation, outcome.error, time.monotonic() - began))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import resource
 import shutil
 import sys
@@ -42,6 +43,16 @@ def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         return err
 
     return run
+
+
+def test_more_than_this_machine_has_is_told_before_any_work(tmp_path: Path, fails: Run) -> None:
+    """Nor is the latency table measured, which the config does not name."""
+    config = tiny_config(tmp_path, latency={"table": "auto"}, workers={"executor": "ray"})
+    for asked, told in (("{count: 2, cpus: 1000}", "2 with 1000 CPUs"), ("{cpus: 1000}", "1 with 1000 CPUs")):
+        err = fails("run", config, "--set", f"workers={asked}", "--out", "run")
+        assert re.search(rf"workers: {told} and 0 GPUs each were asked for; this machine has \d+ CPUs, 0 GPUs", err)
+    err = fails("run", config, "--set", "workers={gpus: .inf}", "--out", "run")
+    assert "workers.gpus: expected a finite number" in err
 
 
 def space_with(layers: str) -> dict:

@@ -10,5 +10,5 @@ from nfsearch.search.executors.cluster import RaySettings, cluster
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One Ray for all tests of a file: it takes four seconds to start."""
-    with cluster(RaySettings(count=2), cuda=False):
+    with cluster(RaySettings(count=2)):
         yield

@@ -136,6 +136,44 @@ def test_a_bad_candidate_fails_and_the_search_goes_on(tmp_path: Path, how: str, 
     assert load_store(tmp_path / "study.journal").candidates() == list(final.candidates)
 
 
+def test_a_machine_that_lacks_something_ends_the_search(tmp_path: Path) -> None:
+    """Without its tokens, say: no candidate's fault, so none fails of it. One that alone raises OSError does."""
+
+    class Lacks(FakeProxy):
+        there = True
+
+        def start(self) -> None:
+            if not self.there:
+                raise FileNotFoundError("no tokens here")
+
+    def deed(job: Job, found: Evaluation) -> Evaluation:
+        begun = len((tmp_path / "log").read_text().splitlines())
+        proxy.there = begun < 5
+        if begun in (2, 5):
+            raise FileNotFoundError("no tokens here")
+        return found
+
+    proxy = Lacks(tmp_path / "log", deed)
+    with pytest.raises(FileNotFoundError, match="no tokens here"):
+        loop(tmp_path, proxy).run()
+    found = load_store(tmp_path / "study.journal").candidates()
+    assert [candidate.state for candidate in found] == ["done", "failed", "done", "done"]
+
+
+def test_a_failure_after_the_end_was_asked_for_is_not_kept(tmp_path: Path) -> None:
+    """What asks for it, such as a scheduler, may end the workers before the search."""
+    stop = [False]
+
+    def deed(job: Job, found: Evaluation) -> Evaluation:
+        stop[0] = len((tmp_path / "log").read_text().splitlines()) == 3
+        if stop[0]:
+            raise RuntimeError("ended")
+        return found
+
+    final = loop(tmp_path, FakeProxy(tmp_path / "log", deed), stop=lambda: stop[0]).run()
+    assert [candidate.state for candidate in final.candidates] == ["done", "done"]
+
+
 def test_exhausted_space_ends_the_search(tmp_path: Path) -> None:
     space = small_space(width=128, layers="(D|A|M2) F{0..1}", where={})
     final = loop(tmp_path, space=space, population=2).run()

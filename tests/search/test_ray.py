@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +20,7 @@ import tests.search.fakes
 from nfsearch.proxies import Evaluation, Job
 from nfsearch.search.executors.cluster import RaySettings
 from nfsearch.search.executors.ray import RayExecutor
-from nfsearch.search.executors.worker import Worker
+from nfsearch.search.executors.worker import Worker, resident_bytes
 from nfsearch.search.loop import Loop
 from nfsearch.search.progress import Progress
 from nfsearch.search.study import load_store
@@ -66,6 +68,8 @@ class Deeds(FakeProxy):
             raise FloatingPointError("the loss is nan after 100 tokens")
         elif deed == "raise":
             raise RuntimeError("CUDA out of memory\nsecond line")
+        elif deed == "lack":
+            raise FileNotFoundError("no tokens here")
         elif deed == "nan":
             return replace(found, metrics={"loss": Measurement(float("nan"))})
         elif deed == "say":
@@ -76,13 +80,14 @@ class Deeds(FakeProxy):
 def test_a_bad_candidate_fails_and_the_search_goes_on(tmp_path: Path) -> None:
     """It dies or hangs each time, or its numbers or its code are bad: retried or not, it fails alone."""
     log = tmp_path / "log"
-    deeds = {1: "die", 2: "hang", 3: "diverge", 5: "raise", 7: "nan", 8: "say"}
+    deeds = {1: "die", 2: "hang", 3: "diverge", 4: "lack", 5: "raise", 7: "nan", 8: "say"}
     limits = {"timeout_s": 3}  # also in a busy test run nothing else takes so long
     final = ray_loop(tmp_path, Deeds(log, deeds), evaluations=10, population=9, workers=limits).run()
     expected = {
         1: ("the worker process died", 2),
         2: ("no result within 3 s", 2),
         3: ("the loss is nan after 100 tokens", 1),
+        4: ("FileNotFoundError: no tokens here (test_ray.py:", 2),
         5: ("RuntimeError: CUDA out of memory (test_ray.py:", 1),
         7: ("the loss is nan", 1),
     }
@@ -95,11 +100,11 @@ def test_a_bad_candidate_fails_and_the_search_goes_on(tmp_path: Path) -> None:
         assert found.attempts == attempts
         assert begun.count(str(found.proposal.architecture)) == attempts
         assert number == 9 or not found.proposal.parents
-    assert final.count("failed") == 5
+    assert final.count("failed") == 6
     said = [found.evaluation.notes for found in final.candidates if found.evaluation]
-    assert said == [(), (), (), ("the kernels of something are not used",), ()]
-    # A new worker after each death, each hanging attempt, and the error that is no arithmetic
-    assert (tmp_path / "starts").read_text() == "x" * 6
+    assert said == [(), (), ("the kernels of something are not used",), ()]
+    # A new worker after each death, each hanging attempt, and each error that is no arithmetic
+    assert (tmp_path / "starts").read_text() == "x" * 8
     assert load_store(tmp_path / "study.journal").candidates() == list(final.candidates)
     chosen = strategy(evaluations=10, population=9)
     assert chosen.propose(9, final.candidates[:9]) == final.candidates[9].proposal
@@ -216,7 +221,7 @@ from nfsearch.search.executors.cluster import RaySettings, cluster
 from tests.search import test_ray
 folder = Path({str(tmp_path)!r})
 proxy = test_ray.FakeProxy(folder / "log", lambda job, found: time.sleep(0.2) or found)
-with cluster(RaySettings(count=2), cuda=False):
+with cluster(RaySettings(count=2)):
     test_ray.ray_loop(folder, proxy, count=2, evaluations=40).run()
 """
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
@@ -232,6 +237,35 @@ with cluster(RaySettings(count=2), cuda=False):
     final = resumed.run()
     assert sorted(c.proposal.index for c in final.candidates) == list(range(16))
     assert not finished & set(log.read_text().splitlines()[begun:])
+
+
+def test_memory_is_watched_while_a_job_runs() -> None:
+    """Also where the worker is new: then it is the job's fault."""
+
+    released = threading.Event()
+
+    class Takes(FakeProxy):
+        def evaluate(self, job: Job, report: Any) -> Evaluation:
+            if job.seed:
+                taken = bytes(range(256)) * 2**20  # 256 MiB
+                released.wait(60)
+                del taken
+            return evaluation(1.0)
+
+    worker = Worker(Takes(), 1, resident_bytes() + 100e6)
+    job = strategy().propose(0, []).job
+    for first in (True, False):
+        began = time.monotonic()
+        outcome, resident = worker.evaluate(replace(job, seed=1))
+        assert time.monotonic() - began < 20
+        assert resident > 200e6
+        assert outcome.error is not None
+        assert re.fullmatch(r"it took \d\.\d\d GB of memory; workers\.max_memory_gb is [\d.]+", outcome.error)
+        assert not outcome.sound
+        assert outcome.again is not first  # in a worker that has grown it may not have been the job
+    released.set()
+    outcome, _ = Worker(Takes(), 1, resident_bytes() + 100e6).evaluate(job)
+    assert outcome.evaluation is not None
 
 
 def test_threads_are_limited() -> None:

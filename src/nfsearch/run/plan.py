@@ -40,6 +40,7 @@ class Plan:
     space: SearchSpace
     table: LatencyTable | None  # None: measured at the start
     known: Sequence[Sequence[Draft]]  # members of the space that each known design stands for
+    executor: Executor
 
     def begin(self, table: LatencyTable) -> Beginning:
         """What a search begins with once there is a table. Raises ValueError where no member of the space keeps the
@@ -50,10 +51,6 @@ class Plan:
         known, left_out = fitting(self.known, budgets)
         problem = Problem(self.space, budgets, names, self.proxy.fidelity, search.seed, known)
         return Beginning(budgets, STRATEGIES.find(search.strategy)(problem, search), left_out)
-
-    def executor(self) -> Executor:
-        workers = self.config.workers
-        return EXECUTORS.find(workers.executor)(workers, self.proxy, self.device)
 
     def rule(self) -> Rule | None:
         settings = self.config.rule
@@ -70,7 +67,9 @@ def read_plan(config_path: Path, out: Path | None, resume: bool, assignments: Se
     proxy.check(space)
     known = locate(space, config.search.seeds_known)
     table = given_table(config)
-    plan = Plan(config, file, folder, training_kind(config), proxy, space, table, known)
+    kind, workers = training_kind(config), config.workers
+    executor = EXECUTORS.find(workers.executor)(workers, proxy, kind)
+    plan = Plan(config, file, folder, kind, proxy, space, table, known, executor)
     if table is not None:
         keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(table.provenance.kind))
         table.require(keys, config.latency.accept)

@@ -36,7 +36,7 @@ from nfsearch.search.study import Store, open_store
 from nfsearch.support.errors import WorkFailed
 from nfsearch.support.files import write_atomically
 from nfsearch.support.interrupt import interruptible
-from nfsearch.support.terminal import progress_display, say
+from nfsearch.support.terminal import announce, progress_display, say
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +102,12 @@ def _carry_out(plan: Plan, store: Store) -> None:
         store.set_meta("verify", config.latency.verify)
     begun = plan.begin(table)
     for warning in begun.warnings:
-        logger.warning("%s", warning)
-        say(warning)
+        announce(warning)
     with interruptible() as interrupted, progress_display() as show:
         loop = Loop(
             begun.strategy,
             store,
-            plan.executor(),
+            plan.executor,
             begun.budgets.limits,
             evaluations=config.search.evaluations,
             rule=plan.rule(),
@@ -155,7 +154,7 @@ def _write_config(folder: Path, file: YamlFile, source: Path, assignments: Seque
 @contextmanager
 def _work(folder: Path, store: Store) -> Iterator[None]:
     """What happens here is the run's work: how it ended is written down, a failure goes to the log and becomes
-    WorkFailed, and after Ctrl-C the report is written of what there is."""
+    WorkFailed, and after an interrupt the report is written of what there is."""
     began, before = time.monotonic(), float(store.meta.get("seconds", 0.0))
 
     def end(status: str) -> None:
@@ -168,11 +167,12 @@ def _work(folder: Path, store: Store) -> Iterator[None]:
             end("complete")
             write_outputs(result_of(store), folder)
         except KeyboardInterrupt:
-            end("interrupted")
-            try:
-                write_outputs(result_of(store), folder)
-            except OSError as error:
-                say(f"The report could not be written: {error}")
+            with interruptible():  # asking again does not hurry it
+                end("interrupted")
+                try:
+                    write_outputs(result_of(store), folder)
+                except OSError as error:
+                    say(f"The report could not be written: {error}")
             again = shlex.join(["nfsearch", "run", str(folder / CONFIG), "--out", str(folder), "--resume"])
             say(f"Interrupted. What finished is kept; to go on: {again}")
             raise

@@ -3,6 +3,7 @@ stdout."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,3 +90,9 @@ def say(text: str) -> None:
 def alarm(text: str) -> None:
     """One line on stderr that is not to be missed."""
     console.print(text, style="bold red", soft_wrap=True)
+
+
+def announce(text: str) -> None:
+    """One line on stderr and in the log of the run."""
+    say(text)
+    logging.getLogger(__name__).warning("%s", text)
