@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from nfsearch.export import load_architecture
 from nfsearch.latency_lut import load_table
+from nfsearch.ops.model import HybridLM
 from nfsearch.report.result import RunResult
 from nfsearch.run.config import load_config
 from nfsearch.run.search import _same_table
@@ -49,8 +51,12 @@ def test_a_finished_run_has_every_file_and_a_true_front(finished_run: Path) -> N
     assert list(pd.read_csv(finished_run / "front.csv").number) == result.front
 
 
-def test_a_search_in_which_all_failed_has_failed(tmp_path: Path, command: Command) -> None:
-    config = tiny_config(tmp_path, proxy={"learning_rate": 1e30}, search={"evaluations": 2, "population": 2})
+def test_a_search_in_which_all_failed_has_failed(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = HybridLM.loss
+    monkeypatch.setattr(HybridLM, "loss", lambda *given, **rest: loss(*given, **rest) * math.nan)
+    config = tiny_config(tmp_path, search={"evaluations": 2, "population": 2})
     _, err = command("run", config, "--out", "run", status=1)
     assert "all 2 candidates failed, the first with: the training loss is" in err
     assert (tmp_path / "run" / "report.html").is_file()
