@@ -3,6 +3,7 @@
 from nfsearch.search.budgets import Budgets, Limits
 from nfsearch.search.candidate import Candidate, Proposal
 from nfsearch.search.executor import EXECUTORS, Executor, WorkerSettings
+from nfsearch.search.history import History
 from nfsearch.search.rule import RULES, Rule, RuleSettings
 from nfsearch.search.strategy import STRATEGIES, Exhausted, KnownDesign, Problem, SearchSettings, Strategy
 
@@ -14,6 +15,7 @@ __all__ = [
     "Candidate",
     "Executor",
     "Exhausted",
+    "History",
     "KnownDesign",
     "Limits",
     "Problem",

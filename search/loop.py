@@ -7,6 +7,8 @@ deterministic and a resumed search goes on as if it had never stopped.
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,7 +16,8 @@ from nfsearch.proxies import Evaluation, Job
 from nfsearch.search.budgets import Limits
 from nfsearch.search.candidate import Candidate, Proposal, State
 from nfsearch.search.executor import Ended, Executor, Reported
-from nfsearch.search.progress import Progress, Standing, Training, eta_seconds
+from nfsearch.search.history import History
+from nfsearch.search.progress import Progress, Tally, Training, eta_seconds
 from nfsearch.search.rule import Rule
 from nfsearch.search.strategy import Exhausted, Strategy
 from nfsearch.search.study import Store
@@ -46,13 +49,18 @@ class Loop:
     ) -> None:
         self.strategy, self.store, self.executor, self.limits = strategy, store, executor, limits
         self.evaluations, self.rule, self.stop = evaluations, rule, stop
-        self.history = store.candidates() if history is None else [*history]
+        self.history = History(store.candidates() if history is None else history)
+        self._tally = Tally(store.objectives, limits)
+        for candidate in self.history:
+            self._tally.add(candidate)
+        self._standing = self._tally.standing
         evaluated = {candidate.proposal.index for candidate in self.history}
-        self._indices = [i for i in range(evaluations) if i not in evaluated][::-1]
+        self._left = evaluations - sum(index < evaluations for index in evaluated)  # not proposed yet
+        self._indices = (index for index in itertools.count() if index not in evaluated)
+        self._index = next(self._indices)
         self._running: dict[Job, Proposal] = {}  # proposals handed to the executor
         self._curves: dict[Job, list[tuple[int, float]]] = {}
         self._ended: str | None = None
-        self._standing = Standing.of(self.history, store.objectives, limits)
         self._began = time.monotonic()
 
     def run(self, tell: Tell = lambda progress: None) -> Progress:
@@ -84,15 +92,16 @@ class Loop:
             self._submit(proposal)
 
     def _next(self) -> Proposal | None:
-        if not self._indices or self._ended:
+        if not self._left or self._ended:
             return None
         running = [job.digest for job in self._running]
         try:
-            proposal = self.strategy.propose(self._indices[-1], self.history, running)
+            proposal = self.strategy.propose(self._index, self.history, running)
         except Exhausted as end:
             self._ended = str(end)
             return None
-        self._indices.pop()
+        self._index = next(self._indices)
+        self._left -= 1
         return proposal
 
     def _submit(self, proposal: Proposal) -> None:
@@ -113,7 +122,7 @@ class Loop:
         curve = self._curves[job]
         if curve and event.tokens <= curve[-1][0]:
             curve.clear()  # another attempt
-        curve.append((event.tokens, event.loss))
+        curve.append((event.tokens, math.inf if math.isnan(event.loss) else event.loss))  # diverged either way
         if self.stop():
             self.executor.cancel(job)
         elif self.rule is not None and not self.rule.go_on(job, curve, self.history):
@@ -132,7 +141,8 @@ class Loop:
         candidate = Candidate(self.store.count, proposal, state, found, seconds, error, attempts)
         self.store.add(candidate)
         self.history.append(candidate)
-        self._standing = Standing.of(self.history, self.store.objectives, self.limits)
+        self._tally.add(candidate)
+        self._standing = self._tally.standing
 
     def _progress(self) -> Progress:
         workers = max(self.executor.workers, 1)
@@ -147,10 +157,10 @@ class Loop:
             for each in self.executor.running
             if each.job in self._running
         )
-        left = len(self._running) + (0 if self._ended else len(self._indices))
+        left = len(self._running) + (0 if self._ended else self._left)
         return Progress(
             evaluations=self.evaluations,
-            candidates=tuple(self.history),
+            history=self.history,
             workers=self.executor.workers,
             running=running,
             standing=self._standing,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import moocore
 import numpy as np
 import numpy.typing as npt
 
+from nfsearch.proxies import Fidelity
 from nfsearch.search.budgets import Limits
 from nfsearch.search.candidate import Candidate, M, comparable
 
@@ -61,3 +63,37 @@ def reference_point(
         if budget is not None:
             reference[column] = budget
     return reference
+
+
+class Front:
+    """The front of a search while it grows: what `members` gives, at a cost that depends on the front's size alone."""
+
+    def __init__(self, objectives: Sequence[str], limits: Limits) -> None:
+        self._objectives, self._limits = objectives, limits
+        self._fidelity: Fidelity | None = None
+        self._points: list[tuple[float, ...]] = []
+        self.members: list[Candidate] = []
+
+    def add(self, candidate: Candidate) -> None:
+        if candidate.state != "done":
+            return
+        if self._fidelity is None or self._fidelity < candidate.fidelity:
+            self._fidelity, self._points, self.members = candidate.fidelity, [], []
+        if candidate.fidelity != self._fidelity or self._limits.excess(candidate.metrics):
+            return
+        point = tuple(candidate.value(name) for name in self._objectives)
+        if any(_dominates(other, point) for other in self._points):
+            return
+        kept = [place for place, other in enumerate(self._points) if not _dominates(point, other)]
+        self._points = [*(self._points[place] for place in kept), point]
+        self.members = [*(self.members[place] for place in kept), candidate]
+
+    @property
+    def best(self) -> Candidate | None:
+        """The member with the lowest first objective; of equal ones the oldest."""
+        first = min(range(len(self._points)), key=lambda place: self._points[place][0], default=None)
+        return None if first is None else self.members[first]
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one != other and all(map(operator.le, one, other))

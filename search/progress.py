@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nfsearch.search.budgets import Limits
-from nfsearch.search.candidate import Candidate
-from nfsearch.search.pareto import members
+from nfsearch.search.candidate import Candidate, State
+from nfsearch.search.history import History
+from nfsearch.search.pareto import Front
 
 RECENT = 50  # finished candidates that the estimate of the time left is made from
 
@@ -29,18 +30,35 @@ class Training:
 class Standing:
     """What changes only when a candidate finishes."""
 
+    finished: int = 0  # candidates
+    states: Mapping[State, int] = field(default_factory=dict)  # how many of them ended so
     refused: Mapping[str, int] = field(default_factory=dict)  # reason -> drafts refused before training
     best: Candidate | None = None  # the member of the front with the lowest first objective
     front: tuple[int, ...] = ()  # candidate numbers
 
-    @classmethod
-    def of(cls, candidates: Sequence[Candidate], objectives: Sequence[str], limits: Limits) -> Standing:
-        refused: Counter[str] = Counter()
-        for candidate in candidates:
-            refused.update(candidate.proposal.refused)
-        front = members(candidates, objectives, limits)
-        best = min(front, key=lambda each: (each.value(objectives[0]), each.number), default=None)
-        return cls(refused, best, tuple(candidate.number for candidate in front))
+
+class Tally:
+    """Keeps the standing of a search up to date, at a cost that does not grow with the number of candidates."""
+
+    def __init__(self, objectives: Sequence[str], limits: Limits) -> None:
+        self._front = Front(objectives, limits)
+        self._states: Counter[State] = Counter()
+        self._refused: Counter[str] = Counter()
+
+    def add(self, candidate: Candidate) -> None:
+        self._states[candidate.state] += 1
+        self._refused.update(candidate.proposal.refused)
+        self._front.add(candidate)
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(
+            finished=sum(self._states.values()),
+            states=dict(self._states),
+            refused=dict(self._refused),
+            best=self._front.best,
+            front=tuple(candidate.number for candidate in self._front.members),
+        )
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,7 @@ class Progress:
     """A snapshot of a search."""
 
     evaluations: int  # how many there shall be
-    candidates: Sequence[Candidate]  # in the order they finished
+    history: History  # which goes on growing
     workers: int
     running: tuple[Training, ...] = ()
     standing: Standing = field(default_factory=Standing)
@@ -56,9 +74,14 @@ class Progress:
     eta_seconds: float | None = None  # None until something has finished
     ended: str | None = None  # why the search ended before all evaluations
 
-    def count(self, state: str) -> int:
+    @property
+    def candidates(self) -> Sequence[Candidate]:
+        """Those that had finished, in the order in which they did."""
+        return self.history[: self.standing.finished]
+
+    def count(self, state: State) -> int:
         """How many candidates ended so."""
-        return sum(candidate.state == state for candidate in self.candidates)
+        return self.standing.states.get(state, 0)
 
 
 def eta_seconds(candidates: Sequence[Candidate], running: Sequence[Training], left: int, workers: int) -> float | None:

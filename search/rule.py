@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 from pydantic import Field
 
 from nfsearch.proxies import Job
-from nfsearch.search.candidate import Candidate
+from nfsearch.search.history import History
 from nfsearch.support.registry import Registry
 from nfsearch.support.settings import Settings
 
@@ -26,7 +26,7 @@ class Rule(Protocol):
 
     def __init__(self, settings: RuleSettings) -> None: ...
 
-    def go_on(self, job: Job, curve: Sequence[tuple[int, float]], history: Sequence[Candidate]) -> bool:
+    def go_on(self, job: Job, curve: Sequence[tuple[int, float]], history: History) -> bool:
         """Whether the job shall go on, given its (tokens seen, training loss) pairs so far and the candidates that have
         ended."""
 

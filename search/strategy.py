@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -10,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from nfsearch.proxies import Fidelity, Job
 from nfsearch.search.budgets import Budgets
-from nfsearch.search.candidate import Answers, Candidate, Proposal
+from nfsearch.search.candidate import Answers, Proposal
+from nfsearch.search.history import History
 from nfsearch.space import Architecture, SearchSpace
 from nfsearch.space.notation import parse_layers
 from nfsearch.space.operators import LARGEST
@@ -101,7 +102,7 @@ class Strategy(Protocol):
 
     def __init__(self, problem: Problem, settings: SearchSettings) -> None: ...
 
-    def propose(self, index: int, history: Sequence[Candidate], running: Collection[str] = ()) -> Proposal:
+    def propose(self, index: int, history: History, running: Collection[str] = ()) -> Proposal:
         """The proposal number `index`, given the candidates in the order they finished and the digests of the running
         jobs. Raises `Exhausted` where nothing new is found, and ValueError where no member keeps the limits."""
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from nfsearch.proxies import Job
-from nfsearch.search.candidate import Candidate
+from nfsearch.search.history import History
 from nfsearch.search.rule import RuleSettings
 
 
@@ -31,15 +31,9 @@ class Median:
     def __init__(self, settings: MedianSettings) -> None:
         self.settings = settings
 
-    def go_on(self, job: Job, curve: Sequence[tuple[int, float]], history: Sequence[Candidate]) -> bool:
+    def go_on(self, job: Job, curve: Sequence[tuple[int, float]], history: History) -> bool:
         tokens, _ = curve[-1]
         if tokens < self.settings.share * job.fidelity.tokens:
             return True
-        others = [
-            min(loss for seen, loss in found.evaluation.curve if seen <= tokens)
-            for found in history
-            if found.evaluation is not None
-            and found.proposal.job.fidelity == job.fidelity
-            and found.evaluation.curve[0][0] <= tokens <= found.evaluation.curve[-1][0]
-        ]
+        others = history.lowest_losses(job.fidelity, tokens)
         return len(others) < self.settings.least or min(loss for _, loss in curve) <= statistics.median(others)

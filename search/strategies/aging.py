@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import Field, model_validator
 
-from nfsearch.search.candidate import Candidate, comparable
+from nfsearch.search.candidate import Candidate
+from nfsearch.search.history import History
 from nfsearch.search.strategies.drafts import DraftStrategy
 from nfsearch.search.strategy import Draft, SearchSettings
 from nfsearch.space import Unreachable
@@ -54,9 +55,9 @@ class Aging(DraftStrategy):
     Settings = AgingSettings
     settings: AgingSettings
 
-    def population(self, history: Sequence[Candidate]) -> list[Candidate]:
+    def population(self, history: History) -> Sequence[Candidate]:
         """The last P that succeeded at one fidelity, the most expensive one, oldest first."""
-        return comparable(history)[-self.settings.population :]
+        return history.comparable[-self.settings.population :]
 
     def tournament(self, rng: random.Random, population: Sequence[Candidate]) -> Candidate:
         """The best of S members drawn without replacement: the one that exceeds the limits least, then the one with the
@@ -69,7 +70,7 @@ class Aging(DraftStrategy):
 
         return min(drawn, key=rank)
 
-    def drafts(self, rng: random.Random, index: int, history: Sequence[Candidate]) -> Iterator[Draft | None]:
+    def drafts(self, rng: random.Random, index: int, history: History) -> Iterator[Draft | None]:
         population = self.population(history)
         if index >= self.settings.population and population:
             for _ in range(CHILD_TRIES):

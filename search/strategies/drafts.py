@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
-from nfsearch.search.candidate import Candidate, Proposal
+from nfsearch.search.candidate import Proposal
+from nfsearch.search.history import History
 from nfsearch.search.strategy import Draft, Exhausted, Problem, SearchSettings
 from nfsearch.space import Unreachable
 from nfsearch.space.counting import in_full
@@ -29,20 +30,20 @@ class DraftStrategy(ABC):
         self.space, self.budgets = problem.space, problem.budgets
 
     @abstractmethod
-    def drafts(self, rng: random.Random, index: int, history: Sequence[Candidate]) -> Iterator[Draft | None]:
+    def drafts(self, rng: random.Random, index: int, history: History) -> Iterator[Draft | None]:
         """Designs to consider, best first; ends when there is no use in more. None: one that broke a limit."""
 
-    def propose(self, index: int, history: Sequence[Candidate], running: Collection[str] = ()) -> Proposal:
+    def propose(self, index: int, history: History, running: Collection[str] = ()) -> Proposal:
         """See `Strategy.propose`."""
         rng = random.Random(f"{self.settings.seed}/{index}")  # of text: the same in every process
-        seen = {candidate.proposal.job.digest for candidate in history}.union(running)
         refused: Counter[str] = Counter()
         closest: tuple[float, str] | None = None
         for draft in self._all_drafts(rng, index, history):
             if draft is None:
                 refused[BROKEN] += 1
                 continue
-            if self.problem.job(draft.architecture).digest in seen:
+            digest = self.problem.job(draft.architecture).digest
+            if history.evaluated(digest) or digest in running:
                 refused[SEEN] += 1
                 continue
             costs = self.budgets.estimate(draft.architecture)
@@ -53,9 +54,9 @@ class DraftStrategy(ABC):
             ratio, words = max((ratio, f"{name}: {words}") for name, (ratio, words) in over.items())
             if closest is None or ratio < closest[0]:
                 closest = ratio, f"{draft.architecture} ({words})"
-        raise self._nothing(refused, closest, first=not seen)
+        raise self._nothing(refused, closest, first=not (history or running))
 
-    def _all_drafts(self, rng: random.Random, index: int, history: Sequence[Candidate]) -> Iterator[Draft | None]:
+    def _all_drafts(self, rng: random.Random, index: int, history: History) -> Iterator[Draft | None]:
         if index < len(self.problem.known):
             yield self.problem.known[index]
         yield from self.drafts(rng, index, history)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from nfsearch.search.candidate import Candidate
+from nfsearch.search.history import History
 from nfsearch.search.strategies.drafts import DraftStrategy
 from nfsearch.search.strategy import Draft
 
@@ -13,5 +13,5 @@ from nfsearch.search.strategy import Draft
 class Random(DraftStrategy):
     """Every question of the space answered uniformly, after the known designs."""
 
-    def drafts(self, rng: random.Random, index: int, history: Sequence[Candidate]) -> Iterator[Draft | None]:
+    def drafts(self, rng: random.Random, index: int, history: History) -> Iterator[Draft | None]:
         yield from self.random_drafts(rng)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from typing_extensions import Self
 
 from nfsearch.proxies import Evaluation, Job, Proxy, Report
-from nfsearch.search import STRATEGIES, Budgets, Candidate, Executor, Limits, Problem, Strategy
+from nfsearch.search import STRATEGIES, Budgets, Candidate, Executor, History, Limits, Problem, Strategy
 from nfsearch.search.executor import Ended, Handle, Reported, Running, WorkerSettings
 from nfsearch.search.executors.local import LocalExecutor, LocalSettings
 from nfsearch.search.known import fitting, locate
@@ -47,10 +47,10 @@ def loss_of(found: Candidate) -> float | None:
     return found.value("loss") if found.state == "done" else None
 
 
-def search(strategy: Strategy, count: int, losses: Callable[[int], float | None] | None = None) -> list[Candidate]:
+def search(strategy: Strategy, count: int, losses: Callable[[int], float | None] | None = None) -> History:
     """What one worker would find: the history after `count` proposals."""
     rng = random.Random(1)
-    history: list[Candidate] = []
+    history = History()
     for index in range(count):
         proposal = strategy.propose(index, history)
         history.append(candidate(index, proposal, losses(index) if losses else rng.random()))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nfsearch.proxies import Evaluation, Job
-from nfsearch.search import Candidate
+from nfsearch.search import Candidate, History
 from nfsearch.search.progress import Progress
 from nfsearch.search.study import load_store
 from nfsearch.support.metrics import Measurement
@@ -30,7 +30,7 @@ def assert_asked_in_order(candidates: Sequence[Candidate], **settings: Any) -> N
     chosen = strategy(**settings)
     for number, found in enumerate(candidates):
         assert found.number == found.proposal.index == number
-        assert chosen.propose(number, candidates[:number]) == found.proposal
+        assert chosen.propose(number, History(candidates[:number])) == found.proposal
 
 
 def test_no_ray_is_loaded(tmp_path: Path) -> None:

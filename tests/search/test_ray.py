@@ -18,6 +18,7 @@ import pytest
 
 import tests.search.fakes
 from nfsearch.proxies import Evaluation, Job
+from nfsearch.search import History
 from nfsearch.search.executors.cluster import RaySettings
 from nfsearch.search.executors.ray import RayExecutor
 from nfsearch.search.executors.worker import Worker, resident_bytes
@@ -107,7 +108,7 @@ def test_a_bad_candidate_fails_and_the_search_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "starts").read_text() == "x" * 8
     assert load_store(tmp_path / "study.journal").candidates() == list(final.candidates)
     chosen = strategy(evaluations=10, population=9)
-    assert chosen.propose(9, final.candidates[:9]) == final.candidates[9].proposal
+    assert chosen.propose(9, History(final.candidates[:9])) == final.candidates[9].proposal
 
 
 def test_a_worker_that_dies_once_is_forgiven(tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_interrupted_twice_and_resumed_is_the_same_search(tmp_path: Path, count:
     assert list(final.candidates[: len(finished)]) == finished
     chosen = strategy()
     for number, found in enumerate(final.candidates):
-        assert count == 2 or chosen.propose(number, final.candidates[:number]) == found.proposal
+        assert count == 2 or chosen.propose(number, History(final.candidates[:number])) == found.proposal
     assert not {str(c.proposal.architecture) for c in finished} & set(log.read_text().splitlines()[len(begun) :])
 
 
@@ -279,7 +280,7 @@ def test_threads_are_limited() -> None:
     worker = Worker(Threads(), 1)
     assert worker.start() is None
     try:
-        job = strategy().propose(0, []).job
+        job = strategy().propose(0, History()).job
         outcome, resident = worker.evaluate(job)
     finally:
         torch.set_num_threads(before)

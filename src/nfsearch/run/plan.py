@@ -13,7 +13,7 @@ from nfsearch.run.metrics import energy_of, require_power
 from nfsearch.run.records import CONFIG, JOURNAL
 from nfsearch.run.tables import budgets_of, check_layers, given_table, proxy_of, training_kind
 from nfsearch.run.yaml_file import YamlFile
-from nfsearch.search import EXECUTORS, RULES, STRATEGIES, Budgets, Executor, Problem, Rule, Strategy
+from nfsearch.search import EXECUTORS, RULES, STRATEGIES, Budgets, Executor, History, Problem, Rule, Strategy
 from nfsearch.search.known import fitting, locate
 from nfsearch.search.strategy import Draft
 from nfsearch.space import SearchSpace
@@ -73,7 +73,7 @@ def read_plan(config_path: Path, out: Path | None, resume: bool, assignments: Se
     if table is not None:
         keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(table.provenance.kind))
         table.require(keys, config.latency.accept)
-        plan.begin(table).strategy.propose(0, [])  # raises if no member keeps the limits
+        plan.begin(table).strategy.propose(0, History())  # raises if no member keeps the limits
     elif plan.device == "cpu":
         _require_of_a_cpu(config)
     return plan

@@ -13,7 +13,7 @@ from nfsearch.support.terminal import duration
 
 def search_line(progress: Progress, objective: Metric) -> str:
     """Where a search stands, in a line."""
-    done = len(progress.candidates)
+    done = progress.standing.finished
     parts = [f"{done} of {progress.evaluations} evaluated", f"{len(progress.running)} running"]
     parts += [f"{count} {state}" for state in ("stopped", "failed") if (count := progress.count(state))]
     standing = progress.standing
@@ -29,7 +29,7 @@ def search_line(progress: Progress, objective: Metric) -> str:
 def search_view(progress: Progress, objective: Metric) -> RenderableType:
     """The same for a terminal, with a line for each running candidate."""
     top = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=progress.evaluations, completed=len(progress.candidates), width=30)
+    bar = ProgressBar(total=progress.evaluations, completed=progress.standing.finished, width=30)
     top.add_row(bar, search_line(progress, objective))
     lines = Table.grid(padding=(0, 2))
     for task in progress.running:

@@ -13,7 +13,7 @@ from nfsearch.export import EXPORTERS, Winner, choose
 from nfsearch.proxies import PROXIES, Proxy
 from nfsearch.report.result import ConfigRecord, Run, RunResult, SpaceRecord, build_result
 from nfsearch.run.metrics import known_metrics
-from nfsearch.search import STRATEGIES, Candidate, Limits
+from nfsearch.search import STRATEGIES, Candidate, History, Limits
 from nfsearch.space import Architecture
 from nfsearch.support.versions import versions
 from nfsearch.testing.samples import LOSS, candidate, problem, small_space
@@ -68,7 +68,7 @@ def _result(layers: str, width: int) -> RunResult:
     given = problem(small_space(width=width, layers=layers, where={}))
     kind = STRATEGIES.find("random")
     strategy = kind(given, kind.Settings(strategy="random"))
-    found: list[Candidate] = [candidate(0, strategy.propose(0, []), random.Random(0).random())]
+    found: list[Candidate] = [candidate(0, strategy.propose(0, History()), random.Random(0).random())]
     now = datetime(2026, 1, 1, tzinfo=timezone.utc)
     return build_result(
         found,

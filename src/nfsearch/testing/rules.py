@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from nfsearch.search import RULES, STRATEGIES, Candidate, Rule
+from nfsearch.search import RULES, STRATEGIES, History, Rule
 from nfsearch.testing.samples import candidate, problem
 
 
@@ -22,10 +22,10 @@ class RuleSuite:
         kind = RULES.find(self.name)
         return kind(kind.Settings(kind=self.name, **self.settings))
 
-    def history(self) -> list[Candidate]:
+    def history(self) -> History:
         """Twenty-one candidates, of which the fifth failed."""
         kind, rng = STRATEGIES.find("random"), random.Random(0)
-        strategy, history = kind(problem(), kind.Settings(strategy="random")), list[Candidate]()
+        strategy, history = kind(problem(), kind.Settings(strategy="random")), History()
         for index in range(21):
             loss = None if index == 4 else rng.random()
             history.append(candidate(index, strategy.propose(index, history), loss))
@@ -34,7 +34,7 @@ class RuleSuite:
     def test_it_answers_yes_or_no_and_the_same_each_time(self) -> None:
         *history, last = self.history()
         curve = [(50, 1.5), (100, 1.2)]
-        for known in ([], history[:1], history):
+        for known in (History(), History(history[:1]), History(history)):
             for points in (curve[:1], curve):
                 answers = [rule.go_on(last.proposal.job, points, known) for rule in (self.rule(), self.rule())]
                 assert answers[0] in (True, False)
@@ -42,8 +42,8 @@ class RuleSuite:
 
     def test_the_best_of_all_goes_on(self) -> None:
         *history, last = self.history()
-        assert self.rule().go_on(last.proposal.job, [(50, -9.0), (100, -9.0)], history)
+        assert self.rule().go_on(last.proposal.job, [(50, -9.0), (100, -9.0)], History(history))
 
     def test_a_hopeless_one_is_stopped(self) -> None:
         *history, last = self.history()
-        assert self.rule().go_on(last.proposal.job, [(50, 99.0), (100, 99.0)], history) is not self.stops
+        assert self.rule().go_on(last.proposal.job, [(50, 99.0), (100, 99.0)], History(history)) is not self.stops

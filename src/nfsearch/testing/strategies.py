@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from nfsearch.search import STRATEGIES, Candidate, Exhausted, Problem, Strategy
+from nfsearch.search import STRATEGIES, Exhausted, History, Problem, Strategy
 from nfsearch.testing.samples import candidate, problem, small_space
 
 COUNT = 30  # candidates of a search
@@ -26,11 +26,11 @@ class StrategySuite:
         known = {name: value for name, value in fields.items() if name in kind.Settings.model_fields}
         return kind(problem, kind.Settings(strategy=self.name, **known))
 
-    def search(self, strategy: Strategy, count: int = COUNT) -> list[Candidate]:
+    def search(self, strategy: Strategy, count: int = COUNT) -> History:
         """What one worker would find; every seventh candidate fails."""
-        rng, history = random.Random(1), list[Candidate]()
+        rng, history = random.Random(1), History()
         for index in range(count):
-            proposal = strategy.propose(index, tuple(history))
+            proposal = strategy.propose(index, history)
             history.append(candidate(index, proposal, None if index % 7 == 6 else rng.random()))
         return history
 
@@ -56,7 +56,7 @@ class StrategySuite:
         """So that a search that was stopped goes on as if it had not been."""
         history = self.search(self.strategy(problem()))
         for index in (0, 5, 17, COUNT - 1):
-            assert self.strategy(problem()).propose(index, history[:index]) == history[index].proposal
+            assert self.strategy(problem()).propose(index, History(history[:index])) == history[index].proposal
 
     def test_another_seed_searches_differently(self) -> None:
         one, two = (self.search(self.strategy(problem(), seed=seed), 12) for seed in (0, 1))
@@ -67,14 +67,14 @@ class StrategySuite:
         assert all(found.value("tpot") <= 400e-6 for found in history)
 
     def test_failures_alone_do_not_end_it(self) -> None:
-        strategy, history = self.strategy(problem()), list[Candidate]()
+        strategy, history = self.strategy(problem()), History()
         for index in range(12):
             history.append(candidate(index, strategy.propose(index, history), None))
         assert len({found.proposal.job.digest for found in history}) == 12
 
     def test_a_space_that_is_used_up_ends_it(self) -> None:
         space = small_space(width=128, layers="(D|A|M2) F{0..1}", where={})  # six members
-        strategy, history = self.strategy(problem(space)), list[Candidate]()
+        strategy, history = self.strategy(problem(space)), History()
 
         def use_up() -> None:
             for index in range(7):
@@ -86,4 +86,4 @@ class StrategySuite:
 
     def test_a_limit_that_nothing_keeps_is_told_at_once(self) -> None:
         with pytest.raises(ValueError, match="limit"):
-            self.strategy(problem(most_seconds=1e-9)).propose(0, [])
+            self.strategy(problem(most_seconds=1e-9)).propose(0, History())

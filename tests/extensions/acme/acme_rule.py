@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from nfsearch.proxies import Job
-from nfsearch.search import Candidate, RuleSettings
+from nfsearch.search import History, RuleSettings
 
 
 class CeilingSettings(RuleSettings):
@@ -24,6 +24,6 @@ class Ceiling:
     def __init__(self, settings: CeilingSettings) -> None:
         self.settings = settings
 
-    def go_on(self, job: Job, curve: Sequence[tuple[int, float]], history: Sequence[Candidate]) -> bool:
+    def go_on(self, job: Job, curve: Sequence[tuple[int, float]], history: History) -> bool:
         _, loss = curve[-1]
         return loss <= self.settings.most

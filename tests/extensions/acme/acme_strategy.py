@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from pydantic import Field
 
-from nfsearch.search import Candidate, SearchSettings
-from nfsearch.search.candidate import comparable
+from nfsearch.search import History, SearchSettings
 from nfsearch.search.strategies.drafts import DraftStrategy
 from nfsearch.search.strategy import Draft
 from nfsearch.space import Unreachable
@@ -26,8 +25,8 @@ class Climb(DraftStrategy):
     Settings = ClimbSettings
     settings: ClimbSettings
 
-    def drafts(self, rng: random.Random, index: int, history: Sequence[Candidate]) -> Iterator[Draft | None]:
-        known = comparable(history)
+    def drafts(self, rng: random.Random, index: int, history: History) -> Iterator[Draft | None]:
+        known = history.comparable
         if known and rng.random() >= self.settings.anew:
             best = min(known, key=lambda found: (found.value(self.problem.objectives[0]), found.number))
             for _ in range(50):
