@@ -1,4 +1,5 @@
-"""The file of an Optuna journal: locked by one writer, mended after a kill, refused when it is damaged."""
+"""The file of an Optuna journal: locked by one writer, given whole records only, mended after a kill, refused when
+damaged."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from optuna.storages.journal import JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,23 @@ class NoLock(JournalFileOpenLock):
         pass
 
 
+class JournalFile(JournalFileBackend):
+    """Optuna's journal in a file, of which a full disk leaves no part of a record: the next one would be spoilt too."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_obj=NoLock(str(path)))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Raises OSError, naming the file, where the records cannot be written; then it is as it was before."""
+        before = self._path.stat().st_size
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            os.truncate(self._path, before)
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+
 def lock(path: Path) -> BinaryIO:
     journal = path.open("ab")
     try:
@@ -33,7 +51,7 @@ def lock(path: Path) -> BinaryIO:
         journal.close()
         raise ValueError(f"{path} is being written by another process: wait for it, or end it") from None
     except OSError:
-        pass  # a file system without locks
+        logger.warning("%s: the file system knows no locks, so see to it that one process writes here at a time", path)
     return journal
 
 
@@ -54,7 +72,7 @@ def check_lines(path: Path, content: bytes) -> None:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or brackets in brackets without end
             record = None
         if not isinstance(record, dict) or "op_code" not in record:
             found = line[:40].decode(errors="replace")

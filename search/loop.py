@@ -50,9 +50,7 @@ class Loop:
         self.strategy, self.store, self.executor, self.limits = strategy, store, executor, limits
         self.evaluations, self.rule, self.stop = evaluations, rule, stop
         self.history = History(store.candidates() if history is None else history)
-        self._tally = Tally(store.objectives, limits)
-        for candidate in self.history:
-            self._tally.add(candidate)
+        self._tally = Tally(store.objectives, limits, self.history)
         self._standing = self._tally.standing
         evaluated = {candidate.proposal.index for candidate in self.history}
         self._left = evaluations - sum(index < evaluations for index in evaluated)  # not proposed yet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nfsearch.search.budgets import Limits
@@ -40,10 +40,12 @@ class Standing:
 class Tally:
     """Keeps the standing of a search up to date, at a cost that does not grow with the number of candidates."""
 
-    def __init__(self, objectives: Sequence[str], limits: Limits) -> None:
+    def __init__(self, objectives: Sequence[str], limits: Limits, candidates: Iterable[Candidate] = ()) -> None:
         self._front = Front(objectives, limits)
         self._states: Counter[State] = Counter()
         self._refused: Counter[str] = Counter()
+        for candidate in candidates:
+            self.add(candidate)
 
     def add(self, candidate: Candidate) -> None:
         self._states[candidate.state] += 1

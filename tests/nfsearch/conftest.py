@@ -31,7 +31,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # whoever is first runs it, the others wait
         if not (folder / "run" / "result.json").exists():
             with single_thread():
-                assert search(tiny_config(folder), folder / "run", resume=False, assignments=()) == 0
+                assert search(tiny_config(folder), folder / "run") == 0
     return folder / "run"
 
 

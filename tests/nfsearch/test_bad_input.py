@@ -260,13 +260,14 @@ def test_damaged_table(fails: Run, tmp_path: Path, keep: int) -> None:
 
 def test_output_folder(fails: Run, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    assert "there is no run to resume" in fails("run", config, "--out", "nothing", "--resume")
+    assert "there is no run to resume" in fails("run", "--resume", "nothing")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.yaml").write_text("precious: 1")
-    assert "there is no run to resume" in fails("run", config, "--out", "mine", "--resume")
+    assert "there is no run to resume" in fails("run", "--resume", "mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("precious")
-    assert "is not empty: go on with its run (--resume)" in fails("run", config, "--out", "full")
+    assert "is not empty: remove what is there" in fails("run", config, "--out", "full")
+    assert "is not empty: go on with its run (--resume mine)" in fails("run", config, "--out", "mine")
     assert "is a file" in fails("run", config, "--out", "full/mine")
     assert "nfsearch: " in fails("run", config, "--out", "/proc/nfsearch")  # nobody can write there, root neither
 
@@ -304,7 +305,7 @@ def test_init_does_not_overwrite(fails: Run, tmp_path: Path) -> None:
 
 def test_use_of_the_command_line(fails: Run) -> None:
     assert "No such command 'rnu'" in fails("rnu")
-    assert "Missing argument" in fails("run")
+    assert "expected a config to begin with" in fails("run")
     assert "column 1: 'Q' is neither" in fails("space", "Q")
 
 
@@ -317,10 +318,10 @@ def test_journal_cut_in_the_middle(fails: Run, finished_run: Path, tmp_path: Pat
     journal.write_text("".join(lines))
     assert "study.journal" in (err := fails("report", "run"))
     assert "line 5" in err
-    assert "line 5" in fails("run", folder / "config.yaml", "--out", "run", "--resume")
+    assert "line 5" in fails("run", "--resume", "run")
 
 
-@pytest.mark.parametrize("format", [None, 1, 3])
+@pytest.mark.parametrize("format", [None, 1, 4])
 def test_a_run_of_another_format(fails: Run, finished_run: Path, tmp_path: Path, format: int | None) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
@@ -329,10 +330,10 @@ def test_a_run_of_another_format(fails: Run, finished_run: Path, tmp_path: Path,
     (stated,) = (record for record in records if "format" in record.get("user_attr", {}))
     stated["user_attr"] = {"format": format} if format else {"unknown": 1}
     journal.write_text("".join(json.dumps(record) + "\n" for record in records))
-    for command in (("report", "run"), ("run", folder / "config.yaml", "--out", "run", "--resume")):
+    for command in (("report", "run"), ("run", "--resume", "run")):
         err = fails(*command)
         assert (
-            f"study.journal holds a run of another version of nfsearch (format {format or 1}, this one reads 2)" in err
+            f"study.journal holds a run of another version of nfsearch (format {format or 1}, this one reads 3)" in err
         )
         assert "search anew (--out)" in err
         assert len(err.splitlines()) == 1
@@ -341,10 +342,15 @@ def test_a_run_of_another_format(fails: Run, finished_run: Path, tmp_path: Path,
 def test_resuming_with_another_config(fails: Run, finished_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
+    changes = ("--set", "search.seed=5", "--set", "proxy.tokens=4096", "--set", "search.evaluations=9")
+    err = fails("run", "--resume", "run", *changes)
+    assert "proxy.tokens was 2048 and is now 4096; search.seed was 0 and is now 5)" in err
+    assert "leave CONFIG and --out out" in fails("run", "run/config.yaml", "--resume", "run")
+    assert "leave CONFIG and --out out" in fails("run", "--out", "run", "--resume", "run")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["search"]["seed"] = 5
-    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(config))
-    assert "search.seed was 0 and is now 5" in fails("run", "changed.yaml", "--out", "run", "--resume")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "search.seed was 0 and is now 5" in fails("run", "--resume", "run")
 
 
 def test_resuming_with_another_table(
@@ -362,8 +368,7 @@ def test_resuming_with_another_table(
         return table
 
     monkeypatch.setattr(plan, "given_table", another)
-    more = ("--out", "run", "--resume", "--set", "search.evaluations=9")
-    assert "(table was " in (err := fails("run", "run/config.yaml", *more))
+    assert "(table was " in (err := fails("run", "--resume", "run", "--set", "search.evaluations=9"))
     assert "2001-01-01" in err
 
 

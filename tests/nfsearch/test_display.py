@@ -6,8 +6,8 @@ from io import StringIO
 import pytest
 
 from nfsearch.run.view import search_line, search_view
-from nfsearch.search import Limits
-from nfsearch.search.progress import Progress, Standing, Training
+from nfsearch.search import History, Limits
+from nfsearch.search.progress import Progress, Standing, Tally, Training
 from nfsearch.support import terminal as display
 from nfsearch.support.metrics import BYTES, NATS, Metric
 from nfsearch.support.terminal import plain_console
@@ -30,8 +30,8 @@ def test_the_time_left_is_told_by_the_steps_of_this_run(monkeypatch: pytest.Monk
 def progress(objectives: list[str]) -> Progress:
     candidates = fake_candidates()
     running = (Training(40, "D F @ 256", 5.0, 1), Training(41, "[red]A F @ 256", 9.0, 1, 100, 2.5))
-    standing = Standing.of(candidates, objectives, Limits())
-    return Progress(50, candidates, 2, running, standing, eta_seconds=65.0)
+    standing = Tally(objectives, Limits(), candidates).standing
+    return Progress(50, History(candidates), 2, running, standing, eta_seconds=65.0)
 
 
 @pytest.mark.parametrize("metric", [Metric("loss", NATS), Metric("memory", BYTES)], ids=["loss", "memory"])
@@ -43,7 +43,7 @@ def test_a_line_tells_where_a_search_stands_by_its_first_objective(metric: Metri
         f"40 of 50 evaluated, 2 running, 1 stopped, 2 failed, best {metric.name} {best}, "
         f"front {len(result.front)}, 10 skipped (over a limit, or seen before), 1 min 05 s left"
     )
-    nothing = replace(progress(objectives), candidates=(), running=(), standing=Standing(), eta_seconds=None)
+    nothing = replace(progress(objectives), history=History(), running=(), standing=Standing(), eta_seconds=None)
     assert search_line(nothing, metric) == "0 of 50 evaluated, 0 running, front 0, ? left"
 
 

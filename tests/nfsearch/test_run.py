@@ -58,7 +58,7 @@ def test_a_search_in_which_all_failed_has_failed(
     monkeypatch.setattr(HybridLM, "loss", lambda *given, **rest: loss(*given, **rest) * math.nan)
     config = tiny_config(tmp_path, search={"evaluations": 2, "population": 2})
     _, err = command("run", config, "--out", "run", status=1)
-    assert "all 2 candidates failed, the first with: the training loss is" in err
+    assert "all 2 candidates failed, the first with: the training loss is nan" in err
     assert (tmp_path / "run" / "report.html").is_file()
 
 

@@ -65,14 +65,14 @@ def test_interrupted_killed_and_resumed_to_the_very_same_search(
         first = finished(folder)
         assert first == [candidate.job for candidate in result.candidates]
 
-        process = start("run", config, "--out", folder, *FEWER, "--resume", cwd=tmp_path)
+        process = start("run", "--resume", folder, "--set", "workers={executor: local}", cwd=tmp_path)
         wait(process, folder, len(first) + 1)
         kill_group(process)
         second = finished(folder)
         assert len(second) > len(first)
         assert second[: len(first)] == first  # kept as they were, none trained again
 
-        command("run", config, "--out", folder, "--resume")  # more candidates than at first are allowed
+        command("run", "--resume", folder, "--set", "search.evaluations=10")  # more than at first are allowed
         last = finished(folder)
         assert last[: len(second)] == second
         assert len(last) == len(set(last)) == 10

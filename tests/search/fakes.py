@@ -15,7 +15,7 @@ from nfsearch.search.executor import Ended, Handle, Reported, Running, WorkerSet
 from nfsearch.search.executors.local import LocalExecutor, LocalSettings
 from nfsearch.search.known import fitting, locate
 from nfsearch.search.loop import Loop
-from nfsearch.search.study import open_store
+from nfsearch.search.study import create_study, open_store
 from nfsearch.space import Architecture, SearchSpace
 from nfsearch.support.metrics import BYTES, Measurements, Metric
 from nfsearch.testing.samples import FIDELITY, LOSS, TIME, SampleProxy, candidate, latency, small_space
@@ -124,12 +124,12 @@ def loop(
     """A search in this process, whose study is in `folder`; `executor` may be a proxy to evaluate with."""
     chosen = strategy(**settings)
     folder.mkdir(exist_ok=True)
-    store = open_store(
-        folder / "study.journal",
-        objectives=chosen.problem.objectives,  # type: ignore[attr-defined]
-        fingerprint={"seed": chosen.settings.seed, "space": chosen.space.notation},  # type: ignore[attr-defined]
-        resume=resume,
-    )
+    journal = folder / "study.journal"
+    fingerprint = {"seed": chosen.settings.seed, "space": chosen.space.notation}  # type: ignore[attr-defined]
+    if not resume:
+        objectives = [METRICS[name] for name in chosen.problem.objectives]  # type: ignore[attr-defined]
+        create_study(journal, "run", objectives=objectives, fingerprint=fingerprint)
+    store = open_store(journal, metrics=METRICS, fingerprint=fingerprint)
     if executor is None or not hasattr(executor, "submit"):
         executor = LocalExecutor(LocalSettings(), executor or FakeProxy(), "cpu")  # type: ignore[arg-type]
     limits = chosen.budgets.limits  # type: ignore[attr-defined]

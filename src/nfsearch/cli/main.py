@@ -16,7 +16,7 @@ import typer
 
 from nfsearch import __version__
 from nfsearch.cli.bench import bench
-from nfsearch.cli.lut import ConfigFile, Set, lut
+from nfsearch.cli.lut import Set, lut
 from nfsearch.support.errors import WorkFailed
 from nfsearch.support.interrupt import interrupts_raise
 
@@ -76,9 +76,13 @@ def options(
 
 @app.command()
 def run(
-    config: ConfigFile,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="A config file (nfsearch init writes one).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; by default runs/NAME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="DIR", help="Go on with the run in DIR, by its own config.")
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Exit with 1, at the end, unless the latency table was checked and is good."),

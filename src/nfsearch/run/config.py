@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, create_model, model_validator
+from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 
 from nfsearch.latency_lut.settings import LatencySettings
 from nfsearch.proxies import PROXIES, ProxySettings
@@ -30,6 +30,7 @@ _KINDS: dict[str, tuple[str, Any]] = {
     "rule": ("kind", RULES),
     "workers": ("executor", EXECUTORS),
 }
+_SQLITE = "sqlite:///"  # how the URL of a file begins
 
 
 class Config(Settings):
@@ -53,6 +54,13 @@ class Config(Settings):
     storage: str | None = Field(
         default=None, description="an Optuna storage URL; by default a journal in the run's folder"
     )
+
+    @field_validator("storage")
+    @classmethod
+    def _is_a_url(cls, storage: str | None) -> str | None:
+        if storage is not None and "://" not in storage:
+            raise ValueError(f"expected a URL, such as {_SQLITE}runs.db, found {storage!r}")
+        return storage
 
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
@@ -165,13 +173,31 @@ def load_config(path: Path, assignments: Sequence[str] = ()) -> tuple[Config, Ya
 
 
 def read_config(file: YamlFile) -> Config:
-    """The config in a file that was read, with local paths made absolute. Raises ValueError naming file, line and
-    key."""
+    """The config in a file that was read, with local paths made absolute, in the file's values too. Raises ValueError
+    naming file, line and key."""
     try:
         model = model_for(file.values)
     except ValueError as error:
         place, _, text = str(error).partition(": ")
         raise ValueError(file.complaint(place.split("."), text)) from None
     config = file.validate(model)
-    update = {"proxy": config.proxy.anchored(), "latency": config.latency.anchored()}
-    return config.model_copy(update=update)
+    anchored = {
+        "proxy": config.proxy.anchored(),
+        "latency": config.latency.anchored(),
+        "storage": _anchored(config.storage),
+    }
+    found = config.model_copy(update=anchored)
+    before, after = config.model_dump(mode="json"), found.model_dump(mode="json")
+    for section in ("proxy", "latency"):
+        changed = {key: value for key, value in after[section].items() if value != before[section][key]}
+        if changed:
+            file.values[section] = {**file.values.get(section, {}), **changed}
+    if found.storage != config.storage:
+        file.values["storage"] = found.storage
+    return found
+
+
+def _anchored(storage: str | None) -> str | None:
+    """The same with the path of an SQLite file made absolute."""
+    file = (storage or "").removeprefix(_SQLITE)
+    return storage if file in ("", storage, ":memory:") else f"{_SQLITE}{Path(file).absolute()}"

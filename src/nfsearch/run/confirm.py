@@ -8,7 +8,6 @@ just those.
 from __future__ import annotations
 
 import shlex
-import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,11 +20,11 @@ from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.run.config import Config, validated
 from nfsearch.run.finalists import finalists, time_whole
 from nfsearch.run.finished import open_run
-from nfsearch.run.log import logged
+from nfsearch.run.log import failed, logged
 from nfsearch.run.records import result_of, study_place, used_table
 from nfsearch.run.summary import print_summary
 from nfsearch.run.tables import proxy_of, training_kind
-from nfsearch.search import EXECUTORS, Candidate, Executor, Limits, Proposal
+from nfsearch.search import EXECUTORS, Executor, History, Limits, Proposal
 from nfsearch.search.loop import Loop
 from nfsearch.search.progress import Progress
 from nfsearch.search.strategy import Exhausted, SearchSettings
@@ -47,14 +46,11 @@ def confirm(folder: Path, *, top: int, seeds: int, tokens: int | None) -> int:
     _check(result, config, proxy.fidelity, tokens)
     executor = EXECUTORS.find(config.workers.executor)(config.workers, proxy, training_kind(config))
     space = config.space.build(proxy.vocab)
-    storage, name = study_place(config, folder)
     with open_store(
-        storage,
-        name=name,
-        objectives=result.objectives,
+        *study_place(config, folder),
+        metrics=config.metrics,
         fingerprint=open_run(folder).meta["fingerprint"],
         choices=lambda answers: {question.name: question.options for question in space.build(answers).questions},
-        resume=True,
     ) as store:
         options = ["--top", str(top), "--seeds", str(seeds), *(["--tokens", str(tokens)] if tokens else [])]
         with _work(folder, store, shlex.join(["nfsearch", "confirm", str(folder), *options])):
@@ -107,7 +103,7 @@ class _Confirmations:
     def __init__(self, proposals: Sequence[Proposal]) -> None:
         self.proposals = proposals
 
-    def propose(self, index: int, history: Sequence[Candidate], running: Collection[str] = ()) -> Proposal:
+    def propose(self, index: int, history: History, running: Collection[str] = ()) -> Proposal:
         """See `nfsearch.search.Strategy`."""
         if index >= len(self.proposals):
             raise Exhausted("every finalist has its seeds")
@@ -160,15 +156,15 @@ def _train(store: Store, executor: Executor, proposals: Sequence[Proposal]) -> N
 
 def _line(progress: Progress) -> str:
     failed = f", {count} failed" if (count := progress.count("failed")) else ""
-    done = f"training finalists with other seeds: {len(progress.candidates)} of {progress.evaluations}{failed}"
-    left = progress.evaluations - len(progress.candidates)
+    done = f"training finalists with other seeds: {progress.standing.finished} of {progress.evaluations}{failed}"
+    left = progress.evaluations - progress.standing.finished
     return done + (f", {len(progress.running)} running, {duration(progress.eta_seconds)} left" if left else "")
 
 
 @contextmanager
 def _work(folder: Path, store: Store, again: str) -> Iterator[None]:
     """What happens here is a run's work: whatever ends it, the report is written of what there is."""
-    with logged(folder) as logger:
+    with logged(folder):
         try:
             yield
             write_outputs(result_of(store), folder)
@@ -178,5 +174,4 @@ def _work(folder: Path, store: Store, again: str) -> Iterator[None]:
             say(f"Interrupted. What finished is kept; to go on: {again}")
             raise
         except Exception as error:
-            logger.error("%s", traceback.format_exc())
-            raise WorkFailed(f"{error} (details in {folder / 'log.txt'})") from error
+            raise failed(folder, error, again) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from nfsearch.latency_lut import LatencyTable, keys_for
 from nfsearch.proxies import Proxy
 from nfsearch.run.config import Config, load_config
 from nfsearch.run.metrics import energy_of, require_power
-from nfsearch.run.records import CONFIG, JOURNAL
+from nfsearch.run.records import CONFIG, JOURNAL, STUDY, fingerprint
 from nfsearch.run.tables import budgets_of, check_layers, given_table, proxy_of, training_kind
 from nfsearch.run.yaml_file import YamlFile
 from nfsearch.search import EXECUTORS, RULES, STRATEGIES, Budgets, Executor, History, Problem, Rule, Strategy
 from nfsearch.search.known import fitting, locate
 from nfsearch.search.strategy import Draft
+from nfsearch.search.study import require_same
 from nfsearch.space import SearchSpace
 
 
@@ -38,6 +40,7 @@ class Plan:
     device: str  # what candidates are evaluated on, "cpu" or "cuda"
     proxy: Proxy
     space: SearchSpace
+    resumed: bool  # the folder holds the run's beginning
     table: LatencyTable | None  # None: measured at the start
     known: Sequence[Sequence[Draft]]  # members of the space that each known design stands for
     executor: Executor
@@ -57,10 +60,19 @@ class Plan:
         return RULES.find(settings.kind)(settings) if settings else None
 
 
-def read_plan(config_path: Path, out: Path | None, resume: bool, assignments: Sequence[str]) -> Plan:
-    """Reads all input and checks what can be checked before any work. Raises ValueError or OSError."""
-    config, file = load_config(config_path, assignments)
-    folder = _folder(config, config_path, out, resume)
+def read_plan(config_path: Path | None, out: Path | None, resume: Path | None, assignments: Sequence[str]) -> Plan:
+    """Reads all input and checks what can be checked before any work: for a new run that of a config, to be written to
+    `out`; for one to be resumed that of its own folder. Raises ValueError or OSError."""
+    if resume is not None:
+        if config_path or out:
+            raise ValueError(f"--resume {resume} goes on with the config in {resume}: leave CONFIG and --out out")
+        config, file = _resumed(resume, assignments)
+        folder = resume
+    elif config_path is not None:
+        config, file = load_config(config_path, assignments)
+        folder = _folder(config_path, out)
+    else:
+        raise ValueError("expected a config to begin with, nfsearch run CONFIG, or a run: nfsearch run --resume DIR")
     proxy = proxy_of(config)
     space = config.space.build(proxy.vocab)
     check_layers(config, space)
@@ -69,7 +81,7 @@ def read_plan(config_path: Path, out: Path | None, resume: bool, assignments: Se
     table = given_table(config)
     kind, workers = training_kind(config), config.workers
     executor = EXECUTORS.find(workers.executor)(workers, proxy, kind)
-    plan = Plan(config, file, folder, kind, proxy, space, table, known, executor)
+    plan = Plan(config, file, folder, kind, proxy, space, resume is not None, table, known, executor)
     if table is not None:
         keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(table.provenance.kind))
         table.require(keys, config.latency.accept)
@@ -90,19 +102,30 @@ def _require_of_a_cpu(config: Config) -> None:
             raise ValueError(f"latency.workloads.{name}: on a CPU a throughput needs memory_gb, how much may be taken")
 
 
-def _folder(config: Config, config_path: Path, out: Path | None, resume: bool) -> Path:
-    """Where the run is written: `out`, or runs/NAME, made unique unless it is to be resumed."""
+def _resumed(folder: Path, assignments: Sequence[str]) -> tuple[Config, YamlFile]:
+    """The config of a run's folder, where it began; what decides results cannot be assigned anew."""
+    if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in (JOURNAL, STUDY)):
+        raise ValueError(f"{folder}: there is no run to resume")
+    begun, file = load_config(folder / CONFIG)
+    if not assignments:
+        return begun, file
+    config, file = load_config(folder / CONFIG, assignments)
+    then, now = ({**fingerprint(each), "storage": each.storage} for each in (begun, config))
+    require_same(then, now, folder)
+    return config, file
+
+
+def _folder(config_path: Path, out: Path | None) -> Path:
+    """Where a new run is written: `out`, or runs/NAME, made unique."""
     if out is None:
-        name = config_path.absolute().parent.name if config_path.stem == "config" else config_path.stem
-        names = [name, *(f"{name}-{n}" for n in range(2, 10_000))]
-        there = [folder for n in names if (folder := Path("runs", n)).exists()]
-        fresh = next(folder for n in names if not (folder := Path("runs", n)).exists())
-        out = there[-1] if resume and there else fresh
-    if out.exists():
-        if not out.is_dir():
-            raise ValueError(f"{out} is a file; --out names a folder")
-        if any(out.iterdir()) and not resume:
-            raise ValueError(f"{out} is not empty: go on with its run (--resume), or write to another folder (--out)")
-    if resume and not (out / (CONFIG if config.storage else JOURNAL)).is_file():
-        raise ValueError(f"{out}: there is no run to resume")
+        name = config_path.parent.resolve().name if config_path.stem == "config" else config_path.stem
+        if name in ("", ".", ".."):
+            raise ValueError(f"{config_path} gives no name to the folder of its run: --out DIR says where to write it")
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(folder for each in names if not (folder := Path("runs", each)).exists())
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out names a folder")
+    if out.exists() and any(out.iterdir()):
+        again = f"go on with its run (--resume {out})" if (out / CONFIG).is_file() else "remove what is there"
+        raise ValueError(f"{out} is not empty: {again}, or write to another folder (--out)")
     return out

@@ -14,18 +14,23 @@ from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.report.result import ConfigRecord, Run, RunResult, SpaceRecord, TableRecord, build_result
 from nfsearch.run.config import Config, validated
 from nfsearch.run.yaml_file import YamlFile
-from nfsearch.search.study import NAME, Store
+from nfsearch.search.study import Store
 from nfsearch.space import SearchSpace
 from nfsearch.support.versions import versions
 
-CONFIG, JOURNAL, TABLE = "config.yaml", "study.journal", "latency.parquet"  # in a run's folder
+CONFIG, JOURNAL, STUDY, TABLE = "config.yaml", "study.journal", "study.name", "latency.parquet"  # in a run's folder
 TIMED = "timed"  # what the study keeps of whole models: digest -> workload -> the check, or null: did not fit
 _COUNTABLE = 10**300  # a number of JSON; nor does Python read one of more than 4,300 digits
 
 
-def study_place(config: Config, folder: Path) -> tuple[str | Path, str]:
-    """The storage of a run's study and its name there: in a database of many runs, that of the run's folder."""
-    return (config.storage, folder.resolve().name) if config.storage else (folder / JOURNAL, NAME)
+def study_place(config: Config, folder: Path) -> tuple[str | Path, str | None]:
+    """The storage of a run's study and, for a database of many runs, its name there, which the folder keeps in a file
+    of its own. Raises ValueError if it has no such file."""
+    if not config.storage:
+        return folder / JOURNAL, None
+    if not (folder / STUDY).is_file():
+        raise ValueError(f"{folder} does not say which study of {config.storage} is its own: it has no {STUDY}")
+    return config.storage, (folder / STUDY).read_text(encoding="utf-8").strip()
 
 
 def run_meta(config: Config, file: YamlFile, space: SearchSpace, device: str) -> dict[str, Any]:
@@ -49,8 +54,10 @@ def run_meta(config: Config, file: YamlFile, space: SearchSpace, device: str) ->
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
-    """What a resumed run must share with its first part; more evaluations, other workers or a new check are fine."""
-    values = config.model_dump(mode="json", exclude={"workers", "storage", "objectives"})
+    """What a resumed run must have in common with its beginning; more evaluations, other workers or a new check are
+    fine."""
+    values = config.model_dump(mode="json", exclude={"workers", "storage"})
+    values["objectives"] = list(config.objective_names)
     del values["search"]["evaluations"], values["latency"]["verify"], values["latency"]["trust"]
     return values
 
@@ -106,6 +113,8 @@ def result_of(store: Store, *, measured: bool = True) -> RunResult:
     """What the study of a run holds; only estimated times unless `measured`. Raises ValueError for a study of other
     extensions than those that are here."""
     meta = store.meta
+    if missing := {"status", "started", "device", "command", "versions", "config", "space"} - meta.keys():
+        raise ValueError(f"the study {store.name!r} is no whole run of nfsearch: it lacks {', '.join(sorted(missing))}")
     resolved: Mapping[str, Any] = meta["config"]["resolved"]
     config = validated(resolved)
     return build_result(

@@ -1,6 +1,6 @@
 """`nfsearch run`: one search from its config to its files.
 
-    DIR/ config.yaml   study.journal   latency.parquet
+    DIR/ config.yaml   study.journal (or, with `storage`, study.name)   latency.parquet
          result.json   candidates.csv   front.csv   report.html   front.png
          log.txt, where there was something to warn of
 
@@ -12,9 +12,8 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,27 @@ import yaml
 from nfsearch.latency_lut import LatencyTable, device, keys_for
 from nfsearch.report.outputs import write_outputs
 from nfsearch.run.finalists import time_front
-from nfsearch.run.log import LOG, logged
+from nfsearch.run.log import failed, logged
 from nfsearch.run.plan import Plan, read_plan
-from nfsearch.run.records import CONFIG, TABLE, fingerprint, result_of, run_meta, study_place, table_meta
+from nfsearch.run.records import (
+    CONFIG,
+    JOURNAL,
+    STUDY,
+    TABLE,
+    fingerprint,
+    result_of,
+    run_meta,
+    study_place,
+    table_meta,
+)
 from nfsearch.run.summary import distrust, print_summary
 from nfsearch.run.tables import checked, is_here, measure
 from nfsearch.run.view import search_line, search_view
 from nfsearch.run.yaml_file import YamlFile
 from nfsearch.search.loop import Loop
-from nfsearch.search.study import Store, open_store
-from nfsearch.support.errors import WorkFailed
-from nfsearch.support.files import write_atomically
+from nfsearch.search.study import Store, create_study, delete_study, open_store
+from nfsearch.support.errors import WorkFailed, typed_line
+from nfsearch.support.files import whole, write_atomically
 from nfsearch.support.interrupt import interruptible
 from nfsearch.support.terminal import announce, progress_display, say
 
@@ -42,35 +51,38 @@ logger = logging.getLogger(__name__)
 
 
 def search(
-    config_path: Path, out: Path | None, *, resume: bool, assignments: Sequence[str], strict: bool = False
+    config_path: Path | None,
+    out: Path | None = None,
+    *,
+    resume: Path | None = None,
+    assignments: Sequence[str] = (),
+    strict: bool = False,
 ) -> int:
-    """Runs, or resumes, the search of a config and writes its folder. Returns the exit status. `strict`: latencies that
-    are not to be trusted are a failure, once everything is written.
+    """Runs the search of a config and writes its folder, or goes on with the one in the folder `resume`. Returns the
+    exit status. `strict`: latencies that are not to be trusted are a failure, once everything is written.
 
     Raises ValueError or OSError for wrong input, before anything is written, and WorkFailed for what fails later.
     """
     plan = read_plan(config_path, out, resume, assignments)
-    storage, name = study_place(plan.config, plan.folder)
-    if not plan.config.storage:
-        plan.folder.mkdir(parents=True, exist_ok=True)
+    meta = run_meta(plan.config, plan.file, plan.space, device.device_name(plan.device))
+    asked = {
+        **fingerprint(plan.config),
+        "data": plan.proxy.fidelity.data,
+        "device": device.device_slug(plan.device),
+        "table": plan.table and _identity(plan.table.provenance.to_dict()),
+    }
+    if not plan.resumed:
+        began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        _begin(plan, asked, {**meta, "started": began}, _config_text(plan.file, config_path, assignments))
     with open_store(
-        storage,
-        name=name,
-        objectives=plan.config.objective_names,
-        fingerprint={
-            **fingerprint(plan.config),
-            "data": plan.proxy.fidelity.data,
-            "device": device.device_slug(plan.device),
-            "table": plan.table and _identity(plan.table.provenance.to_dict()),
-        },
-        meta=run_meta(plan.config, plan.file, plan.space, device.device_name(plan.device)),
+        *study_place(plan.config, plan.folder),
+        metrics=plan.config.metrics,
+        fingerprint=asked,
+        meta=meta if plan.resumed else None,
         choices=lambda answers: {question.name: question.options for question in plan.space.build(answers).questions},
-        resume=resume,
     ) as store:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        if "started" not in store.meta:
-            store.set_meta("started", datetime.now(timezone.utc).isoformat(timespec="seconds"))
-        _write_config(plan.folder, plan.file, config_path, assignments)
+        if plan.resumed and assignments:
+            write_atomically(plan.folder / CONFIG, _config_text(plan.file, plan.folder / CONFIG, assignments))
         with _work(plan.folder, store):
             _carry_out(plan, store)
         result = result_of(store)
@@ -143,12 +155,34 @@ def _same_table(store: Store, table: LatencyTable) -> None:
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def _write_config(folder: Path, file: YamlFile, source: Path, assignments: Sequence[str]) -> None:
-    text = file.text
-    if assignments:
-        text = f"# {source} {' '.join(f'--set {shlex.quote(assignment)}' for assignment in assignments)}\n"
-        text += yaml.safe_dump(file.values, sort_keys=False, allow_unicode=True)
-    write_atomically(folder / CONFIG, text)
+def _begin(plan: Plan, asked: Mapping[str, Any], meta: Mapping[str, Any], config: str) -> None:
+    """Makes the folder of a new run, with its config and its study: whole or not at all, so that whatever is there can
+    be resumed. An empty folder that is there already may be a mounted volume, so that one is filled."""
+    folder = plan.folder
+    objectives = [plan.config.metrics[name] for name in plan.config.objective_names]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as undo:
+        with nullcontext(folder) if folder.exists() else whole(folder) as place:
+            place.mkdir(exist_ok=True)
+            storage = plan.config.storage or place / JOURNAL
+            undo.callback((place / JOURNAL).unlink, missing_ok=True)
+            name = create_study(storage, folder.resolve().name, objectives=objectives, fingerprint=asked, meta=meta)
+            if plan.config.storage:
+                undo.callback(delete_study, plan.config.storage, name)
+                undo.callback((place / STUDY).unlink, missing_ok=True)
+                write_atomically(place / STUDY, f"{name}\n")
+            write_atomically(place / CONFIG, config)
+        undo.pop_all()
+
+
+def _config_text(file: YamlFile, source: Path | None, assignments: Sequence[str]) -> str:
+    """The config as the folder keeps it: the text that was given, or its values, where some were assigned, or where
+    paths were not absolute, which elsewhere would mean other files."""
+    if YamlFile(file.text, file.name).values == file.values:
+        return file.text
+    changes = [f"--set {shlex.quote(assignment)}" for assignment in assignments]
+    values = yaml.safe_dump(file.values, sort_keys=False, allow_unicode=True)
+    return f"# {' '.join([str(source), *changes])}, local paths made absolute\n{values}"
 
 
 @contextmanager
@@ -156,6 +190,7 @@ def _work(folder: Path, store: Store) -> Iterator[None]:
     """What happens here is the run's work: how it ended is written down, a failure goes to the log and becomes
     WorkFailed, and after an interrupt the report is written of what there is."""
     began, before = time.monotonic(), float(store.meta.get("seconds", 0.0))
+    again = shlex.join(["nfsearch", "run", "--resume", str(folder)])
 
     def end(status: str) -> None:
         store.set_meta("status", status)
@@ -168,15 +203,15 @@ def _work(folder: Path, store: Store) -> Iterator[None]:
             write_outputs(result_of(store), folder)
         except KeyboardInterrupt:
             with interruptible():  # asking again does not hurry it
-                end("interrupted")
                 try:
+                    end("interrupted")
                     write_outputs(result_of(store), folder)
-                except OSError as error:
-                    say(f"The report could not be written: {error}")
-            again = shlex.join(["nfsearch", "run", str(folder / CONFIG), "--out", str(folder), "--resume"])
+                except Exception as error:
+                    say(f"The report could not be written: {typed_line(error)}")
             say(f"Interrupted. What finished is kept; to go on: {again}")
             raise
         except Exception as error:
-            logger.error("%s", traceback.format_exc())
-            end("failed-to-finish")
-            raise WorkFailed(f"{error} (details in {folder / LOG})") from error
+            failure = failed(folder, error, again)
+            with suppress(Exception):  # a full disk, a database that is gone: the first error is the one to tell
+                end("failed-to-finish")
+            raise failure from error
