@@ -57,7 +57,7 @@ def test_a_bad_table_is_told_everywhere_and_the_front_is_measured(
 
     monkeypatch.setattr(verify, "time_whole", None)  # what is timed is not timed again
     trust = ("--set", "latency.trust={mape: 1e6, spearman: -1}")
-    _, err = command("run", config, "--out", "run", "--resume", "--strict", *trust)
+    _, err = command("run", "--resume", "run", "--strict", *trust)
     assert "DO NOT TRUST" not in err
     again = RunResult.load(tmp_path / "run" / "result.json")
     assert (again.front, again.table and again.table.trusted) == (result.front, True)
