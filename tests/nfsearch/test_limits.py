@@ -60,16 +60,22 @@ def test_the_tighter_of_two_limits_counts() -> None:
     [
         (
             {"limits": {"tpto_ms": 1}},
-            "'tpto_ms' is no NAME_UNIT of loss, .*tpot, .*memory, .*latency.workloads defines workloads",
+            "limits.tpto_ms: expected NAME_UNIT of loss, .*tpot, .*memory, .*latency.workloads defines workloads",
         ),
         (
             {"limits": {"tpot_gb": 1}},
-            "'tpot_gb' limits tpot, which is in seconds: expected us, ms, s, tokens_per_s, not 'gb'",
+            "limits.tpot_gb: limits tpot, which is in seconds: expected us, ms, s, tokens_per_s, not 'gb'",
         ),
-        ({"limits": {"memory_ms": 1}}, "'memory_ms' limits memory, which is in bytes: expected mb, gb, not 'ms'"),
+        ({"limits": {"memory_ms": 1}}, "limits.memory_ms: limits memory, which is in bytes: expected mb, gb, not 'ms'"),
         ({"limits": {"tpot_8k_hours": 1}}, "limits tpot_8k, which is in seconds: expected us, .* not 'hours'"),
-        ({"limits": {"memory": 1}}, "'memory' limits memory, which is in bytes: expected mb, gb, not without a unit"),
-        ({"limits": {"loss_ms": 1}}, "'loss_ms' limits loss, which is in nats per token: expected no unit, not 'ms'"),
+        (
+            {"limits": {"memory": 1}},
+            "limits.memory: limits memory, which is in bytes: expected mb, gb, not without a unit",
+        ),
+        (
+            {"limits": {"loss_ms": 1}},
+            "limits.loss_ms: limits loss, which is in nats per token: expected no unit, not 'ms'",
+        ),
         ({"limits": {"parameters_gb": 1}}, "which is a number: expected no unit, m, b, not 'gb'"),
         ({"limits": {"bits_per_byte_mb": 1}}, "limits bits_per_byte, which is a number: expected no unit, not 'mb'"),
         ({"limits": {"tpot_ms": 0}}, "limits.tpot_ms: expected a number above 0, found 0"),
@@ -78,7 +84,7 @@ def test_the_tighter_of_two_limits_counts() -> None:
             "limits.tpot_tokens_per_s: expected a number above 0, found 9.99989e-321",
         ),
         ({"objectives": ["loss", "speed"]}, "'speed' is none of loss, .*tpot, .*memory, .*; latency.workloads"),
-        ({"objectives": ["loss", "tpot", "loss"]}, "objectives: one is listed twice"),
+        ({"objectives": ["loss", "tpot", "loss"]}, "objectives.2: 'loss' is listed twice"),
         (
             {"space": {"width": {"fit": "latency", "from": [64]}, "layers": "F"}, "limits": {"memory_gb": 1}},
             "tpot_ms: 2",

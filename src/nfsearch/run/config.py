@@ -21,7 +21,7 @@ from nfsearch.run.yaml_file import YamlFile, read_yaml
 from nfsearch.search import EXECUTORS, RULES, STRATEGIES, Limits, RuleSettings, SearchSettings, WorkerSettings
 from nfsearch.space import SpaceSettings
 from nfsearch.support.metrics import Metric
-from nfsearch.support.settings import Settings
+from nfsearch.support.settings import SettingError, Settings
 
 # Sections that name a kind: the key that names it, and where kinds are found.
 _KINDS: dict[str, tuple[str, Any]] = {
@@ -65,16 +65,15 @@ class Config(Settings):
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
         names = self.metrics
-        for name in self.objectives:
+        for number, name in enumerate(self.objectives):
             if name not in names:
-                raise ValueError(
-                    f"objectives: {name!r} is none of {', '.join(names)}; latency.workloads defines workloads"
-                )
-        if len(set(self.objectives)) < len(self.objectives):
-            raise ValueError("objectives: one is listed twice")
+                known = f"{', '.join(names)}; latency.workloads defines workloads"
+                raise SettingError(f"{name!r} is none of {known}", "objectives", number)
+            if name in self.objectives[:number]:
+                raise SettingError(f"{name!r} is listed twice", "objectives", number)
         most = self.limit_values.most  # raises for a limit that is wrong
         if self.space.fit_width and not most.keys() & self.latency.workloads.keys():
-            raise ValueError("space.width is {fit: latency}, which needs a latency in limits, such as tpot_ms: 2")
+            raise SettingError("{fit: latency} needs a latency in limits, such as tpot_ms: 2", "space", "width")
         return self
 
     @property
@@ -133,12 +132,12 @@ def _model(named: tuple[tuple[str, type[BaseModel]], ...]) -> type[Config]:
 def read_limits(limits: Mapping[str, float], metrics: Mapping[str, Metric]) -> Limits:
     """Limits by NAME_UNIT as limits by metric.
 
-    Raises ValueError for a limit that is no NAME_UNIT of a metric in a unit of its kind."""
+    Raises SettingError for a limit that is no NAME_UNIT of a metric in a unit of its kind."""
     found: dict[str, float] = {}
     for limit, value in limits.items():
         name, unit = _limit(limit, metrics)
         if not value > 0 or not 0 < (most := metrics[name].limit(value, unit)) < math.inf:
-            raise ValueError(f"limits.{limit}: expected a number above 0, found {value:g}")
+            raise SettingError(f"expected a number above 0, found {value:g}", "limits", limit)
         found[name] = min(most, found.get(name, most))
     return Limits(found, metrics)
 
@@ -150,16 +149,17 @@ def _limit(limit: str, metrics: Mapping[str, Metric]) -> tuple[str, str]:
     name = max(fitting, key=lambda each: (fitting[each] in metrics[each].limit_units, len(each)), default="")
     if not name:
         example = next((each for each, metric in metrics.items() if "ms" in metric.limit_units), "tpot")
-        raise ValueError(
-            f"limits: {limit!r} is no NAME_UNIT of {', '.join(metrics)} (such as {example}_ms); "
-            "latency.workloads defines workloads"
+        raise SettingError(
+            f"expected NAME_UNIT of {', '.join(metrics)} (such as {example}_ms); latency.workloads defines workloads",
+            "limits",
+            limit,
         )
     unit = fitting[name]
     if unit not in metrics[name].limit_units:
         kind = f"in {metrics[name].unit.name}" if metrics[name].unit.name else "a number"
         known = ", ".join(each or "no unit" for each in metrics[name].limit_units)
         found = repr(unit) if unit else "without a unit"
-        raise ValueError(f"limits: {limit!r} limits {name}, which is {kind}: expected {known}, not {found}")
+        raise SettingError(f"limits {name}, which is {kind}: expected {known}, not {found}", "limits", limit)
     return name, unit
 
 

@@ -10,6 +10,7 @@ from nfsearch.latency_lut import LatencyTable, OutOfMemory, Workload
 from nfsearch.latency_lut.estimator import ITEM_BYTES
 from nfsearch.space import Architecture
 from nfsearch.support.metrics import BYTES, COUNT, JOULES, Measurement, Measurements, Metric
+from nfsearch.support.settings import SettingError
 
 MEMORY = Metric("memory", BYTES)  # the bytes that the hungriest workload needs
 PARAMETERS = Metric("parameters", COUNT)
@@ -29,7 +30,8 @@ def known_metrics(proxy: Iterable[Metric], workloads: Mapping[str, Workload]) ->
     found: dict[str, Metric] = {}
     for metric in (*proxy, *times, MEMORY, PARAMETERS, STATE, *energies):
         if metric.name in found:
-            raise ValueError(f"latency.workloads: {metric.name!r} is the name of something else that is measured")
+            what = "the name of something else that is measured"
+            raise SettingError(f"{metric.name!r} is {what}", "latency", "workloads", metric.name)
         found[metric.name] = metric
     return found
 

@@ -12,8 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from nfsearch.support.errors import first_line
 from nfsearch.support.names import nearest
+from nfsearch.support.settings import SettingError
 
 MAX_VALUES = 10_000  # of one file, aliases followed
+MAX_BYTES = 256_000  # of one file; reading them takes seconds
 _EXPECTED = {
     "int_parsing": "expected a whole number",
     "int_type": "expected a whole number",
@@ -27,11 +29,32 @@ _EXPECTED = {
     "model_type": "expected keys and values",
 }
 M = TypeVar("M", bound=BaseModel)
+_KINDS = {
+    "tag:yaml.org,2002:int": "whole number that can be read",
+    "tag:yaml.org,2002:float": "number",
+    "tag:yaml.org,2002:bool": "true or false",
+    "tag:yaml.org,2002:timestamp": "date",
+    "tag:yaml.org,2002:str": "text of Unicode",
+}
 _SUFFIX = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: `2e6`, `4M` and `10B` are numbers, a key given twice is an error."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node. Raises ConstructorError, which has the line, whatever is wrong with it."""
+        try:
+            value = super().construct_object(node, deep=deep)
+            if isinstance(value, str):
+                value.encode()
+            return value
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception:  # PyYAML's constructors raise what their author did not think of
+            kind = _KINDS.get(node.tag, node.tag.rpartition(":")[2].removeprefix("!"))
+            shown = ascii(node.value[:40]) if isinstance(node, yaml.ScalarNode) else "what is in brackets"
+            raise yaml.constructor.ConstructorError(None, None, f"{shown} is no {kind}", node.start_mark) from None
 
 
 def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
@@ -92,9 +115,10 @@ class YamlFile:
                 found = [(key, value) for key, value in node.value if key.value == str(step)]
                 if found:
                     line, node = found[0][0].start_mark.line + 1, found[0][1]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-                node = node.value[step]
-                line = node.start_mark.line + 1
+            elif isinstance(node, yaml.SequenceNode):
+                parts = [part for number, part in enumerate(node.value) if str(number) == str(step)]
+                if parts:
+                    line, node = parts[0].start_mark.line + 1, parts[0]
         return line
 
     def set(self, assignment: str) -> None:
@@ -125,7 +149,8 @@ class YamlFile:
     def _complaints(self, error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
         by_place: dict[tuple[str, ...], list[str]] = {}
         for detail in error.errors():
-            place = self._place(detail["loc"], missing=detail["type"] == "missing")
+            inner = getattr(detail.get("ctx", {}).get("error"), "place", ())
+            place = self._place((*detail["loc"], *inner), missing=detail["type"] == "missing")
             found = by_place.setdefault(place, [])
             text = _complaint(detail, place, model)
             if text not in found:
@@ -138,7 +163,7 @@ class YamlFile:
         for path, assignment in self.assigned.items():
             if place[: len(path)] == path or path[: len(place)] == place != ():
                 return f"--set {assignment}"
-        return f"{self.name}:{self.line([int(step) if step.isdigit() else step for step in place])}"
+        return f"{self.name}:{self.line(place)}"
 
     def _place(self, loc: tuple[int | str, ...], missing: bool) -> tuple[str, ...]:
         """The part of an error's location that the file has: without the names of union members, and with the last
@@ -161,7 +186,8 @@ def _complaint(detail: Any, place: tuple[str, ...], model: type[BaseModel]) -> s
     if detail["type"] == "missing":
         return "is missing"
     if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
+        error = detail["ctx"]["error"]
+        return error.text if isinstance(error, SettingError) else str(error)
     found = detail["input"]
     shown = f", found {found!r}" if isinstance(found, (str, int, float, bool, type(None))) else ""
     return _EXPECTED.get(detail["type"], detail["msg"].replace("Input should be", "expected")) + shown
@@ -192,7 +218,11 @@ def _nodes(node: yaml.Node) -> Iterator[yaml.Node]:
 def read_yaml(path: Path) -> YamlFile:
     """Raises ValueError for a file that cannot be read or is not YAML."""
     try:
-        return YamlFile(path.read_text(encoding="utf-8"), str(path))
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"{path}: more than {MAX_BYTES:,} bytes, which no config has")
+        return YamlFile(content.decode(), str(path))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:

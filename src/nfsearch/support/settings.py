@@ -10,6 +10,14 @@ from pydantic import BaseModel, ConfigDict, field_validator
 _MOST = 2**63 - 1  # what libraries keep in 64 bits; and no product of a few such numbers is infinite
 
 
+class SettingError(ValueError):
+    """Something is wrong with one setting of the section that raises this; `place` leads from the section to it."""
+
+    def __init__(self, text: str, *place: str | int) -> None:
+        super().__init__(f"{'.'.join(map(str, place))}: {text}")
+        self.text, self.place = text, place
+
+
 class Settings(BaseModel):
     """A section of a config: it has no keys but its own, and its numbers are finite and fit into 64 bits."""
 
