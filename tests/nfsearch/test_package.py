@@ -12,7 +12,7 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,23 +20,10 @@ import yaml
 
 import nfsearch
 from tests.nfsearch.runs import invented_table
-from tests.readme import README, ROOT, Step, as_json, steps
+from tests.readme import README, ROOT, SPACE, Step, as_json, shortened, steps
 
 FOLDERS = ("src/nfsearch", "space", "ops", "latency_lut", "proxies", "search")
 NOT_IN_A_CLONE = (".*", "__pycache__", "build", "dist", "*.egg-info", "runs", "config.yaml")
-SPACE = {"width": 64, "layers": "D[head_dim=32] F[ratio=2]{0..1}"}  # a row of its table takes a third of a second
-SMALL = """
-import yaml
-from pathlib import Path
-
-config = yaml.safe_load(Path("config.yaml").read_text())
-config["space"] = SPACE
-config["latency"].update(table=TABLE, verify=0)
-config["proxy"].update(tokens=2048, sequence=64, batch=8, validation_tokens=2048)
-config["search"].update(evaluations=2, population=2, tournament=2, seeds_known=[])
-config["workers"] = {"executor": "local"}
-Path("config.yaml").write_text(yaml.safe_dump(config))
-"""
 LIGHT = "import sys; assert not {'ray', 'transformers'} & set(sys.modules)"
 HERE = "import nfsearch, sys; assert nfsearch.__file__.startswith(sys.prefix), nfsearch.__file__"
 
@@ -97,7 +84,8 @@ def test_every_line_of_the_readme_works(installed: Installed, place: str, tmp_pa
     folder = installed.clone if place == "clone" else tmp_path
     plan, code = tmp_path / "steps.json", (ROOT / "tests" / "readme" / "play.py").read_text()
     table = invented_table(tmp_path / "invented.parquet", SPACE)
-    plan.write_text(json.dumps([*map(as_json, shortened(steps(README.read_text(encoding="utf-8")), table))]))
+    lines = shortened(steps(README.read_text(encoding="utf-8")), str(table))
+    plan.write_text(json.dumps([*map(as_json, checked(lines))]))
     done = subprocess.run(
         [installed.python, "-c", code, installed.clone, plan],
         cwd=folder,
@@ -114,13 +102,11 @@ def test_every_line_of_the_readme_works(installed: Installed, place: str, tmp_pa
         assert (folder / "found" / name).stat().st_size > 100
 
 
-def shortened(lines: list[Step], table: Path) -> Iterator[Step]:
+def checked(lines: Iterable[Step]) -> Iterator[Step]:
     yield Step(0, "python", HERE)
     for step in lines:
         yield step
-        if step.text == "nfsearch init":
-            yield Step(step.line, "python", f"SPACE, TABLE = {SPACE!r}, {str(table)!r}\n{SMALL}")
-        elif step.text.startswith("nfsearch run "):
+        if step.text.startswith("nfsearch run "):
             yield Step(step.line, "python", LIGHT)
 
 

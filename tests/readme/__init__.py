@@ -10,6 +10,19 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"
 SECTIONS = ("space", "latency", "proxy", "search", "rule", "objectives", "limits", "workers", "storage")  # of a config
+SPACE = {"width": 64, "layers": "D[head_dim=32] F[ratio=2]{0..1}"}  # a row of its table takes a third of a second
+_SMALL = """
+import yaml
+from pathlib import Path
+
+config = yaml.safe_load(Path("config.yaml").read_text())
+config["space"] = SPACE
+config["latency"].update(table=TABLE, verify=0)
+config["proxy"].update(tokens=2048, sequence=64, batch=8, validation_tokens=2048)
+config["search"].update(evaluations=2, population=2, tournament=2, seeds_known=[])
+config["workers"] = {"executor": "local"}
+Path("config.yaml").write_text(yaml.safe_dump(config))
+"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,14 @@ def steps(text: str) -> list[Step]:
         else:
             language, start, lines = line.removeprefix("```") or "none", number + 1, []
     return found
+
+
+def shortened(lines: list[Step], table: str = "auto") -> Iterator[Step]:
+    """With a small space and little training in the config that `nfsearch init` makes; and a table, if it is there."""
+    for step in lines:
+        yield step
+        if step.text == "nfsearch init":
+            yield Step(step.line, "python", f"SPACE, TABLE = {SPACE!r}, {table!r}\n{_SMALL}")
 
 
 def _block(language: str, start: int, lines: list[str]) -> Iterator[Step]:
