@@ -254,7 +254,7 @@ def test_memory_is_watched_while_a_job_runs() -> None:
             return evaluation(1.0)
 
     worker = Worker(Takes(), 1, resident_bytes() + 100e6)
-    job = strategy().propose(0, []).job
+    job = strategy().propose(0, History()).job
     for first in (True, False):
         began = time.monotonic()
         outcome, resident = worker.evaluate(replace(job, seed=1))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from nfsearch.search.executors.cluster import RaySettings, worker_count
+from nfsearch.search.executors.cluster import RaySettings, require_room, room_for
 from nfsearch.search.strategies.aging import AgingSettings
 
 
@@ -30,12 +30,12 @@ def test_bad_worker_settings(fields: dict[str, object]) -> None:
         RaySettings.model_validate(fields)
 
 
-def test_worker_count() -> None:
+def test_room_for_workers() -> None:
     machine = {"CPU": 16.0, "GPU": 2.0}
-    assert worker_count(RaySettings(), False, machine) == 16
-    assert worker_count(RaySettings(), True, machine) == 2
-    assert worker_count(RaySettings(gpus=0.5), True, machine) == 4
-    assert worker_count(RaySettings(count=3, cpus=4), False, machine) == 3
+    assert room_for(RaySettings(), False, machine) == 16
+    assert room_for(RaySettings(), True, machine) == 2
+    assert room_for(RaySettings(gpus=0.5), True, machine) == 4
+    require_room(RaySettings(count=3, cpus=4), False, [machine], "this machine has")
     for settings in (RaySettings(count=3), RaySettings(gpus=4), RaySettings(cpus=17)):
-        with pytest.raises(ValueError, match="Ray has 16 CPUs, 2 GPUs"):
-            worker_count(settings, True, machine)
+        with pytest.raises(ValueError, match="this machine has 16 CPUs, 2 GPUs"):
+            require_room(settings, True, [machine], "this machine has")
