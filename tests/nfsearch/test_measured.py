@@ -53,6 +53,7 @@ def test_a_bad_table_is_told_everywhere_and_the_front_is_measured(
         ]
         assert (record.number in result.front) == (not better)
     assert "estimated" in out
+    assert "One seed each. Which order holds: nfsearch confirm run" in err
     assert result.table.timed["tpot"].models == len(timed)
 
     monkeypatch.setattr(verify, "time_whole", None)  # what is timed is not timed again

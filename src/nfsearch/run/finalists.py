@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 
 from nfsearch.latency_lut import LatencyTable
 from nfsearch.latency_lut.verification import Check
@@ -30,7 +31,7 @@ def near_front(result: RunResult) -> list[CandidateRecord]:
 
     on = set(result.front)
     able = [record for record in result.admitted() if record.number in on or not beaten(record)]
-    return peeled(able, result.objectives)
+    return [*peeled(able, result.objectives)]
 
 
 def _ahead(one: CandidateRecord, other: CandidateRecord, metric: str) -> bool:
@@ -39,14 +40,12 @@ def _ahead(one: CandidateRecord, other: CandidateRecord, metric: str) -> bool:
     return b.value - a.value >= math.hypot(a.error, b.error)
 
 
-def peeled(records: Sequence[CandidateRecord], objectives: Sequence[str]) -> list[CandidateRecord]:
+def peeled(records: Sequence[CandidateRecord], objectives: Sequence[str]) -> Iterator[CandidateRecord]:
     """The front of the records, the front of the others, and so on; each by the first objective."""
     left = {record.number: record for record in records}
-    order: list[CandidateRecord] = []
     while left:
         layer = best({number: record.metrics for number, record in left.items()}, objectives)
-        order += [left.pop(number) for number in layer]
-    return order
+        yield from [left.pop(number) for number in layer]
 
 
 def finalists(store: Store, result: RunResult, top: int) -> list[CandidateRecord]:
@@ -56,11 +55,11 @@ def finalists(store: Store, result: RunResult, top: int) -> list[CandidateRecord
     known = chosen.get("numbers", []) if chosen.get("candidates") == len(result.candidates) else []
     first = result.contenders()
     rest = [record for record in result.admitted() if record not in first]
-    order = [record.number for part in (first, rest) for record in peeled(part, result.objectives)]
-    numbers = [*known, *(number for number in order if number not in known)]
-    if len(numbers[:top]) > len(known):
-        store.set_meta(_FINALISTS, {"candidates": len(result.candidates), "numbers": numbers[:top]})
-    return [result.candidate(number) for number in numbers[:top]]
+    order = (record.number for part in (first, rest) for record in peeled(part, result.objectives))
+    numbers = [*islice(chain(known, (number for number in order if number not in known)), top)]
+    if len(numbers) > len(known):
+        store.set_meta(_FINALISTS, {"candidates": len(result.candidates), "numbers": numbers})
+    return [result.candidate(number) for number in numbers]
 
 
 def time_front(config: Config, store: Store, table: LatencyTable) -> None:

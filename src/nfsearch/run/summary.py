@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.table import Table
@@ -21,6 +22,8 @@ def print_summary(result: RunResult, folder: Path) -> None:
     if confirmed:
         for line in (f"By {confirmed.metric}: {confirmed.order()}", *confirmed.fallen(result.objectives)):
             print(line)
+    elif result.front:
+        say(f"One seed each. Which order holds: nfsearch confirm {shlex.quote(str(folder))}")
     for note, numbers in result.notes().items():
         say(f"Beware, of {len(numbers)} of {len(result.candidates)} candidates: {note}")
     if words := distrust(result):
