@@ -151,6 +151,7 @@ class Loop:
                 each.seconds,
                 each.attempt,
                 *(self._curves[each.job][-1] if self._curves[each.job] else (None, None)),
+                of=each.job.fidelity.tokens,
             )
             for each in self.executor.running
             if each.job in self._running

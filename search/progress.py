@@ -24,6 +24,7 @@ class Training:
     attempt: int
     tokens: int | None = None
     loss: float | None = None  # of training, as last reported
+    of: int = 0  # tokens that it is to see
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Progress:
     running: tuple[Training, ...] = ()
     standing: Standing = field(default_factory=Standing)
     seconds: float = 0.0  # since this process started its search
-    eta_seconds: float | None = None  # None until something has finished
+    eta_seconds: float | None = None  # None until something was reported or has finished
     ended: str | None = None  # why the search ended before all evaluations
 
     @property
@@ -87,10 +88,12 @@ class Progress:
 
 
 def eta_seconds(candidates: Sequence[Candidate], running: Sequence[Training], left: int, workers: int) -> float | None:
-    """Time until `left` candidates have finished, the running ones among them, from the mean of the recent ones."""
-    if not candidates:
+    """Time until `left` candidates have finished, the running ones among them, from the mean of the recent ones; before
+    one has finished, from how far those have come that report."""
+    seconds = [candidate.seconds for candidate in candidates[-RECENT:]]
+    seconds = seconds or [task.seconds * task.of / task.tokens for task in running if task.tokens and task.of]
+    if not seconds:
         return None
-    recent = candidates[-RECENT:]
-    mean = sum(candidate.seconds for candidate in recent) / len(recent)
+    mean = sum(seconds) / len(seconds)
     spent = sum(min(task.seconds, mean) for task in running)
     return max(left * mean - spent, 0.0) / workers

@@ -13,12 +13,12 @@ import pytest
 
 from nfsearch.proxies import Evaluation, Job
 from nfsearch.search import Candidate, History
-from nfsearch.search.progress import Progress
+from nfsearch.search.progress import Progress, Training, eta_seconds
 from nfsearch.search.study import load_store
 from nfsearch.support.metrics import Measurement
 from nfsearch.support.notes import note
 from nfsearch.testing.samples import small_space
-from tests.search.fakes import FakeProxy, HandExecutor, loop, loss_of, strategy
+from tests.search.fakes import FakeProxy, HandExecutor, loop, loss_of, search, strategy
 
 
 def designs(candidates: Sequence[Candidate]) -> list[tuple[str, float | None]]:
@@ -305,3 +305,15 @@ loop(folder, FakeProxy(folder / "log", lambda job, found: time.sleep(0.05) or fo
     final = resumed.run()
     assert [c.proposal.index for c in final.candidates] == list(range(16))
     assert not finished & set(log.read_text().splitlines()[begun:])
+
+
+def test_the_time_left_is_told_from_the_first_report_on() -> None:
+    running = [
+        Training(0, "D", 10.0, 1, tokens=100, loss=3.0, of=400),
+        Training(1, "A", 30.0, 1, tokens=200, loss=3.0, of=400),
+        Training(2, "F", 2.0, 1, of=400),
+    ]
+    assert eta_seconds([], running[2:], 10, 2) is None
+    assert eta_seconds([], running, 10, 2) == pytest.approx((10 * 50 - 42) / 2)  # a whole one takes 40 and 60 s
+    first = search(strategy(), 1)
+    assert eta_seconds(first, running, 10, 1) == pytest.approx(max(10 * first[0].seconds - 3 * first[0].seconds, 0.0))
