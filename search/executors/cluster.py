@@ -155,9 +155,7 @@ def cluster(settings: RaySettings) -> Iterator[Lifelines]:
     cluster cannot be joined, and RuntimeError if Ray does not start.
     """
     if not settings.address:
-        os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
-        # A token of its own: Ray would write one to the home folder
-        os.environ.setdefault("RAY_AUTH_TOKEN", uuid.uuid4().hex)
+        set_environment()
     import ray  # after the environment, which it reads when imported
 
     if ray.is_initialized():
@@ -173,6 +171,12 @@ def cluster(settings: RaySettings) -> Iterator[Lifelines]:
             else:
                 _start(settings, str(folder))
         yield Lifelines(settings.address)
+
+
+def set_environment() -> None:
+    """What a Ray that is started here is told by its environment."""
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
+    os.environ.setdefault("RAY_AUTH_TOKEN", uuid.uuid4().hex)  # Ray would write one to the home folder
 
 
 def _start(settings: RaySettings, folder: str) -> None:

@@ -70,7 +70,7 @@ class Places:
             if known is None:
                 self.nodes[each["NodeID"]] = found
                 if found.alive:
-                    announce(f"{found.name} has joined, with room for {found.capacity} workers")
+                    announce(f"{found.name} has joined; room for workers: {found.capacity}")
             elif known.alive and not found.alive:
                 known.alive = False
                 announce(f"{known.name} is lost; what was evaluated there is evaluated elsewhere")

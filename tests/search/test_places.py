@@ -66,7 +66,7 @@ def test_machines_come_and_go(ray: FakeRay, capsys: pytest.CaptureFixture[str]) 
     assert found.choose("aa", but="c") is None
     said = capsys.readouterr().err
     assert "host-b (127.0.0.1) is lost" in said
-    assert "host-c (127.0.0.1) has joined, with room for 4 workers" in said
+    assert "host-c (127.0.0.1) has joined; room for workers: 4" in said
 
 
 def test_a_number_of_workers_is_kept_to_where_there_is_room(ray: FakeRay) -> None:
