@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from nfsearch.proxies import Evaluation, Job
 from nfsearch.search.budgets import Limits
 from nfsearch.search.candidate import Candidate, Proposal, State
-from nfsearch.search.executor import Ended, Executor, Reported
+from nfsearch.search.executor import Ended, Executor, Reported, Running
 from nfsearch.search.history import History
 from nfsearch.search.progress import Progress, Tally, Training, eta_seconds
 from nfsearch.search.rule import Rule
@@ -144,18 +144,7 @@ class Loop:
 
     def _progress(self) -> Progress:
         workers = max(self.executor.workers, 1)
-        running = tuple(
-            Training(
-                self._running[each.job].index,
-                str(each.job.architecture),
-                each.seconds,
-                each.attempt,
-                *(self._curves[each.job][-1] if self._curves[each.job] else (None, None)),
-                of=each.job.fidelity.tokens,
-            )
-            for each in self.executor.running
-            if each.job in self._running
-        )
+        running = tuple(self._training(each) for each in self.executor.running if each.job in self._running)
         left = len(self._running) + (0 if self._ended else self._left)
         return Progress(
             evaluations=self.evaluations,
@@ -167,3 +156,9 @@ class Loop:
             eta_seconds=eta_seconds(self.history, running, left, workers),
             ended=self._ended,
         )
+
+    def _training(self, each: Running) -> Training:
+        curve = self._curves[each.job]
+        tokens, loss = curve[-1] if curve else (None, None)
+        index, architecture = self._running[each.job].index, str(each.job.architecture)
+        return Training(index, architecture, each.seconds, each.attempt, tokens, loss, each.job.fidelity.tokens)
