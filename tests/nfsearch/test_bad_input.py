@@ -16,8 +16,10 @@ import yaml
 from nfsearch.cli.main import main
 from nfsearch.latency_lut import LatencyTable, load_table, save_table
 from nfsearch.ops import fla_layers
+from nfsearch.run import plan
 from nfsearch.run.config import Config, load_config
 from nfsearch.run.tables import proxy_of
+from nfsearch.search.study import load_store
 from tests.nfsearch.runs import SPACE, tiny_config
 
 Run = Callable[..., str]
@@ -258,6 +260,25 @@ def test_damaged_table(fails: Run, tmp_path: Path, keep: int) -> None:
     assert "table.parquet is " in fails("run", config)
 
 
+def test_a_broken_verification_is_told_before_anything_is_written(fails: Run, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    (tmp_path / "table.verification.json").write_text("{")
+    assert "table.verification.json is no verification" in fails("run", config)
+
+
+def test_a_storage_is_a_url(fails: Run, tmp_path: Path) -> None:
+    assert "storage: expected a URL, such as sqlite:///" in fails("run", tiny_config(tmp_path, storage="plainname"))
+
+
+def test_a_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "proj" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "proj" / "sub")
+    assert plan._folder(Path("../config.yaml"), None) == Path("runs/proj")
+    for nameless in ("/config.yaml", "...yaml", "..yaml"):
+        with pytest.raises(ValueError, match="gives no name to the folder"):
+            plan._folder(Path(nameless), None)
+
+
 def test_output_folder(fails: Run, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     assert "there is no run to resume" in fails("run", "--resume", "nothing")
@@ -272,23 +293,31 @@ def test_output_folder(fails: Run, tmp_path: Path) -> None:
     assert "nfsearch: " in fails("run", config, "--out", "/proc/nfsearch")  # nobody can write there, root neither
 
 
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("room", [0, 16_000])
+def test_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], room: int
+) -> None:
+    """At the start, and in the middle of the search."""
     config = tiny_config(tmp_path)
     proxy_of(load_config(config)[0])  # so that the run's folder is where the disk is full
     monkeypatch.setattr(sys, "argv", ["nfsearch", "run", str(config), "--out", str(tmp_path / "run")])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
         with pytest.raises(SystemExit) as end:
             main()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     err = capsys.readouterr().err
-    assert end.value.code in (1, 2)
+    assert end.value.code == 1
     assert "Traceback" not in err
+    assert "Logging error" not in err
     assert err.count("nfsearch: ") == 1
     assert "File too large" in err
+    assert (tmp_path / "run").exists() == (room > 0)
     assert not (tmp_path / "run" / "result.json").exists()
+    if room:
+        assert 0 < len(load_store(tmp_path / "run" / "study.journal").candidates()) < 8
 
 
 def test_reports_and_exports_of_what_is_no_run(fails: Run, tmp_path: Path) -> None:
@@ -356,8 +385,6 @@ def test_resuming_with_another_config(fails: Run, finished_run: Path, tmp_path: 
 def test_resuming_with_another_table(
     fails: Run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nfsearch.run import plan
-
     shutil.copytree(finished_run, tmp_path / "run")
     given = plan.given_table
 

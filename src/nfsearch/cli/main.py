@@ -17,7 +17,7 @@ import typer
 from nfsearch import __version__
 from nfsearch.cli.bench import bench
 from nfsearch.cli.lut import Set, lut
-from nfsearch.support.errors import WorkFailed
+from nfsearch.support.errors import WorkFailed, of_the_disk
 from nfsearch.support.interrupt import interrupts_raise
 
 app = typer.Typer(
@@ -50,7 +50,7 @@ def main() -> None:
         status = 1
     except (ValueError, OSError) as error:
         print(f"nfsearch: {error}", file=sys.stderr)
-        status = 2
+        status = 1 if of_the_disk(error) else 2
     except Exception as error:
         if not hasattr(error, "exit_code"):  # of click: a wrong use of the command line
             raise

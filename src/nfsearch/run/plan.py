@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nfsearch.latency_lut import LatencyTable, keys_for
+from nfsearch.latency_lut.verification import known_verification
 from nfsearch.proxies import Proxy
 from nfsearch.run.config import Config, load_config
 from nfsearch.run.metrics import energy_of, require_power
 from nfsearch.run.records import CONFIG, JOURNAL, STUDY, fingerprint
-from nfsearch.run.tables import budgets_of, check_layers, given_table, proxy_of, training_kind
+from nfsearch.run.tables import budgets_of, check_layers, given_table, is_here, proxy_of, training_kind
 from nfsearch.run.yaml_file import YamlFile
 from nfsearch.search import EXECUTORS, RULES, STRATEGIES, Budgets, Executor, History, Problem, Rule, Strategy
 from nfsearch.search.known import fitting, locate
@@ -85,6 +86,8 @@ def read_plan(config_path: Path | None, out: Path | None, resume: Path | None, a
     if table is not None:
         keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(table.provenance.kind))
         table.require(keys, config.latency.accept)
+        if not (config.latency.verify and is_here(config)):
+            known_verification(table)  # raises if it cannot be read: the run will tell what it says
         plan.begin(table).strategy.propose(0, History())  # raises if no member keeps the limits
     elif plan.device == "cpu":
         _require_of_a_cpu(config)

@@ -1,11 +1,20 @@
 """Errors that the command line tells apart, and errors in one line. A ValueError or OSError means wrong input and exit
-status 2."""
+status 2, but for a disk that is full or broken, for which no input is to blame."""
 
 from __future__ import annotations
+
+import errno
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class WorkFailed(RuntimeError):
     """The input was right and the work failed; what finished is kept. Exit status 1."""
+
+
+def of_the_disk(error: Exception) -> bool:
+    """Whether it says that the disk, or the share of it that the user may take, is full or broken."""
+    return isinstance(error, OSError) and error.errno in _DISK
 
 
 def first_line(error: BaseException) -> str:
