@@ -102,6 +102,20 @@ def test_the_name_of_a_device_is_no_markup(tmp_path: Path, command: Command) -> 
     assert "A[head_dim=16]" in out
 
 
+def test_an_estimate_says_its_context_and_whether_a_run_would_take_the_table(tmp_path: Path, command: Command) -> None:
+    table = load_table(invented_table(tmp_path / "table.parquet"))
+    asked = ("lut", "estimate", "table.parquet", "A[head_dim=16] F[ratio=2]", "--width", "64")
+    out, err = command(*asked)
+    assert "context 64 (the longest that was measured; --context asks for another)" in out
+    assert "BEWARE: `nfsearch run` refuses" not in err
+    table.rows = {key: dataclasses.replace(row, code="0" * 12) for key, row in table.rows.items()}
+    save_table(table, tmp_path / "table.parquet")
+    out, err = command(*asked, "--context", "64")
+    assert "context 64, vocabulary" in out
+    assert "BEWARE: `nfsearch run` refuses table.parquet: " in err
+    assert "rows were timed with other code" in err
+
+
 def test_calibrating_measures_a_few_rows_and_tells_the_error_of_a_scaled_table(
     quick: None, tmp_path: Path, command: Command
 ) -> None:

@@ -130,7 +130,7 @@ def estimate_from_table(
     table = _load(path, device)
     vocab, head_norm = _head(table, vocab, head_norm)
     asked = {name: value for name, value in workload.items() if value is not None}
-    if "context" not in asked and asked["phase"] != "generation":
+    if at_longest := "context" not in asked and asked["phase"] != "generation":
         longest = max((k.context for k in table.rows if k.phase == asked["phase"]), default=0)
         asked["context"] = max(0, longest - meta_tokens)
     architecture = Architecture.parse(notation, width=width, vocab=vocab, meta_tokens=meta_tokens, head_norm=head_norm)
@@ -139,6 +139,8 @@ def estimate_from_table(
     except ValidationError as error:
         raise ValueError("; ".join(problem["msg"] for problem in error.errors())) from None
     estimate, checked = table.estimate(architecture, work), known_verification(table)
+    if stale := table.staleness():
+        say(f"BEWARE: `nfsearch run` refuses {table.name}: {stale}")
     bar = checked.doubt().bar(estimate.seconds, estimate.error) if checked else estimate.error
     print(f"{estimate.seconds * 1e3:.4g} ms ± {bar * 1e3:.2g} ms  {architecture}, {table.provenance.device}")
     if checked:
@@ -147,6 +149,8 @@ def estimate_from_table(
         print("  ±: the noise of the rows alone; this table was never checked on whole models")
     names = ("batch", "prompt", "tokens") if work.phase == "generation" else ("batch", "context")
     words = ", ".join(f"{name} {getattr(work, name)}" for name in names)
+    if at_longest:
+        words += " (the longest that was measured; --context asks for another)"
     head = f"vocabulary {vocab}{', normalised head' if head_norm else ''}"
     print(f"  {work.phase}, {words}, {head}; {table.memory(architecture, work) / 1e9:.4g} GB at its peak")
     for part, seconds in table.breakdown(architecture, work).items():
