@@ -222,3 +222,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_value_of_something_that_the_run_does_not_measure_is_refused(result: RunResult) -> None:
+    values = result.model_dump(mode="json")
+    metrics = next(each["metrics"] for each in values["candidates"] if each["metrics"])
+    metrics["colour"] = next(iter(metrics.values()))
+    with pytest.raises(ValueError, match="has a value of colour, which this run does not measure"):
+        RunResult.model_validate(values)

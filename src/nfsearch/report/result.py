@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from nfsearch.latency_lut.agreement import Agreement, Doubt, Trust
 from nfsearch.latency_lut.verification import Check, Verification
@@ -157,6 +157,11 @@ class RunResult(Part):
     table: TableRecord | None = Field(description="null until it has been measured")
     storage: str = Field(description="the Optuna storage that holds the study")
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunResult:
+        _require_known(self.candidates, self.metrics)
+        return self
+
     def candidate(self, number: int) -> CandidateRecord:
         """Raises ValueError if there is no such candidate."""
         for record in self.candidates:
@@ -262,6 +267,7 @@ def build_result(
     doubts = {metric.name: _doubt(check, metric.name) for metric in metrics if metric.unit == SECONDS}
     records = [_record(each, doubts, timings.get(each.proposal.architecture.digest, {})) for each in ordered]
     by_number = {record.number: record.metrics for record in records}
+    _require_known(records, metrics)
     able = _contenders(ranked(records, limits))
     refusals: Counter[str] = Counter()
     for candidate in ordered:
@@ -281,6 +287,16 @@ def build_result(
         table=table,
         storage=storage,
     )
+
+
+def _require_known(records: Sequence[CandidateRecord], metrics: Sequence[Metric]) -> None:
+    known = {metric.name for metric in metrics}
+    for record in records:
+        if unknown := record.metrics.keys() - known:
+            raise ValueError(
+                f"candidate {record.number} has a value of {', '.join(sorted(unknown))}, which this run does not "
+                "measure: what was stored is damaged"
+            )
 
 
 def _contenders(able: list[CandidateRecord]) -> list[CandidateRecord]:
