@@ -27,7 +27,7 @@ from nfsearch.support.metrics import Measurement, Measurements, Metric
 Choices = Callable[[Answers], Mapping[str, Sequence[Any]]]  # answers -> the options of each question answered
 
 RECORD = "nfsearch"  # the system attribute that holds the candidate
-LONGEST = 200  # characters of an attribute that people read
+LONGEST = 100  # characters of an attribute that people read: what fits into a window
 
 _STATES: Mapping[State, TrialState] = {
     "done": TrialState.COMPLETE,

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from nfsearch.report.result import RunResult
+from nfsearch.run import search as run_search
 from nfsearch.search.study import load_store
 from tests.fla_stand_in import FOLDER, stand_in
 from tests.nfsearch.runs import FILES, RAY, invented_table, journal_trials, kill_group, start, tiny_config
@@ -81,3 +82,51 @@ def test_interrupted_killed_and_resumed_to_the_very_same_search(
         assert outcomes(folder) == outcomes(tmp_path / "whole")
         for name in FILES:
             assert (folder / name).exists()
+
+
+class Killed(BaseException):
+    """Ends a run as nothing does that a run takes in."""
+
+
+def test_killed_before_its_first_candidate_and_resumed_by_its_folder_alone(
+    tmp_path: Path, command: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somewhere else, with a config whose paths were relative, and settings that were assigned."""
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("\n\n".join(f"Document {n} tells of {n * n} and of {n + 7}." for n in range(3000)))
+    config = tiny_config(tmp_path, proxy={"data": "corpus.txt"})
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_search, "_carry_out", killed)
+        assigned = ("search.evaluations=3", "search.population=2", "proxy.tokens=1024")
+        with pytest.raises(Killed):
+            run_search.search(config, Path("run"), assignments=assigned)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    _, err = command("run", "--resume", "../run", "--set", "proxy.tokens=2048", "--set", "search.seed=1", status=2)
+    assert "(proxy.tokens was 1024 and is now 2048; search.seed was 0 and is now 1)" in err
+    command("run", "--resume", "../run")
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    candidates = RunResult.load(tmp_path / "run" / "result.json").candidates
+    assert [(each.state, each.fidelity.tokens) for each in candidates] == [("done", 1024)] * 3
+
+
+def test_two_runs_of_one_name_share_a_database(
+    tmp_path: Path, command: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewer = {"evaluations": 2, "population": 2}
+    config = tiny_config(tmp_path, storage="sqlite:///studies.db", search=fewer)
+    for folder in ("a/s", "b/s"):
+        command("run", config, "--out", folder)
+    assert [(tmp_path / folder / "s" / "study.name").read_text() for folder in "ab"] == ["s\n", "s-2\n"]
+    command("run", "--resume", "a/s", "--set", "search.evaluations=3")
+    (tmp_path / "c").mkdir()
+    monkeypatch.chdir(tmp_path / "c")
+    for folder, count in (("../a/s", 3), ("../b/s", 2)):
+        command("report", folder)
+        assert len(RunResult.load(Path(folder) / "result.json").candidates) == count
+    assert not list(tmp_path.glob("c/*"))

@@ -84,7 +84,7 @@ def test_what_people_see_of_a_study_is_named_short_and_in_their_units(journal: P
     assert first.user_attrs["notation"] == found.proposal.architecture.notation
     assert study.trials[3].user_attrs["error"] == "the loss is nan"
     for attributes in (study.user_attrs, *(trial.user_attrs for trial in study.trials)):
-        assert max((len(str(value)) for value in attributes.values()), default=0) <= 200
+        assert max((len(str(value)) for value in attributes.values()), default=0) <= 100
 
 
 def test_answers_are_params_where_their_choices_are_known(tmp_path: Path) -> None:
