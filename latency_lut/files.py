@@ -14,7 +14,7 @@ from nfsearch.latency_lut.records import provenance_of, row_of
 from nfsearch.latency_lut.rows import COLUMNS, Row
 from nfsearch.latency_lut.table import LatencyTable
 from nfsearch.support.errors import first_line
-from nfsearch.support.files import whole
+from nfsearch.support.files import naming, whole
 
 SCHEMA_VERSION = 3
 MAX_ROWS = 200_000  # some hundred times what a table has
@@ -165,8 +165,9 @@ class Journal:
 
     def _write(self, values: dict[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
 
     def __enter__(self) -> Journal:
         return self
@@ -175,7 +176,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with naming(self.path):  # what could not be written is tried once more
+                self._file.close()
 
     def remove(self) -> None:
         """Once the table holds all of it."""

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+from nfsearch.support.files import naming
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,10 +39,11 @@ class JournalFile(JournalFileBackend):
         """Raises OSError, naming the file, where the records cannot be written; then it is as it was before."""
         before = self._path.stat().st_size
         try:
-            super().append_logs(logs)
-        except OSError as error:
+            with naming(self._path):
+                super().append_logs(logs)
+        except OSError:
             os.truncate(self._path, before)
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+            raise
 
 
 def lock(path: Path) -> BinaryIO:

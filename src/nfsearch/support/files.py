@@ -40,8 +40,19 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
     """Writes the file whole or not at all."""
-    with whole(path) as scratch:
+    with naming(path), whole(path) as scratch:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Has an OSError of the writing that is done inside name the file, which that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename or not error.errno:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def local_path(text: str) -> Path:
