@@ -22,7 +22,7 @@ from nfsearch.space.architecture import Architecture
 from nfsearch.space.counting import answers_by_depth, deepest
 from nfsearch.space.layer import Layer
 from nfsearch.space.limits import Limits
-from nfsearch.space.membership import Matcher, body_path
+from nfsearch.space.membership import Found, Matcher, body_path
 from nfsearch.space.notation import (
     MAX_LAYERS,
     Choice,
@@ -349,15 +349,16 @@ class SearchSpace:
     def locate_layers(self, layers: tuple[Layer, ...]) -> dict[str, Any] | None:
         """Answers whose member has these layers and keeps the limit on kinds per stage, or None."""
         matcher = Matcher(self.where, layers)
-        ends: dict[int, dict[str, Any]] = {0: {}}
+        ends: dict[int, Found] = {0: Found()}
         for path, stage in self._stages():
-            reached: dict[int, dict[str, Any]] = {}
+            reached: dict[int, Found] = {}
             for start, before in ends.items():
-                for end, answers in matcher.match(stage, path, start).items():
-                    if not self.limits.too_many_kinds(layers[start:end]):
-                        reached.setdefault(end, {**before, **answers})
+                for end, found in matcher.match(stage, start).items():
+                    if end not in reached and not self.limits.too_many_kinds(layers[start:end]):
+                        reached[end] = before.and_then(found.at(path))
             ends = reached
-        return ends.get(len(layers))
+        whole = ends.get(len(layers))
+        return whole.answers() if whole else None
 
     @cached_property
     def notation(self) -> str:
