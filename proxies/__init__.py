@@ -2,6 +2,17 @@
 
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.job import Evaluation, Job, Report
-from nfsearch.proxies.proxy import PROXIES, Proxy, ProxySettings, Trains
+from nfsearch.proxies.proxy import PROXIES, Proxy, ProxySettings, Reads, TokenSource, Trains
 
-__all__ = ["PROXIES", "Evaluation", "Fidelity", "Job", "Proxy", "ProxySettings", "Report", "Trains"]
+__all__ = [
+    "PROXIES",
+    "Evaluation",
+    "Fidelity",
+    "Job",
+    "Proxy",
+    "ProxySettings",
+    "Reads",
+    "Report",
+    "TokenSource",
+    "Trains",
+]

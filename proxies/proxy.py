@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
@@ -74,6 +75,27 @@ class Trains(Protocol):
 
     def train(self, job: Job, report: Report | None = None) -> tuple[HybridLM, Evaluation]:
         """The trained model of a job, and its evaluation."""
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """How many of the training tokens at hand are from one source; how many of them are different ones, as a source
+    that is too small for its share is repeated; and how often a candidate sees each of these on average."""
+
+    name: str
+    tokens: int
+    share: float
+    different: int
+    seen: float
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """A proxy that trains on tokens of one or more sources."""
+
+    @property
+    def sources(self) -> Sequence[TokenSource]:
+        """Where its training tokens come from, the largest first."""
 
 
 PROXIES: Registry[type[Proxy]] = Registry("nfsearch.proxies", "proxy")

@@ -7,7 +7,7 @@ from typing_extensions import Self
 
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.proxy import ProxySettings
-from nfsearch.proxies.sources import SplitData
+from nfsearch.proxies.sources import Data, SplitData, paths_of, renamed
 from nfsearch.proxies.tokenizers import load_tokenizer
 from nfsearch.support.files import local_path
 from nfsearch.support.metrics import NATS, Metric
@@ -24,10 +24,11 @@ _LARGEST_STEP = 2**24  # tokens; the largest models are trained in steps of this
 class TrainingSettings(ProxySettings):
     """A short training run whose validation loss ranks architectures."""
 
-    data: str | SplitData = Field(
+    data: Data = Field(
         default="python-stdlib",
-        description="python-stdlib, a file or folder (text, JSONL, Parquet; also .xz or .gz), hf:NAME, hf:NAME:CONFIG, "
-        "or {train: ..., validation: ...}; undivided data is split by a hash of its documents",
+        description="python-stdlib, a file or folder (text, JSONL, Parquet; also .xz or .gz), hf:NAME, hf:NAME:CONFIG; "
+        "a mixture [{path: ..., weight: 2}, ...] of these; or {train: ..., validation: ...}; undivided data is split "
+        "by a hash of its documents",
     )
     tokenizer: str = Field(default="bytes", description="bytes, bpe:VOCAB (trained on the data), or a tokenizer.json")
     tokens: int = Field(default=2_000_000, gt=0, le=10**12, description="training tokens per candidate")
@@ -55,9 +56,15 @@ class TrainingSettings(ProxySettings):
 
     @field_validator("data")
     @classmethod
-    def _possible_data(cls, value: str | SplitData) -> str | SplitData:
-        for text in (value.train, value.validation) if isinstance(value, SplitData) else (value,):
+    def _possible_data(cls, value: Data) -> Data:
+        for text in paths_of(value):
             local_path(text)
+        for mixture in (value.train, value.validation) if isinstance(value, SplitData) else (value,):
+            paths = paths_of(mixture)
+            if not paths:
+                raise ValueError("a mixture has at least one source")
+            if twice := next((path for path in paths if paths.count(path) > 1), None):
+                raise ValueError(f"{twice} is listed twice in a mixture")
         return value
 
     @field_validator("tokenizer")
@@ -84,12 +91,7 @@ class TrainingSettings(ProxySettings):
         return self
 
     def anchored(self) -> Self:
-        data = self.data
-        if isinstance(data, SplitData):
-            data = SplitData(train=_anchored(data.train), validation=_anchored(data.validation))
-        else:
-            data = _anchored(data)
-        return self.model_copy(update={"data": data, "tokenizer": _anchored(self.tokenizer)})
+        return self.model_copy(update={"data": renamed(self.data, _anchored), "tokenizer": _anchored(self.tokenizer)})
 
     @property
     def vocabulary(self) -> int:

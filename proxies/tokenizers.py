@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from nfsearch.proxies.cache import digest, publish
-from nfsearch.proxies.sources import SPLIT_VERSION, Source
+from nfsearch.proxies.sampling import training_texts
+from nfsearch.proxies.sources import Entry, identity
 from nfsearch.support.files import local_path
 
 _END = "<|endoftext|>"
@@ -73,7 +74,8 @@ class JsonTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         end = [] if self._end is None else [self._end]
-        encoded = self._tokenizer.encode_batch([utf8(text).decode() for text in texts], add_special_tokens=False)
+        clean = [utf8(text).decode() for text in texts]
+        encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)  # without offsets
         return [np.array(one.ids + end, dtype=np.uint32) for one in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -90,31 +92,21 @@ def load_tokenizer(name: str) -> Tokenizer:
     return ByteTokenizer() if name == "bytes" else JsonTokenizer(local_path(name))
 
 
-def resolve_tokenizer(name: str, source: Source, cache: Path) -> str:
-    """The name that `load_tokenizer` takes; `bpe:VOCAB` is trained on the source, once, and kept in `cache`."""
+def resolve_tokenizer(name: str, entries: Sequence[Entry], cache: Path) -> str:
+    """The name that `load_tokenizer` takes; `bpe:VOCAB` is trained on the data, once, and kept in `cache`."""
     if not name.startswith("bpe:"):
         return name
     vocab = int(name.removeprefix("bpe:"))
-    folder = cache / "tokenizers" / digest(["bpe", SPLIT_VERSION, vocab, _BPE_CHARACTERS, source.identity])
+    folder = cache / "tokenizers" / digest(["bpe", vocab, _BPE_CHARACTERS, identity(entries)])
     if not folder.is_dir():
         with publish(folder) as scratch:
-            _train_bpe(vocab, source, scratch / "tokenizer.json")
+            _train_bpe(vocab, entries, scratch / "tokenizer.json")
     return str(folder / "tokenizer.json")
 
 
-def _train_bpe(vocab: int, source: Source, path: Path) -> None:
+def _train_bpe(vocab: int, entries: Sequence[Entry], path: Path) -> None:
     """Learns merges from documents for training only, so that validation text stays unseen."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    def texts() -> Iterator[str]:
-        seen = 0
-
-        def wanted(validation: bool) -> bool:
-            return not validation and seen < _BPE_CHARACTERS
-
-        for text, _ in source.documents(wanted):
-            seen += len(text)
-            yield utf8(text).decode()
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -125,5 +117,5 @@ def _train_bpe(vocab: int, source: Source, path: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts(), trainer)
+    bpe.train_from_iterator((utf8(text).decode() for text in training_texts(entries, _BPE_CHARACTERS)), trainer)
     path.write_text(bpe.to_str(pretty=True), encoding="utf-8")  # `save` does not say that a disk is full

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from nfsearch.proxies.data import prepare
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.job import Evaluation, Job, Report
+from nfsearch.proxies.proxy import TokenSource
 from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, TrainingSettings
 from nfsearch.proxies.twin import check_narrowing, narrowed
 from nfsearch.space import SearchSpace
@@ -35,6 +36,16 @@ class TrainingProxy:
     @property
     def vocab(self) -> int:
         return self.corpus.vocab
+
+    @property
+    def sources(self) -> Sequence[TokenSource]:
+        found = []
+        total = sum(one.tokens for one in self.corpus.sources)
+        for one in self.corpus.sources:
+            share = one.tokens / total
+            seen = self.settings.tokens * share / one.different
+            found.append(TokenSource(one.name, one.tokens, share, one.different, seen))
+        return found
 
     @property
     def fidelity(self) -> Fidelity:

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from nfsearch.latency_lut import load_table
 from nfsearch.latency_lut.files import Journal
-from nfsearch.proxies.sources import open_source
+from nfsearch.proxies.sampling import sample, samplers_for
+from nfsearch.proxies.sources import open_data
 from nfsearch.report.result import RunResult
 from tests.fuzz import mutations
 
@@ -127,5 +128,6 @@ def _read_result(path: Path) -> None:
 
 
 def _read_data(path: Path) -> None:
-    for _ in open_source(str(path)).documents(lambda part: True):
+    (entry,) = open_data(str(path))
+    for _ in sample(entry.source, samplers_for(entry, {False: 2000, True: 100}, lambda texts: sum(map(len, texts)))):
         pass

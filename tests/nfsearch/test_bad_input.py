@@ -111,6 +111,15 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
             "config.yaml:3: proxy.data: " + "a" * 100 + ": no path: File name too long",
         ),
         (
+            "space: {width: 64, layers: F}\nproxy:\n  data:\n  - {path: a}\n  - {path: b, weight: -1}\n",
+            "config.yaml:5: proxy.data.1.weight: expected greater than 0, found -1",
+        ),
+        (
+            "space: {width: 64, layers: F}\nproxy:\n  data: [{path: a}, {path: a, weight: 2}]\n",
+            "config.yaml:3: proxy.data: a is listed twice in a mixture",
+        ),
+        ("space: {width: 64, layers: F}\nproxy: {data: []}\n", "proxy.data: a mixture has at least one source"),
+        (
             "space: {width: 64, layers: F}\nlimits: {tpt_ms: 3}\n",
             "config.yaml:2: limits.tpt_ms: expected NAME_UNIT of loss, bits_per_byte, perplexity, tpot, memory, "
             "parameters, state, tpot_energy (such as tpot_ms); latency.workloads defines workloads",
@@ -152,6 +161,9 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
         "step",
         "no path",
         "long path",
+        "weight",
+        "source twice",
+        "no source",
         "wrong-type",
         "unknown-limit",
         "key-of-another-strategy",

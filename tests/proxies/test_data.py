@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfsearch.proxies import cache, data
-from nfsearch.proxies.settings import SplitData, TrainingSettings
+from nfsearch.proxies.settings import TrainingSettings
+from nfsearch.proxies.sources import SplitData
 from nfsearch.proxies.tokenizers import ByteTokenizer, load_tokenizer
 from nfsearch.support.errors import WorkFailed
 
@@ -65,7 +66,7 @@ def test_second_prepare_reads_nothing(text: Path, tmp_path: Path, monkeypatch: p
     for tokenizer in ("bytes", "bpe:300"):
         first = data.prepare(proxy(text, tokenizer=tokenizer), tmp_path / "cache")
         with monkeypatch.context() as patch:
-            patch.setattr(data, "_tokenise", None)
+            patch.setattr(data, "write_shards", None)
             assert data.prepare(proxy(text, tokenizer=tokenizer, learning_rate=0.5), tmp_path / "cache") == first
     text.write_text(text.read_text() + json.dumps({"text": "one more line"}))
     assert data.prepare(proxy(text), tmp_path / "cache").digest != first.digest
@@ -179,19 +180,6 @@ def test_two_processes_at_once(text: Path, tmp_path: Path) -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
         first, second = pool.starmap(data.prepare, [(proxy(text, tokenizer="bpe:300"), tmp_path / "cache")] * 2)
     assert first == second
-
-
-def test_reading_is_bounded(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_LEAST_READ", 1)
-    monkeypatch.setattr(data, "_ENCODE_AT_ONCE", 500)
-    whole = data.prepare(proxy(text, tokens=10**6, validation_tokens=500), tmp_path / "cache")
-    with text.open("a") as stream:
-        stream.write("not JSON")  # never reached
-    part = data.prepare(proxy(text, tokens=3000, validation_tokens=500), tmp_path / "cache")
-    assert len(part.tokens("train")) == 4096
-    assert np.array_equal(part.tokens("train"), whole.tokens("train")[:4096])
-    assert np.array_equal(part.tokens("validation"), whole.tokens("validation"))
-    assert len(part.tokens("validation")) == 500
 
 
 def test_too_little_data(tmp_path: Path) -> None:

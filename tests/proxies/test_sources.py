@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import math
 import os
 import sys
 import sysconfig
@@ -16,14 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nfsearch.proxies.settings import SplitData
-from nfsearch.proxies.sources import open_source
+from nfsearch.proxies.sampling import Sampler, sample
+from nfsearch.proxies.sources import Data, SplitData, identity, open_data
 
 TEXTS = [f"document number {i}\n" * 3 for i in range(200)]
 
 
-def everything(data: str | SplitData) -> list[tuple[str, bool]]:
-    return list(open_source(data).documents(lambda part: True))
+def everything(data: Data) -> list[tuple[str, bool]]:
+    entries = open_data(data)
+    found = (sample(entry.source, {part: Sampler(math.inf) for part in entry.parts}) for entry in entries)
+    return [(text, part) for each in found for text, part, _ in each]
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:
@@ -91,10 +94,10 @@ def test_folder_takes_known_kinds_and_skips_hidden_files(tmp_path: Path) -> None
 
 def test_identity_follows_the_files(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
-    before = open_source(str(path)).identity
-    assert open_source(str(path)).identity == before
+    before = identity(open_data(str(path)))
+    assert identity(open_data(str(path))) == before
     write_jsonl(path, [*TEXTS, "more"])
-    assert open_source(str(path)).identity != before
+    assert identity(open_data(str(path))) != before
 
 
 def test_separate_validation_data(tmp_path: Path) -> None:
@@ -102,19 +105,6 @@ def test_separate_validation_data(tmp_path: Path) -> None:
     documents = everything(SplitData(train=str(train), validation=str(validation)))
     assert [text for text, part in documents if part] == ["unseen"] * 3
     assert [text for text, part in documents if not part] == TEXTS
-
-
-def test_reads_no_further_than_wanted(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS) + "not JSON")
-    left = 5
-
-    def wanted(part: bool) -> bool:
-        return left > 0
-
-    for _ in open_source(str(path)).documents(wanted):
-        left -= 1
-    assert left == 0
 
 
 @pytest.mark.parametrize(
@@ -152,15 +142,15 @@ def test_bad_parquet_columns_are_named(tmp_path: Path) -> None:
 
 def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no/such: no such file or folder"):
-        open_source("no/such")
+        open_data("no/such")
     os.mkfifo(tmp_path / "pipe.txt")
     for endless in ("/dev/zero", str(tmp_path / "pipe.txt")):
         with pytest.raises(ValueError, match=f"{endless}: neither a file nor a folder"):
-            open_source(endless)
+            open_data(endless)
     with pytest.raises(ValueError, match="holds no text"):
-        open_source(str(tmp_path))
+        open_data(str(tmp_path))
     with pytest.raises(ValueError, match="expected hf:NAME"):
-        open_source("hf:")
+        open_data("hf:")
 
 
 def test_hub_data(monkeypatch: pytest.MonkeyPatch) -> None:
