@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from nfsearch.latency_lut.agreement import Agreement, Doubt, Trust
 from nfsearch.latency_lut.verification import Check, Verification
-from nfsearch.proxies import Fidelity
+from nfsearch.proxies import Fidelity, TokenSource
 from nfsearch.report.confirmation import Confirmed, Part, best, confirmed_of
 from nfsearch.search.budgets import Limits
 from nfsearch.search.candidate import Candidate, State
@@ -139,6 +139,7 @@ class RunResult(Part):
     run: Run
     config: ConfigRecord
     space: SpaceRecord
+    sources: list[TokenSource] = Field(default=[], description="where training tokens come from, the largest first")
     metrics: list[Metric] = Field(min_length=1, description="what candidates are measured by; smaller is better")
     objectives: list[str] = Field(min_length=1, description="the metrics that are minimised; the first one decides")
     limits: dict[str, float] = Field(default={}, description="metric -> the most of it, in its unit")
@@ -250,6 +251,7 @@ def build_result(
     limits: Limits,
     population: int,
     storage: str,
+    sources: Sequence[TokenSource] = (),
     table: TableRecord | None = None,
     timings: Timings | None = None,
     confirmations: Sequence[Candidate] = (),
@@ -276,6 +278,7 @@ def build_result(
         run=run,
         config=config,
         space=space,
+        sources=list(sources),
         metrics=list(metrics),
         objectives=list(objectives),
         limits=dict(limits.most),

@@ -11,6 +11,7 @@ from typing import Any
 from nfsearch.latency_lut import LatencyTable, load_table
 from nfsearch.latency_lut.agreement import agreement_of
 from nfsearch.latency_lut.verification import Check, Verification
+from nfsearch.proxies import TokenSource
 from nfsearch.report.result import ConfigRecord, Run, RunResult, SpaceRecord, TableRecord, build_result
 from nfsearch.run.config import Config, validated
 from nfsearch.run.yaml_file import YamlFile
@@ -129,6 +130,7 @@ def result_of(store: Store, *, measured: bool = True) -> RunResult:
         ),
         config=ConfigRecord(text=meta["config"]["text"], resolved=dict(resolved)),
         space=SpaceRecord(**meta["space"]),
+        sources=[TokenSource(**one) for one in meta.get("sources", [])],
         metrics=list(config.metrics.values()),
         objectives=store.objectives,
         limits=config.limit_values,

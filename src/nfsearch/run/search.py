@@ -36,6 +36,7 @@ from nfsearch.run.records import (
     study_place,
     table_meta,
 )
+from nfsearch.run.sources import tell_sources
 from nfsearch.run.summary import distrust, print_summary
 from nfsearch.run.tables import checked, is_here, measure
 from nfsearch.run.view import search_line, search_view
@@ -99,6 +100,7 @@ def search(
 def _carry_out(plan: Plan, store: Store) -> None:
     """Measures, checks, searches."""
     config, space = plan.config, plan.space
+    store.set_meta("sources", tell_sources(plan.proxy))
     if not is_here(config):
         say(f"Planning for {config.latency.device}, training on {device.device_name(plan.device)}")
     table = plan.table
