@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 
 import pytest
 
 from nfsearch.cli.describe import describe_space, read_space
 from nfsearch.cli.main import main
+from nfsearch.space.notation import parse_layers
 
 DOUBLED = "n0; n27 = D{0..1}; " + "; ".join(f"n{i} = n{i + 1} n{i + 1}" for i in range(27))
 EMPTY = "D n0; n27 = (); " + "; ".join(f"n{i} = n{i + 1} n{i + 1}" for i in range(27))
@@ -46,6 +48,16 @@ def test_names_of_names_are_counted_once() -> None:
     space = read_space(doubled)
     assert space.count() == 2**1024
     assert len(space.alphabet()) == 1
+
+
+def test_membership_of_hundreds_of_layers_is_found_in_time() -> None:
+    began = time.process_time()
+    space = read_space("(D{0..1} F{0..1})*{1..400}")
+    answers = space.locate_layers(parse_layers("(D F){250} D"))
+    assert answers is not None
+    assert str(space.build(answers).architecture) == "D (F D){250} @ 1024"
+    assert space.locate_layers(parse_layers("(D F){250} A")) is None
+    assert time.process_time() - began < 10  # below one; it was minutes
 
 
 def test_more_than_a_file_name_may_have_is_an_expression() -> None:
