@@ -16,6 +16,7 @@ from nfsearch.latency_lut.files import Journal
 from nfsearch.proxies.sampling import sample, samplers_for
 from nfsearch.proxies.sources import open_data
 from nfsearch.report.result import RunResult
+from nfsearch.run.plan import read_plan
 from tests.fuzz import mutations
 
 Change = Callable[[random.Random, bytes], bytes]
@@ -72,7 +73,7 @@ def all_of(folder: Path) -> list[Target]:
     yaml, json = [*plain, *[mutations.of_yaml] * 4], [*plain, *[mutations.of_json] * 4]
     texts, run = sorted(folder.glob("*.notation")), folder / "run"
     return [
-        Target("config", [folder / "config.yaml"], yaml, [_config, _config_sampled]),
+        Target("config", [folder / "config.yaml"], yaml, [_config, _config_sampled, _planned]),
         Target("notation", texts, [*plain, mutations.of_numbers], [_expression, _sampled, _checked]),
         Target("table", [folder / "table.parquet"], parquet, [_shown, _estimated]),
         Target("table journal", [folder / "t.parquet.journal"], lines, [_read_rows]),
@@ -93,6 +94,11 @@ def _config(path: Path) -> Sequence[str]:
 
 def _config_sampled(path: Path) -> Sequence[str]:
     return ["space", str(path), "--sample", "1"]
+
+
+def _planned(path: Path) -> None:
+    """All that `nfsearch run` reads before it begins."""
+    read_plan(path, path.with_name("out"), None, [])
 
 
 def _expression(path: Path) -> Sequence[str]:

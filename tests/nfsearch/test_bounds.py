@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nfsearch.run.config import Config, load_config, model_for
+from nfsearch.run.records import run_meta
 from nfsearch.support.settings import Settings
 
 
@@ -72,3 +73,11 @@ def test_a_size_beyond_measure_is_refused_with_its_place(tmp_path: Path, space: 
     with pytest.raises(ValueError) as said:  # noqa: PT011
         load_config(path)
     assert str(said.value).startswith(f"{path}:1: {message}")
+
+
+def test_a_space_too_large_for_a_number_of_json_is_not_counted(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("space: {width: 128, layers: '(D[head_dim=64|128] | F[ratio=2|3|4])*{1500}'}\n")
+    config, file = load_config(path)
+    meta = run_meta(config, file, config.space.build(257), "cpu")
+    assert meta["space"]["count"] is None
