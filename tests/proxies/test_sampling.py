@@ -7,9 +7,11 @@ import json
 import lzma
 import random
 import re
+import sys
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +249,20 @@ def test_thinning_keeps_what_it_should_evenly(lengths: list[int], share: float) 
     assert all(0 <= new <= old for new, old in zip(kept, lengths, strict=True))
     so_far = np.cumsum(kept) - np.cumsum(lengths) * keep / sum(lengths)
     assert abs(so_far).max() <= 2 * max(lengths)
+
+
+def test_a_stream_of_the_hub_is_read_no_further_than_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: object, **__: object) -> Iterator[dict[str, str]]:
+        for number in count():
+            assert number < 5000
+            yield {"text": f"{number} {'e' * 500}\n"}
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    mixture = [{"path": "hf:org/endless"}, {"path": str(folder / "a.txt")}]
+    corpus = prepared(mixture, tokens=2**18, validation_tokens=10_000)
+    assert letters(corpus, "train").keys() == {"a", "e"}
+    assert [one.tokens for one in corpus.sources] == [2**17, 2**17]
+    assert 0 <= sum(map(len, training_texts(open_data("hf:org/endless"), 100_000))) - 100_000 < 1000
 
 
 def test_merges_are_learned_from_all_files(folder: Path) -> None:
