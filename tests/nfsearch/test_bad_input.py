@@ -380,6 +380,17 @@ def test_a_run_of_another_format(fails: Run, finished_run: Path, tmp_path: Path,
         assert len(err.splitlines()) == 1
 
 
+def test_damaged_sources_in_a_journal(fails: Run, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    journal = tmp_path / "run" / "study.journal"
+    text = journal.read_text()
+    for damage in ("0.5", "[1]", '[{"name": "a"}]'):
+        damaged = re.sub(r'sources":\[\{.*?\}\]', f'sources":{damage}', text)
+        assert damaged != text
+        journal.write_text(damaged)
+        assert "validation error" in fails("report", "run")
+
+
 def test_resuming_with_another_config(fails: Run, finished_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)

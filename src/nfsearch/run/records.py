@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from nfsearch.latency_lut import LatencyTable, load_table
 from nfsearch.latency_lut.agreement import agreement_of
 from nfsearch.latency_lut.verification import Check, Verification
@@ -130,7 +132,7 @@ def result_of(store: Store, *, measured: bool = True) -> RunResult:
         ),
         config=ConfigRecord(text=meta["config"]["text"], resolved=dict(resolved)),
         space=SpaceRecord(**meta["space"]),
-        sources=[TokenSource(**one) for one in meta.get("sources", [])],
+        sources=TypeAdapter(list[TokenSource]).validate_python(meta.get("sources", [])),
         metrics=list(config.metrics.values()),
         objectives=store.objectives,
         limits=config.limit_values,
