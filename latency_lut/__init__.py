@@ -6,7 +6,8 @@ Nothing here imports torch; measuring does, in `nfsearch.latency_lut.profiler`, 
 from nfsearch.latency_lut.errors import OutOfMemory, TableError
 from nfsearch.latency_lut.estimator import Estimate
 from nfsearch.latency_lut.files import load_table, save_table
-from nfsearch.latency_lut.keys import Key, keys_for
+from nfsearch.latency_lut.keys import Key
+from nfsearch.latency_lut.places import keys_for
 from nfsearch.latency_lut.provenance import Provenance
 from nfsearch.latency_lut.rows import Row
 from nfsearch.latency_lut.settings import LatencySettings

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from nfsearch.latency_lut.keys import EMBEDDING, HEAD, Key
+from nfsearch.latency_lut.keys import ENDS, Key
 from nfsearch.latency_lut.sources import Sources
 from nfsearch.space.operators import find_operator
 
@@ -32,10 +32,9 @@ def digest_of(key: Key) -> str:
 def roots_of(phase: str, name: str) -> list[str]:
     """Where the code of a block begins, given an operator's or an end's name; see `Sources.digest`."""
     model = f"{OPS}.model:HybridLM"
-    if name == HEAD:
-        return [f"{model}.next_logits", f"{model}.head", _NORM, f"{_DECODE}.projection:bind_head"]
-    if name == EMBEDDING:  # in prefill it is PyTorch's
-        return [f"{model}.embed_next", f"{_DECODE}.embedding:bind"] if phase == "decode" else []
+    if name == ENDS:
+        head = [f"{model}.next_logits", f"{model}.head", _NORM, f"{_DECODE}.projection:bind_head"]
+        return [*head, f"{model}.embed_next", f"{_DECODE}.embedding:bind"] if phase == "decode" else head
     operator = find_operator(name)
     assert operator is not None
     whole = [_NORM] if phase == "decode" else [_NORM, f"{OPS}.model:Block.forward"]
@@ -45,7 +44,7 @@ def roots_of(phase: str, name: str) -> list[str]:
 
 @cache
 def _digest(phase: str, name: str) -> str:
-    if name in (HEAD, EMBEDDING):
+    if name == ENDS:
         return _sources(OPS).digest(roots_of(phase, name))
     operator = find_operator(name)
     if operator is None:

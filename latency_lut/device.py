@@ -93,6 +93,19 @@ def monitor() -> Monitor:
     return Monitor(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
 
 
+def cache_bytes(kind: str) -> float:
+    """Of the device's last cache, as the driver or the system tells; as those of many processors have where it does
+    not."""
+    if kind == "cuda":
+        return float(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
+    units = {"K": 1024, "M": 1024**2}
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(float(text.rstrip("KM")) * units.get(text[-1:], 1))
+    return max(sizes, default=32 * 1024**2)
+
+
 def free_memory(kind: str) -> float:
     """Bytes that a measurement may take: most of a GPU's free memory, a quarter of what the host has to spare."""
     if kind == "cuda":

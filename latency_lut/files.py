@@ -16,7 +16,7 @@ from nfsearch.latency_lut.table import LatencyTable
 from nfsearch.support.errors import first_line
 from nfsearch.support.files import naming, whole
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_ROWS = 200_000  # some hundred times what a table has
 _META_SCHEMA, _META_PROVENANCE = b"nfsearch.latency_table", b"nfsearch.provenance"
 
@@ -158,6 +158,11 @@ class Journal:
         self._file.truncate(len(whole))
         if not whole:
             self._write(provenance.to_dict())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether rows can be added."""
+        return self._file is not None
 
     def add(self, row: Row) -> None:
         """Handed to the system when this returns."""

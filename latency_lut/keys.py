@@ -1,31 +1,32 @@
-"""Which rows a latency table needs: for an architecture, and for everything a space can contain."""
+"""Which rows a latency table needs for an architecture: what is timed, and in which place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from nfsearch.latency_lut.workload import Span, Workload
+from nfsearch.latency_lut.workload import Span
 from nfsearch.space.architecture import Layer
 
-if TYPE_CHECKING:
-    from nfsearch.space.search_space import SearchSpace
-
-EMBEDDING = "embedding"
-HEAD = "head"
+ENDS = "ends"
+# How a device's last cache stands to the bytes that one pass touches before it comes back to a block: all of them stay
+# in it, about as many as it holds, or many times as many.
+RESIDENT, BETWEEN, STREAMED = CACHES = ("resident", "between", "streamed")
 
 
 @dataclass(frozen=True, order=True)
 class Key:
     """What one row measures. Two passes that cost the same share one key, because `context` is in normal form.
 
-    `block` is the notation of a layer (its row covers norm, operator and residual), or `embedding[vocab=N]`, or
-    `head[vocab=N]` (final norm and head, for the last token of each sequence; `head[head_norm=true,vocab=N]` where
-    logits are divided by the lengths of the head's rows). `context` counts meta tokens. In decode it is the tokens
-    that the state holds: 0 for a block whose cost does not grow with them, at most the window for a windowed one. In
-    prefill it is the tokens read. A head is a decode row of context 0 in both phases: it sees one token a sequence.
+    `block` is the notation of a layer (its row covers norm, operator and residual), or `ends[vocab=N]`: embedding,
+    final norm and head (for the last token of each sequence), and the constant cost of a forward pass;
+    `ends[head_norm=true,vocab=N]` where logits are divided by the lengths of the head's rows. `context` counts meta
+    tokens. In decode it is the tokens that the state holds: 0 for what does not grow with them, at most the window for
+    a windowed block. In prefill it is the tokens read.
+
+    `others` and `cache` are the place in which it is measured: how many layers of other work lie between such a block
+    and the next, and whether the block is still in the device's cache when its turn comes again. What needs no place,
+    such as the question of an architecture, has those of the defaults.
     """
 
     phase: str
@@ -34,6 +35,8 @@ class Key:
     width: int
     block: str
     context: int
+    others: int = 0
+    cache: str = STREAMED
 
     def __str__(self) -> str:
         return (
@@ -42,10 +45,9 @@ class Key:
         )
 
     @property
-    def end(self) -> str | None:
-        """`embedding` or `head` where the row is one of a model's two ends, None where it is a layer."""
-        name = self.block.partition("[")[0]
-        return name if name in (EMBEDDING, HEAD) else None
+    def is_end(self) -> bool:
+        """Whether the row is of a model's two ends rather than of a layer."""
+        return self.block.partition("[")[0] == ENDS
 
     @property
     def tokens(self) -> int:
@@ -54,9 +56,22 @@ class Key:
 
     @property
     def end_settings(self) -> dict[str, str]:
-        """What stands in the brackets of an end: `vocab`, and `head_norm`."""
+        """What stands in the brackets of ends: `vocab`, and `head_norm`."""
         inside = self.block.partition("[")[2].rstrip("]")
         return dict(part.split("=", 1) for part in inside.split(","))
+
+    @property
+    def placeless(self) -> Key:
+        """The same, wherever it is measured."""
+        return self.placed(0, STREAMED)
+
+    def placed(self, others: int, cache: str) -> Key:
+        """The same in another place."""
+        return replace(self, others=others, cache=cache)
+
+    def at(self, context: int) -> Key:
+        """The same at another context."""
+        return replace(self, context=context)
 
 
 class Part(NamedTuple):
@@ -81,39 +96,15 @@ def layer_parts(layer: Layer, width: int, span: Span, dtype: str, meta_tokens: i
     window = last + 1 if span.phase == "prefill" or cost.window is None else cost.window
     parts = []
     if first < window:
-        parts.append(Part(replace(key, context=first), min(last, window - 1), 1))
+        parts.append(Part(key.at(first), min(last, window - 1), 1))
     if last >= window:
-        parts.append(Part(replace(key, context=window), window, last - max(first, window) + 1))
+        parts.append(Part(key.at(window), window, last - max(first, window) + 1))
     return parts
 
 
-def end_parts(
-    width: int, vocab: int, span: Span, dtype: str, meta_tokens: int = 0, head_norm: bool = False
-) -> list[Part]:
-    """The passes of the embedding, and of the final norm with the head."""
+def ends_part(width: int, vocab: int, span: Span, dtype: str, meta_tokens: int = 0, head_norm: bool = False) -> Part:
+    """The passes of the embedding and of the final norm with the head; only in a prompt does their cost grow with the
+    tokens."""
     read = span.first + meta_tokens if span.phase == "prefill" else 0
     norm = "head_norm=true," if head_norm else ""
-    embedding = Key(span.phase, dtype, span.batch, width, f"{EMBEDDING}[vocab={vocab}]", read)
-    head = Key("decode", dtype, span.batch, width, f"{HEAD}[{norm}vocab={vocab}]", 0)
-    return [Part(embedding, read, span.count), Part(head, 0, span.count)]
-
-
-def keys_for(space: SearchSpace, workloads: Mapping[str, Workload], dtype: str) -> list[Key]:
-    """Every row that a member of `space` can ask for, once each, in the order in which they are measured: those of
-    one block and width one after the other."""
-    alphabet = space.alphabet()
-    keys: set[Key] = set()
-    for span, width, meta in product(_measured_spans(workloads), space.widths, space.meta_tokens):
-        parts = end_parts(width, space.vocab, span, dtype, meta, space.head_norm)
-        for layer in alphabet:
-            parts += layer_parts(layer, width, span, dtype, meta)
-        keys.update(part.key for part in parts)  # lone passes: their last context is their first
-    return sorted(keys, key=lambda key: (key.dtype, key.width, key.block, key))
-
-
-def _measured_spans(workloads: Mapping[str, Workload]) -> Iterator[Span]:
-    """Lone passes at the contexts of each workload's grid."""
-    for workload in workloads.values():
-        for choice in workload.choices:
-            for span in choice.spans:
-                yield from (Span(span.phase, span.batch, context) for context in span.grid)
+    return Part(Key(span.phase, dtype, span.batch, width, f"{ENDS}[{norm}vocab={vocab}]", read), read, span.count)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nfsearch.latency_lut.bundled import folder
@@ -14,7 +13,7 @@ from nfsearch.latency_lut.errors import OutOfMemory, TableError
 from nfsearch.latency_lut.interpolation import around
 from nfsearch.latency_lut.keys import Key, Part
 from nfsearch.latency_lut.provenance import KERNELS, Provenance
-from nfsearch.latency_lut.rows import SLOPE, Row, quartile_range, standard_error
+from nfsearch.latency_lut.rows import Row
 
 
 @dataclass
@@ -25,10 +24,12 @@ class Measured:
     rows: dict[Key, Row] = field(default_factory=dict)
     path: Path | None = field(default=None, compare=False)
     _grids: dict[Key, list[int]] = field(default_factory=dict, repr=False, compare=False)
+    _places: dict[Key, list[tuple[int, str]]] = field(default_factory=dict, repr=False, compare=False)
 
     def add(self, row: Row) -> None:
         self.rows[row.key] = row
         self._grids.clear()
+        self._places.clear()
 
     @property
     def name(self) -> str:
@@ -63,18 +64,29 @@ class Measured:
         whole = len(self.rows if keys is None else keys)
         return f"{len(stale)} of {whole} rows were timed with other code: {which}" if stale else ""
 
+    def disturbance(self) -> str:
+        """How many rows were measured while something else used the machine, in words; or nothing."""
+        count = sum(row.disturbed for row in self.rows.values())
+        return f"{count} of {len(self.rows)} rows were measured while something else used the machine" if count else ""
+
     def require(self, keys: Iterable[Key], accept: Collection[str] = ()) -> None:
-        """Raises TableError, naming the command that measures them, if some of `keys` can neither be looked up nor
-        lie between contexts that were measured; or if they hang on rows that timed other code than what is here, unless
-        `accept` has "kernels"."""
+        """Raises TableError, naming the command that measures them, if some of `keys`, wherever they may have been
+        measured, can neither be looked up nor lie between contexts that were; or if they hang on rows that timed other
+        code than what is here, unless `accept` has "kernels"."""
         used: dict[Key, None] = {}
         problems = []
         for key in keys:
-            try:
-                grid = [key.context] if key in self.rows else self.grid(Part(key, key.context, 1))
-                used |= dict.fromkeys(replace(key, context=point) for point in around(grid, key.context))
-            except TableError as problem:
-                problems.append(str(problem))
+            found = False
+            for place in self.places(key) or [key]:
+                try:
+                    grid = [key.context] if place in self.rows else self.grid(Part(place, key.context, 1))
+                except TableError as error:
+                    problem = str(error)
+                    continue
+                used |= dict.fromkeys(place.at(point) for point in around(grid, key.context))
+                found = True
+            if not found:
+                problems.append(problem)
         if problems:
             raise TableError(problems[0] + (f" (and {len(problems) - 1} more are missing)" if problems[1:] else ""))
         if KERNELS not in accept and (words := self.staleness(used)):
@@ -110,38 +122,35 @@ class Measured:
             raise OutOfMemory(f"{key} did not fit into the memory of {self.provenance.device_name}, says {self.name}")
         return row
 
+    def places(self, key: Key) -> list[Key]:
+        """`key` in each place in which its block was measured under such conditions, at some context."""
+        self._index()
+        return [key.placed(others, cache) for others, cache in self._places.get(key.placeless.at(0), ())]
+
     def grid(self, part: Part) -> Sequence[int]:
-        """The measured contexts of a part's block, rising. Raises TableError if its passes do not lie within them."""
-        if not self._grids:
-            for key in sorted(self.rows):
-                self._grids.setdefault(replace(key, context=0), []).append(key.context)
-        grid = self._grids.get(replace(part.key, context=0))
+        """The measured contexts of a part's block in its place, rising. Raises TableError if its passes do not lie
+        within them."""
+        self._index()
+        grid = self._grids.get(part.key.at(0))
         if not grid:
             self.row(part.key)  # raises
             raise AssertionError
         if not grid[0] <= part.key.context <= part.last <= grid[-1]:
             beyond = part.key.context if part.key.context < grid[0] else part.last
             raise TableError(
-                f"{self.name} knows {replace(part.key, context=grid[0])} and up to {grid[-1]}, but not {beyond}, and "
+                f"{self.name} knows {part.key.at(grid[0])} and up to {grid[-1]}, but not {beyond}, and "
                 f"nothing is guessed beyond what was measured: {self._build} with a workload of that context in CONFIG "
                 "measures it"
             )
         return grid
 
-    def overhead(self, phase: str, batch: int, dtype: str) -> tuple[float, float]:
-        """The constant cost of a forward pass in seconds, and its standard error: the median over the chains of this
-        phase and batch of what did not grow with their length."""
-        chains = [
-            row
-            for row in self.rows.values()
-            if (row.key.phase, row.key.batch, row.key.dtype) == (phase, batch, dtype)
-            and row.status == SLOPE
-            and row.key.end is None
-        ]
-        if not chains:
-            return 0.0, 0.0
-        values = [row.overhead_ms / 1e3 for row in chains]
-        return max(0.0, statistics.median(values)), standard_error(quartile_range(values), len(values))
+    def _index(self) -> None:
+        if self._grids:
+            return
+        for key in sorted(self.rows):
+            self._grids.setdefault(key.at(0), []).append(key.context)
+        for key in self._grids:
+            self._places.setdefault(key.placeless, []).append((key.others, key.cache))
 
     def only_dtype(self) -> str:
         """Raises TableError where there are several."""

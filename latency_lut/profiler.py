@@ -1,40 +1,47 @@
 """Measures the rows of a latency table on the device at hand.
 
-A row is a slope. Two chains of blocks with distinct weights are timed, one twice as long as the other; what the second
-half adds is the time of its blocks inside a model, gaps between kernels included, and what is left over is the
-constant cost of a forward pass.
+A row is a difference: what a model takes longer by the blocks in question, gaps between kernels included (see
+`nfsearch.latency_lut.frames`).
 """
 
 from __future__ import annotations
 
-import gc
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from nfsearch.latency_lut.chains import Chain, Weights, touched
 from nfsearch.latency_lut.code import digest_of
-from nfsearch.latency_lut.device import free_memory, monitor, provenance, resolve
-from nfsearch.latency_lut.errors import TableError
+from nfsearch.latency_lut.device import cache_bytes, free_memory, monitor, provenance, resolve
+from nfsearch.latency_lut.disturbance import Watch
+from nfsearch.latency_lut.errors import Busy, TableError
 from nfsearch.latency_lut.files import Journal, read_tables, write_tables
-from nfsearch.latency_lut.keys import EMBEDDING, Key
+from nfsearch.latency_lut.frames import terms_of, touched_between, touched_by
+from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.nvml import Reading
-from nfsearch.latency_lut.provenance import Provenance
-from nfsearch.latency_lut.rows import OUT_OF_MEMORY, SLOPE, WHOLE, Row
+from nfsearch.latency_lut.places import keys_for, placed
+from nfsearch.latency_lut.provenance import BUSY, Provenance
+from nfsearch.latency_lut.rows import MEASURED, OUT_OF_MEMORY, QUIET, WHOLE, Row
 from nfsearch.latency_lut.table import LatencyTable
-from nfsearch.latency_lut.timing import Bounds, Run, bounds, prepared, take, warm_up
+from nfsearch.latency_lut.timing import Bounds, Run, bounds, warm_up
+from nfsearch.latency_lut.whole import build_model, clean_up, time_models
+from nfsearch.latency_lut.workload import Span, Workload
+from nfsearch.space.search_space import SearchSpace
 
-# Something else on the machine, or an unlucky capture of a graph, slows whole rows for seconds. So all are measured
-# once and then all again, and the faster look at each is kept.
-LOOKS = 2
-_BUSY = 0.02  # seconds of work that go on while the driver is asked for the clock and the power
+_MORE_LOOKS = 3  # at a row whose looks were all disturbed
+_DISTURBED_ROWS = 0.2  # a table with more of them is not made
+_WHILE_ASKED = 0.02  # seconds of work that go on while the driver is asked for the clock and the power
 
 Progress = Callable[[int, int, "Row | None"], None]
+
+
+def rows_of(space: SearchSpace, workloads: Mapping[str, Workload], dtype: str, kind: str) -> list[Key]:
+    """All that a table of a space needs on this machine's device of a kind, in the order in which it is measured."""
+    keys = keys_for(space, workloads, dtype)
+    return placed(keys, space, workloads, cache_bytes(kind), bounds(kind).others)
 
 
 def build(
@@ -42,6 +49,7 @@ def build(
     path: str | Path,
     *,
     device: str = "auto",
+    accept: Iterable[str] = (),
     progress: Progress | None = None,
     spent: dict[str, float] | None = None,
 ) -> LatencyTable:
@@ -54,7 +62,9 @@ def build(
     with row None, and after each look at a row; it counts looks. `spent` is given the seconds that each kind of work
     took. A row that does not fit into memory is recorded as such.
 
-    Raises TableError if the rows there were made by other versions, and ValueError if `device` is not here.
+    A look while something else used the machine is made again, up to three times. Raises `Busy` if a fifth of the rows
+    never had a quiet one, unless `accept` has "busy"; TableError if the rows there were made by other versions, and
+    ValueError if `device` is not here.
     """
     wanted, path = list(dict.fromkeys(keys)), Path(path)
     kind = resolve(device)
@@ -65,33 +75,70 @@ def build(
     for key in stale:
         del table.rows[key]
     missing = table.missing(wanted)
-    looks = [row for row in looks if row.code == digest_of(row.key)]
-    seen = Counter(row.key for row in looks)
-    for row in looks:
-        _keep(table, row)
-    todo = [key for look in range(LOOKS) for key in missing if seen[key] <= look]
-    total = LOOKS * len(wanted)
-    if todo:
-        with profiler.timed("warm-up"):
-            warm_up(kind)
-    if stale or not table.rows:
-        table.provenance = came or provenance(kind)  # with the clock as it is under load
+    seen = _believed(looks, missing)
+    anew = bool(stale) or not table.rows
     path.parent.mkdir(parents=True, exist_ok=True)
+    total, once = profiler.within.looks * len(wanted), profiler.within.looks
+    done = total - sum(max(0, once - len(rows)) for rows in seen.values())
+    if progress:
+        progress(done, total, None)
     with journal:
-        if todo:
-            journal.start(table.provenance)
-        if progress:
-            progress(total - len(todo), total, None)
-        for done, key in enumerate(todo, start=total - len(todo) + 1):
+        for key in _turns(seen, once):
+            if not journal.is_open:
+                with profiler.timed("warm-up"):
+                    profiler.start()
+                if anew:
+                    table.provenance = came or provenance(kind)  # with the clock as it is under load
+                journal.start(table.provenance)
             row = profiler.measure(key)
             journal.add(row)
-            _keep(table, row)
+            seen[key].append(row)
+            done = min(done + 1, total)
             if progress:
                 progress(done, total, row)
+    for rows in seen.values():
+        table.add(_best(rows))
+    _refuse_disturbed(table, missing, accept)
     write_tables(path, {**tables, table.provenance.device: table}.values())
     journal.remove()
     table.path = path
     return table
+
+
+def _believed(looks: Iterable[Row], keys: Iterable[Key]) -> dict[Key, list[Row]]:
+    """The looks at each key that count: quiet ones, at the code that is here."""
+    seen: dict[Key, list[Row]] = {key: [] for key in keys}
+    for row in looks:
+        if row.key in seen and row.code == digest_of(row.key) and not row.disturbed:
+            seen[row.key].append(row)
+    return seen
+
+
+def _turns(seen: dict[Key, list[Row]], looks: int) -> Iterator[Key]:
+    """Which row to look at next: all of them once, then all again, since whatever else is going on may slow whole rows
+    for seconds; then those that had no quiet look."""
+    for look in range(looks):
+        yield from (key for key in seen if len(seen[key]) <= look)
+    for more in range(_MORE_LOOKS):
+        yield from (key for key, rows in seen.items() if len(rows) <= looks + more and _best(rows).disturbed)
+
+
+def _best(rows: list[Row]) -> Row:
+    """The fastest of those that were not disturbed, or, if all were, the least disturbed."""
+    return min(
+        rows, key=lambda row: (max(row.disturbance, QUIET), math.inf if row.latency_ms is None else row.latency_ms)
+    )
+
+
+def _refuse_disturbed(table: LatencyTable, keys: list[Key], accept: Iterable[str]) -> None:
+    bad = [table.rows[key] for key in keys if table.rows[key].disturbed]
+    if len(bad) > _DISTURBED_ROWS * len(keys) and BUSY not in accept:
+        most = max(row.disturbance for row in bad)
+        raise Busy(
+            f"the machine is busy with something else: {len(bad)} of {len(keys)} rows could not be measured in quiet "
+            f"(known work beside them took up to {most:.0%} longer, or others used so much of the processors). The "
+            "same command, once it is quiet, measures these again; `latency.accept: [busy]` takes them as they are"
+        )
 
 
 def _known(path: Path, came: Provenance | None, here: Provenance) -> tuple[dict[str, LatencyTable], LatencyTable]:
@@ -108,53 +155,46 @@ def _known(path: Path, came: Provenance | None, here: Provenance) -> tuple[dict[
     return tables, table
 
 
-def _keep(table: LatencyTable, row: Row) -> None:
-    known = table.rows.get(row.key)
-    if known is None or known.latency_ms is None or (row.latency_ms is not None and row.latency_ms < known.latency_ms):
-        table.add(row)
-
-
 class Profiler:
-    """Measures one row after the other. Weights are kept from row to row for as long as they serve, so rows of the
-    same block and width come best one after the other."""
+    """Measures one row after the other."""
 
     def __init__(self, kind: str, spent: dict[str, float] | None = None, within: Bounds | None = None) -> None:
         """`kind` of device, "cpu" or "cuda"; `spent` collects seconds by kind of work."""
         self.kind, self.within = kind, within or bounds(kind)
         self.spent = {} if spent is None else spent
-        self._weights: Weights | None = None
+        self.cache_bytes = cache_bytes(kind)
+        self._watch: Watch | None = None
+
+    def start(self) -> None:
+        """Warms the device up, and finds out how fast it is when nothing disturbs it."""
+        warm_up(self.kind)
+        self._watch = Watch(self.kind)
 
     def measure(self, key: Key) -> Row:
         """The row of `key`."""
-        if self._weights is None or not self._weights.serve(key):
-            self._weights = None  # its memory is free before the new ones are made
-            self._weights = Weights(key, self.kind)
-        size = touched(key)
-        short = min(self.within.chain(size), int(free_memory(self.kind) // (2 * size)))
+        if self._watch is None:
+            self.start()
+        assert self._watch is not None
+        terms = terms_of(key, self.cache_bytes, self.within.plain)
         row = None
-        if short:
+        if sum(touched_by(term.model, key) for term in terms) < free_memory(self.kind):
             try:
-                row = self._slope(key, short, self._weights)
+                row = self._difference(key, self._watch)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                self._weights = None
-                gc.collect()
         with self.timed("clean up"):
-            if self.kind == "cuda":
-                torch.cuda.empty_cache()
+            clean_up(self.kind)
         return row or Row(
             key=key,
             status=OUT_OF_MEMORY,
             latency_ms=None,
             spread_ms=0.0,
-            overhead_ms=0.0,
-            overhead_spread_ms=0.0,
             runs=0,
-            short_chain=0,
-            long_chain=0,
-            working_set_mb=2 * size / 1e6,
-            cache=_cache(key),
+            layers=len(terms[-1].model.layers),
+            working_set_mb=touched_by(terms[-1].model, key) / 1e6,
+            between_mb=touched_between(key, self.within.plain) / 1e6,
+            disturbance=0.0,
             cuda_graph=self.kind == "cuda",
             code=digest_of(key),
         )
@@ -165,68 +205,47 @@ class Profiler:
         yield
         self.spent[work] = self.spent.get(work, 0.0) + time.perf_counter() - began
 
-    @torch.inference_mode()
-    def _slope(self, key: Key, short: int, weights: Weights) -> Row:
-        long = 2 * short
-        with self.timed("weights and states"):
-            chain = Chain.of(key, long, weights)
-        with self.timed("first run, compiling"):
-            workspace = self._workspace(chain)
-        with self.timed("capture"):
-            runs = [prepared(lambda n=n: chain.run(n), self.kind) for n in (short, long)]  # type: ignore[misc]
-        with self.timed("timing"):
-            samples = take(runs, (-1 / short, 1 / short), self.kind, self.within)
-            reading = self._reading(runs[1], samples.combine(0, 1)[0])
-        slope, spread = samples.combine(-1 / short, 1 / short)
-        overhead, overhead_spread = samples.combine(2, -1)
-        whole, whole_spread = samples.combine(0, 1 / long)
-        good = slope > 0
+    def _difference(self, key: Key, watch: Watch) -> Row:
+        terms = terms_of(key, self.cache_bytes, self.within.plain)
+        weights = [term.weight for term in terms]
+        with self.timed("models"):
+            models = [build_model(term.model, key.dtype, self.kind) for term in terms]
+        span = Span("prefill" if key.phase == "prefill" else "decode", key.batch, key.context)
+        with self.timed("timing"), watch.look() as disturbance:
+            timed = time_models(models, span, weights, self.kind, self.within)
+            reading = self._reading(timed.last, timed.samples.combine(*[0.0] * (len(terms) - 1), 1.0)[0])
+        seconds, spread = timed.samples.combine(*weights)
+        model, status, touched = terms[-1].model, MEASURED, touched_by(terms[-1].model, key)
+        if seconds <= 0:
+            share = 1 / max(1, len(model.layers))
+            (seconds, spread), status = timed.samples.combine(*[0.0] * (len(terms) - 1), share), WHOLE
         return Row(
             key=key,
-            status=SLOPE if good else WHOLE,
-            latency_ms=1e3 * (slope if good else whole),
-            spread_ms=1e3 * (spread if good else whole_spread),
-            overhead_ms=1e3 * overhead if good else 0.0,
-            overhead_spread_ms=1e3 * overhead_spread,
-            runs=samples.count,
-            short_chain=short,
-            long_chain=long,
-            working_set_mb=long * touched(key) / 1e6,
-            cache=_cache(key),
+            status=status,
+            latency_ms=1e3 * seconds,
+            spread_ms=1e3 * spread,
+            runs=timed.samples.count,
+            layers=len(model.layers),
+            working_set_mb=touched / 1e6,
+            between_mb=touched_between(key, self.within.plain) / 1e6,
+            disturbance=disturbance.share,
             cuda_graph=self.kind == "cuda",
             code=digest_of(key),
-            workspace_mb=workspace,
+            workspace_mb=None if timed.peak is None else max(0.0, timed.peak - touched) / 1e6,
             clock_mhz=reading.clock_mhz,
             power_w=reading.power_w,
             throttle=reading.throttle,
         )
 
-    def _workspace(self, chain: Chain) -> float | None:
-        """Runs one link; the most megabytes that were allocated in it besides what was there before. On a GPU, where
-        the first run compiles and tunes, it is the second that counts."""
-        if self.kind == "cpu":
-            return None
-        chain.run(1)
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        chain.run(1)
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-
     def _reading(self, run: Run, seconds: float) -> Reading:
         """What the driver says while `run`, which takes so many seconds, goes on."""
         if self.kind == "cpu":
             return Reading()
-        for _ in range(math.ceil(_BUSY / seconds)):
+        for _ in range(math.ceil(_WHILE_ASKED / seconds)):
             run()
         reading = monitor().read()
         torch.cuda.synchronize()
         return reading
-
-
-def _cache(key: Key) -> str:
-    return "distinct rows" if key.end == EMBEDDING else "distinct weights"
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

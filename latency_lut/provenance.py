@@ -11,6 +11,7 @@ from typing import Any
 # of the code that it timed.
 IDENTITY = ("device", "device_name", "driver", "cuda", "torch", "triton", "fla")
 CPU_IDENTITY = ("cpu", "threads", "os", "python")
+BUSY = "busy"  # how `latency.accept` calls rows that were measured while something else used the machine
 KERNELS = "kernels"  # how `latency.accept` calls rows that were timed with other code than what is here
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.measured import Measured
-from nfsearch.latency_lut.rows import SLOPE, Row
+from nfsearch.latency_lut.rows import MEASURED, Row
 
 
 def render(table: Measured, widths: Sequence[int] | None = None) -> Table:
@@ -19,13 +19,18 @@ def render(table: Measured, widths: Sequence[int] | None = None) -> Table:
     shown = Table(
         title=f"{where}: milliseconds per block",
         caption=f"torch {came.torch}, {came.date}; {len(table.rows)} rows; "
-        "± half the interquartile range; * no slope, whole chain" + (f"; ! {table.staleness()}" if stale else ""),
+        "± half the interquartile range; * no difference was found, whole model"
+        + (f"; ! {table.staleness()}" if stale else "")
+        + (f"; ~ {disturbance}" if (disturbance := table.disturbance()) else ""),
     )
     keys = list(table.rows)
     widths = widths or table.widths
-    several = [name for name in ("phase", "dtype", "batch") if len({getattr(key, name) for key in keys}) > 1]
-    for name in ("block", *several, "context"):
-        shown.add_column(name, justify="left" if name in ("block", "phase", "dtype") else "right", no_wrap=True)
+    several = [
+        name for name in ("phase", "dtype", "batch", "others", "cache") if len({getattr(key, name) for key in keys}) > 1
+    ]
+    shown.add_column("block", overflow="fold")  # the one that may be broken where the terminal is narrow
+    for name in (*several, "context"):
+        shown.add_column(name, justify="left" if name in ("phase", "dtype", "cache") else "right", no_wrap=True)
     for width in widths:
         shown.add_column(str(width), justify="right", no_wrap=True)
     lines: dict[tuple[str, ...], dict[int, Row]] = {}
@@ -40,8 +45,8 @@ def render(table: Measured, widths: Sequence[int] | None = None) -> Table:
 def _cell(row: Row | None, stale: set[Key]) -> str:
     if row is None:
         return ""
-    mark = "!" if row.key in stale else ""
+    mark = ("~" if row.disturbed else "") + ("!" if row.key in stale else "")
     if row.latency_ms is None:
         return f"no memory{mark}"
     percent = 50 * row.spread_ms / row.latency_ms
-    return f"{row.latency_ms:.4g} ±{percent:.0f}%{'' if row.status == SLOPE else '*'}{mark}"
+    return f"{row.latency_ms:.4g} ±{percent:.0f}%{'' if row.status == MEASURED else '*'}{mark}"

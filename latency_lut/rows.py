@@ -16,33 +16,47 @@ COLUMNS = {
     "dtype": ("string", "of weights and activations"),
     "batch": ("int32", "sequences"),
     "width": ("int32", "hidden size"),
-    "block": ("string", "notation of a layer (the row is norm + operator + residual); or embedding[...], head[...]"),
+    "block": (
+        "string",
+        "notation of a layer (the row is norm + operator + residual); or ends[...]: embedding, final norm, head and "
+        "the constant cost of a pass",
+    ),
     "context": (
         "int32",
         "tokens read (prefill) or held (decode; 0 if they do not matter; at most the window)",
     ),
-    "status": ("string", "slope; whole (no positive slope was found: long chain over its length); out_of_memory"),
+    "others": ("int32", "layers of other work between one such block and the next while it was timed"),
+    "cache": (
+        "string",
+        "resident, between, streamed: all, some or none of what a pass touched stayed in the last cache until the next",
+    ),
+    "status": (
+        "string",
+        "measured; whole (no positive difference was found: a model's time over its layers); out_of_memory",
+    ),
     "latency_ms": (
         "float64",
-        "time of one block: (T(long) - T(short)) / (long - short) of medians; null: no memory",
+        "time of one block: what models of median time take longer by it, over the number of them; null: no memory",
     ),
-    "spread_ms": ("float64", "of latency_ms, from the interquartile ranges of T(long) and T(short)"),
-    "overhead_ms": ("float64", "the part of a chain's time that does not grow with its length: 2 T(short) - T(long)"),
-    "overhead_spread_ms": ("float64", "of overhead_ms, likewise"),
-    "runs": ("int32", "samples of each chain that count (on a CPU the fastest tenth of those taken, on a GPU all)"),
-    "short_chain": ("int32", "blocks in the short chain"),
-    "long_chain": ("int32", "blocks in the long chain"),
-    "working_set_mb": ("float64", "weights and state that one pass over the long chain touches, 1e6 bytes"),
+    "spread_ms": ("float64", "of latency_ms, from the interquartile ranges of those times"),
+    "runs": ("int32", "samples of each model that count (on a CPU the fastest tenth of those taken, on a GPU all)"),
+    "layers": ("int32", "of the model that had all of them"),
+    "working_set_mb": ("float64", "weights and state that one pass over that model touches, 1e6 bytes"),
+    "between_mb": ("float64", "of it, what other layers touch between one such block and the next"),
+    "disturbance": (
+        "float64",
+        "by which share a piece of known work beside it was slower than at its best, or others used the processor",
+    ),
     "workspace_mb": ("float64", "most memory a block takes besides weights and state, 1e6 bytes; null: not known"),
-    "clock_mhz": ("float64", "SM clock while the long chain ran; null: not known"),
+    "clock_mhz": ("float64", "SM clock while that model ran; null: not known"),
     "power_w": ("float64", "power of the board then; null: not known"),
     "throttle": ("string", "what held the clock down then (power, heat, ...); empty: nothing; null: not known"),
     "energy_mj": ("float64", "millijoules of one block for each token: power_w x latency_ms / tokens; null: not known"),
-    "cache": ("string", "distinct weights: every block of a chain has its own; distinct rows: of one embedding table"),
-    "cuda_graph": ("bool", "whether each chain ran as one CUDA graph"),
+    "cuda_graph": ("bool", "whether each model ran as one CUDA graph"),
     "code": ("string", "digest of the code that was timed"),
 }
-SLOPE, WHOLE, OUT_OF_MEMORY = "slope", "whole", "out_of_memory"
+MEASURED, WHOLE, OUT_OF_MEMORY = "measured", "whole", "out_of_memory"
+QUIET = 0.15  # the most disturbance that a time is believed with
 
 
 @dataclass(frozen=True)
@@ -53,19 +67,22 @@ class Row:
     status: str
     latency_ms: float | None
     spread_ms: float
-    overhead_ms: float
-    overhead_spread_ms: float
     runs: int
-    short_chain: int
-    long_chain: int
+    layers: int
     working_set_mb: float
-    cache: str
+    between_mb: float
+    disturbance: float
     cuda_graph: bool
     code: str
     workspace_mb: float | None = None
     clock_mhz: float | None = None
     power_w: float | None = None
     throttle: str | None = None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else used the machine so much that the time may be wrong."""
+        return self.disturbance > QUIET
 
     @property
     def energy_mj(self) -> float | None:

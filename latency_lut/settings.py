@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from nfsearch.latency_lut.agreement import Trust
-from nfsearch.latency_lut.provenance import CPU_IDENTITY, IDENTITY, KERNELS
+from nfsearch.latency_lut.provenance import BUSY, CPU_IDENTITY, IDENTITY, KERNELS
 from nfsearch.latency_lut.workload import Workload
 from nfsearch.support.settings import Settings
 
@@ -33,7 +33,7 @@ class LatencySettings(Settings):
     accept: tuple[str, ...] = Field(
         default=(),
         description="how the table may differ from what is here: device, driver, torch, ...; kernels = rows that were "
-        "timed with other code",
+        "timed with other code; busy = rows that were measured while something else used the machine",
     )
     workloads: dict[str, Workload] = Field(
         default_factory=lambda: {"tpot": Workload()},
@@ -60,7 +60,7 @@ class LatencySettings(Settings):
     @classmethod
     def _differences(cls, accept: tuple[str, ...]) -> tuple[str, ...]:
         for name in accept:
-            if name not in (known := (*IDENTITY, *CPU_IDENTITY, KERNELS)):
+            if name not in (known := (*IDENTITY, *CPU_IDENTITY, KERNELS, BUSY)):
                 raise ValueError(f"{name!r} is none of {', '.join(known)}")
         return accept
 

@@ -6,8 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from nfsearch.latency_lut.errors import OutOfMemory, TableError
-from nfsearch.latency_lut.estimator import Estimate, Prices, priced
-from nfsearch.latency_lut.keys import end_parts, layer_parts
+from nfsearch.latency_lut.estimator import Estimate, Prices
 from nfsearch.latency_lut.measured import Measured
 from nfsearch.latency_lut.rows import Row
 from nfsearch.latency_lut.workload import Workload
@@ -64,18 +63,10 @@ class LatencyTable(Measured):
         raise OutOfMemory(f"{architecture} does not fit into {room:g} GB at any of the batches {workload.batches}")
 
     def breakdown(self, architecture: Architecture, workload: Workload, dtype: str | None = None) -> dict[str, float]:
-        """Seconds by part: what `estimate` adds up, the constant overhead included, largest first."""
-        a, chosen, dtype = architecture, self.choice(architecture, workload, dtype), dtype or self.only_dtype()
-        parts: dict[str, float] = {}
-        for span in chosen.spans:
-            passes = end_parts(a.width, a.vocab, span, dtype, a.meta_tokens, a.head_norm)
-            for layer in a.layers:
-                passes += layer_parts(layer, a.width, span, dtype, a.meta_tokens)
-            for part in passes:
-                parts[part.key.block] = parts.get(part.key.block, 0.0) + priced(self, part)[0]
-            parts["overhead"] = (
-                parts.get("overhead", 0.0) + span.count * self.overhead(span.phase, span.batch, dtype)[0]
-            )
+        """Seconds by part: what `estimate` adds up, largest first. `ends` are embedding, final norm and head, and the
+        constant cost of a pass."""
+        chosen = self.choice(architecture, workload, dtype)
+        parts = self._priced(architecture, chosen, dtype).seconds_by_part(architecture.layers)
         share = chosen.batch if workload.phase == "throughput" else 1
         return {name: seconds / share for name, seconds in sorted(parts.items(), key=lambda part: -part[1])}
 

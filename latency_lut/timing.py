@@ -27,16 +27,9 @@ class Bounds:
     most: int
     seconds: float  # for the rounds of a row, once `least` are done
     target: float  # relative standard error at which a row is good
-    cached: float  # bytes of a long chain up to which it is kept within the last cache, as a small model is
-    working_set: float  # bytes of a short chain otherwise: several caches full, as the weights of a larger model are
-    longest: int  # blocks in a short chain at most; a real model is no deeper
-
-    def chain(self, size: float) -> int:
-        """Blocks in the short chain, where one touches `size` bytes. A chain half in the cache would tell nothing."""
-        short = self.cached // (2 * size)
-        if short < 2:
-            short = max(1, math.ceil(self.working_set / size))
-        return int(min(short, self.longest))
+    looks: int  # at each row; the fastest is kept
+    others: tuple[int, ...]  # layers of other work among which a layer's decoding is timed
+    plain: bool  # only FFNs for other work: see `nfsearch.latency_lut.frames`
 
 
 # A CPU is shared with whatever else runs: its samples have a floor and a long tail of disturbances, so that only the
@@ -49,9 +42,9 @@ CPU = Bounds(
     most=400,
     seconds=0.35,
     target=0.005,
-    cached=10e6,
-    working_set=32e6,
-    longest=4,
+    looks=2,
+    others=(0,),
+    plain=True,
 )
 CUDA = Bounds(
     warm_up=0.02,
@@ -61,9 +54,9 @@ CUDA = Bounds(
     most=200,
     seconds=0.1,
     target=0.002,
-    cached=0,
-    working_set=240e6,
-    longest=32,
+    looks=1,
+    others=(0, 1, 7),
+    plain=False,
 )
 _FEWEST = 3  # rounds, however long one takes
 

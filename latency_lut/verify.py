@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import random
@@ -11,13 +10,13 @@ from dataclasses import replace
 
 import torch
 
-from nfsearch.latency_lut.chains import fill
 from nfsearch.latency_lut.device import provenance, resolve
 from nfsearch.latency_lut.errors import OutOfMemory, TableError
-from nfsearch.latency_lut.keys import keys_for
+from nfsearch.latency_lut.places import keys_for
 from nfsearch.latency_lut.table import LatencyTable
-from nfsearch.latency_lut.timing import bounds, prepared, take, warm_up
+from nfsearch.latency_lut.timing import bounds, warm_up
 from nfsearch.latency_lut.verification import Check, Verification
+from nfsearch.latency_lut.whole import build_model, clean_up, time_models
 from nfsearch.latency_lut.workload import Span, Workload
 from nfsearch.ops.model import HybridLM
 from nfsearch.space.architecture import Architecture
@@ -76,13 +75,10 @@ def time_whole(
 ) -> dict[str, Check | None]:
     """A whole model measured end to end under each workload on this machine's device of `kind`, "cpu" or "cuda"; None
     where it does not fit into memory after all. `timing.warm_up` comes before the first."""
-    with torch.device(kind):
-        model = HybridLM(architecture).to(getattr(torch, dtype)).eval()
+    model = build_model(architecture, dtype, kind)
     found = {name: _checked(table, model, name, workload, dtype, kind) for name, workload in workloads.items()}
     del model
-    gc.collect()
-    if kind == "cuda":
-        torch.cuda.empty_cache()
+    clean_up(kind)
     return found
 
 
@@ -154,36 +150,13 @@ def _sampled(span: Span) -> list[tuple[float, Span]]:
     return [(span.count / shares, Span(span.phase, span.batch, context)) for context in middles]
 
 
-@torch.inference_mode()
 def _time(model: HybridLM, span: Span, kind: str) -> tuple[float, float, float | None]:
     """Seconds of the first pass of a span, their spread, and the most bytes that it and the model took."""
     within = bounds(kind)
-    within = replace(within, seconds=2 * within.seconds)  # a long pass is disturbed more often than a short chain
-    before = torch.cuda.memory_allocated() if kind == "cuda" else 0  # the model, and libraries' own workspaces
-    run, peak = _pass(model, span, kind), None
-    if kind == "cuda":
-        run()  # compiles and tunes
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        weights = sum(parameter.nbytes for parameter in model.parameters())
-        peak = float(torch.cuda.max_memory_allocated() - before + weights)
-    seconds, spread = take([prepared(run, kind)], (1.0,), kind, within).combine(1.0)
-    if kind == "cuda":
-        torch.cuda.empty_cache()
+    within = replace(within, seconds=2 * within.seconds)  # a long pass is disturbed more often than a short one
+    timed = time_models([model], span, [1.0], kind, within)
+    seconds, spread = timed.samples.combine(1.0)
+    peak = timed.peak
+    del timed  # what the pass worked on goes
+    clean_up(kind)
     return seconds, spread, peak
-
-
-def _pass(model: HybridLM, span: Span, kind: str) -> Callable[[], object]:
-    vocab, meta = model.architecture.vocab, model.architecture.meta_tokens
-    decode = span.phase == "decode"
-    state = model.init_state(span.batch, span.first + decode)
-    if decode:
-        for held in state:
-            fill(held)
-        tokens = torch.randint(vocab, (span.batch,), device=kind)
-        position = torch.tensor(span.first + meta, device=kind)
-        return lambda: model.step(tokens, state, position)
-    prompt = torch.randint(vocab, (span.batch, span.first), device=kind)
-    return lambda: model.prefill(prompt, state)

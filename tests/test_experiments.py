@@ -92,8 +92,8 @@ def test_equal_latency_finds_the_width_and_size_of_each_kind(monkeypatch: pytest
     space = config.space.build(257)
     table = made_up_table([])
     for key in keys_for(space, config.latency.workloads, "bfloat16"):
-        weights = 0 if key.end else parse_layers(key.block)[0].cost(key.width).parameters
-        table.add(made_up_row(key, 1e-9 * weights + 1e-9, overhead_ms=0.0))
+        weights = 0 if key.is_end else parse_layers(key.block)[0].cost(key.width).parameters
+        table.add(made_up_row(key, 1e-9 * weights + 1e-9))
     for kind, (layers, *_) in compare.KINDS.items():
         assert space.locate_layers(parse_layers(layers)) is not None, kind
     lines = compare.report(config, table).splitlines()

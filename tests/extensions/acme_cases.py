@@ -1,7 +1,6 @@
 """The shipped suites on the extensions of `acme`, and a search that uses them all: run by test_extensions in an
 environment in which it is installed."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nfsearch.latency_lut import profiler, timing
 from nfsearch.report.result import RunResult
 from nfsearch.space import Layer
 from nfsearch.testing import ExecutorSuite, ExporterSuite, OperatorSuite, ProxySuite, RuleSuite, StrategySuite
+from tests.latency_lut.helpers import measure_quickly
 from tests.nfsearch.runs import SPACE
 
 OPERATOR = "EMA"
@@ -47,9 +46,7 @@ class TestThreads(ExecutorSuite):
 def test_a_search_uses_them_all(
     tmp_path: Path, command: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = dataclasses.replace(timing.CPU, warm_up=0.0, least=2, most=2, seconds=0.01, longest=1)
-    monkeypatch.setattr(profiler, "bounds", lambda kind: quick)
-    monkeypatch.setattr(profiler, "warm_up", lambda kind: None)
+    measure_quickly(monkeypatch)
     sections = {
         "space": {
             **SPACE,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable
 
-from nfsearch.latency_lut import Key, LatencyTable, Provenance, Row
+import pytest
+
+from nfsearch.latency_lut import Key, LatencyTable, Provenance, Row, rows
 from nfsearch.latency_lut.code import digest_of
+from nfsearch.latency_lut.rows import MEASURED, OUT_OF_MEMORY
 from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.space.notation import parse
 from nfsearch.space.search_space import SearchSpace
@@ -33,16 +38,14 @@ PROVENANCE = Provenance(
 
 def made_up_row(key: Key, latency_ms: float | None = 1.0, **changes: object) -> Row:
     values: dict[str, object] = dict(
-        status="slope" if latency_ms is not None else "out_of_memory",
+        status=MEASURED if latency_ms is not None else OUT_OF_MEMORY,
         latency_ms=latency_ms,
         spread_ms=0.1,
-        overhead_ms=0.25,
-        overhead_spread_ms=0.05,
         runs=4,
-        short_chain=2,
-        long_chain=4,
+        layers=4,
         working_set_mb=1.5,
-        cache="distinct weights",
+        between_mb=0.0,
+        disturbance=0.0,
         cuda_graph=False,
         code=digest_of(key),
         workspace_mb=0.0,
@@ -56,6 +59,20 @@ def made_up_row(key: Key, latency_ms: float | None = 1.0, **changes: object) -> 
 def made_up_table(keys: Iterable[Key]) -> LatencyTable:
     """Row number i (from 1) takes i milliseconds."""
     return LatencyTable(PROVENANCE, {key: made_up_row(key, float(i)) for i, key in enumerate(keys, start=1)})
+
+
+def measure_quickly(monkeypatch: pytest.MonkeyPatch, **bounds: object) -> None:
+    """On a CPU with a small cache, so in small models, for a moment only, and whatever else the machine does."""
+    from nfsearch.latency_lut import disturbance, profiler, timing, verify
+
+    quick: dict[str, object] = dict(warm_up=0.0, least=2, most=2, seconds=0.01, looks=1)
+    within = dataclasses.replace(timing.CPU, **{**quick, **bounds})  # type: ignore[arg-type]
+    for module in (profiler, verify):
+        monkeypatch.setattr(module, "bounds", lambda kind: within)
+        monkeypatch.setattr(module, "warm_up", lambda kind: None)
+    monkeypatch.setattr(profiler, "cache_bytes", lambda kind: 1e6)
+    monkeypatch.setitem(disturbance._SIZES, "cpu", 32)
+    monkeypatch.setattr(rows, "QUIET", math.inf)
 
 
 def small_space(widths: tuple[int, ...] = (32, 64), **rest: object) -> SearchSpace:

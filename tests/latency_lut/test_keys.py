@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfsearch.latency_lut import Key, Workload, keys_for
-from nfsearch.latency_lut.keys import Part, end_parts, layer_parts
+from nfsearch.latency_lut.keys import RESIDENT, Part, ends_part, layer_parts
 from nfsearch.latency_lut.workload import Span
 from nfsearch.space.architecture import Layer
 
@@ -53,13 +53,25 @@ def test_parts_of_a_span_are_those_of_its_passes(
 
 
 def test_ends_know_vocabulary_and_head_norm() -> None:
-    embedding, head = (part.key for part in end_parts(256, 1000, PREFILL, "float32", 16, head_norm=True))
-    assert (embedding.end, embedding.phase, embedding.context) == ("embedding", "prefill", 116)
-    assert embedding.end_settings == {"vocab": "1000"}
-    # The head sees one token of each sequence, however many were read.
-    assert (head.end, head.phase, head.context) == ("head", "decode", 0)
-    assert head.end_settings == {"vocab": "1000", "head_norm": "true"}
-    assert layer_parts(Layer.of("F"), 256, DECODE, "float32")[0].key.end is None
+    key = ends_part(256, 1000, PREFILL, "float32", 16, head_norm=True).key
+    assert (key.is_end, key.phase, key.context) == (True, "prefill", 116)
+    assert key.end_settings == {"vocab": "1000", "head_norm": "true"}
+    assert ends_part(256, 1000, PREFILL, "float32").key.end_settings == {"vocab": "1000"}
+    assert not layer_parts(Layer.of("F"), 256, DECODE, "float32")[0].key.is_end
+
+
+def test_ends_are_passed_as_often_as_the_layers() -> None:
+    assert ends_part(256, 1000, DECODE, "float32", 16) == Part(
+        Key("decode", "float32", 1, 256, "ends[vocab=1000]", 0), last=0, times=1
+    )
+    assert ends_part(256, 1000, Span("decode", 1, 100, 50), "float32", 16).times == 50
+
+
+def test_a_place_is_no_part_of_a_question() -> None:
+    key = ends_part(256, 1000, DECODE, "float32").key
+    placed = key.placed(7, RESIDENT)
+    assert (placed.others, placed.cache) == (7, RESIDENT)
+    assert placed != key == placed.placeless
 
 
 @settings(max_examples=50, deadline=None)
@@ -86,8 +98,8 @@ def test_keys_for_serves_every_member(seed: int, workload: Workload, head_norm: 
 def test_keys_for_asks_for_nothing_twice() -> None:
     workloads = {"near": Workload(context=100), "far": Workload(context=200)}
     keys = keys_for(small_space(), workloads, "float32")
-    # Two widths of: full attention at two contexts, windowed attention, DeltaNet, FFN, embedding, head.
-    assert len(keys) == 2 * (2 + 1 + 1 + 1 + 1 + 1)
+    # Two widths of: full attention at two contexts, windowed attention, DeltaNet, FFN, ends.
+    assert len(keys) == 2 * (2 + 1 + 1 + 1 + 1)
 
 
 def test_rows_of_one_block_and_width_come_together() -> None:

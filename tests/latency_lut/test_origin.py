@@ -42,12 +42,12 @@ def _of_other_code(table: LatencyTable, start: str) -> int:
 
 def test_rows_of_other_code_are_refused_where_they_are_asked_for() -> None:
     table = made_up_table(KEYS)
-    count = _of_other_code(table, "D"), _of_other_code(table, "head")
-    words = rf"{sum(count)} of {len(KEYS)} rows were timed with other code: D decode \({count[0]}\), head decode \(2\)"
+    count = _of_other_code(table, "D"), _of_other_code(table, "ends")
+    words = rf"{sum(count)} of {len(KEYS)} rows were timed with other code: D decode \({count[0]}\), ends decode \(2\)"
     with pytest.raises(TableError, match=rf"does not serve here, {words}\. `nfsearch lut build .*accept: \[kernels\]`"):
         table.require(KEYS)
     table.require(KEYS, ["kernels"])
-    table.require([key for key in KEYS if not key.block.startswith(("D", "head"))])
+    table.require([key for key in KEYS if not key.block.startswith(("D", "ends"))])
     assert len(table.stale()) == sum(count)
     assert table.stale([key for key in KEYS if key.block == "F"]) == []
 

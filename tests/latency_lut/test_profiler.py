@@ -1,41 +1,39 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 
 from nfsearch.latency_lut import (
     Key,
     Row,
     TableError,
     Workload,
-    chains,
     keys_for,
     load_table,
     profiler,
+    rows,
     save_table,
-    timing,
 )
 from nfsearch.latency_lut.device import provenance
+from nfsearch.latency_lut.errors import Busy
 from nfsearch.latency_lut.files import Journal, read_tables, write_tables
 from nfsearch.latency_lut.profiler import Profiler
-from nfsearch.latency_lut.timing import CPU, CUDA, Bounds, Samples
-from nfsearch.ops.model import HybridLM
+from nfsearch.latency_lut.render import render
+from nfsearch.support.terminal import plain_console
 
-from .helpers import made_up_row, made_up_table, small_space
+from .helpers import made_up_row, made_up_table, measure_quickly, small_space
 
-QUICK = dataclasses.replace(CPU, warm_up=0.0, least=3, most=6, seconds=0.05, cached=0, working_set=1e9, longest=2)
 KEYS = keys_for(small_space((32,)), {"tpot": Workload(context=12)}, "float32")
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "bounds", lambda kind: QUICK)
-    monkeypatch.setattr(profiler, "warm_up", lambda kind: None)
+    measure_quickly(monkeypatch, looks=2)
 
 
 @pytest.fixture
@@ -49,31 +47,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Key]:
 
     monkeypatch.setattr(Profiler, "measure", measure)
     return keys
-
-
-def test_builds_every_row_on_the_cpu(tmp_path: Path) -> None:
-    seen: list[tuple[int, int, Row | None]] = []
-    spent: dict[str, float] = {}
-    ttft = Workload(phase="prefill", context=9)
-    keys = KEYS + keys_for(small_space((32,), head_norm=True), {"ttft": ttft}, "float32")
-    path = tmp_path / "t.parquet"
-    table = profiler.build(keys, path, device="cpu", progress=lambda *now: seen.append(now), spent=spent)
-    assert table.missing(keys) == []
-    assert load_table(tmp_path / "t.parquet") == table
-    for row in table.rows.values():
-        assert row.latency_ms is not None
-        assert 0 < row.latency_ms < 1e3
-        assert (row.short_chain, row.long_chain) == (2, 4)
-        assert row.spread_ms >= 0
-        assert row.cuda_graph is False
-    assert set(spent) >= {"weights and states", "first run, compiling", "capture", "timing"}
-    assert [now[:2] for now in seen] == [(looks, 2 * len(keys)) for looks in range(2 * len(keys) + 1)]
-    assert table.provenance.threads == torch.get_num_threads()
-
-
-def test_bfloat16_rows(tmp_path: Path) -> None:
-    keys = keys_for(small_space((32,)), {"tpot": Workload(batch=3, context=5)}, "bfloat16")
-    assert all(row.latency_ms for row in profiler.build(keys, tmp_path / "t.parquet", device="cpu").rows.values())
 
 
 @pytest.mark.parametrize("stop", [1, 3, len(KEYS), len(KEYS) + 2])
@@ -186,141 +159,101 @@ def test_absent_device_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
-def test_out_of_memory_is_recorded(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
-    def fails(*_: object) -> Row:
-        raise error
-
-    monkeypatch.setattr(Profiler, "_slope", fails)
-    row = Profiler("cpu").measure(KEYS[0])
-    assert (row.status, row.latency_ms, row.runs) == ("out_of_memory", None, 0)
+# --- a machine that does something else ------------------------------------------------------------------------------
 
 
-def test_out_of_memory_within_a_capture_is_seen() -> None:
-    error = RuntimeError("operation failed due to a previous error during capture")
-    error.__context__ = torch.OutOfMemoryError("CUDA out of memory")
-    assert profiler._is_out_of_memory(error)
-    error.__context__ = ValueError("other")
-    assert not profiler._is_out_of_memory(error)
+@pytest.fixture
+def disturbances(monkeypatch: pytest.MonkeyPatch) -> dict[Key, list[float]]:
+    """What disturbs the looks at a key, one after the other; those that are not told of are quiet. A look takes as many
+    milliseconds as there were looks at its key before, and one."""
+    told: dict[Key, list[float]] = {}
+    looks: Counter[Key] = Counter()
+
+    def measure(self: Profiler, key: Key) -> Row:
+        looks[key] += 1
+        rest = told.get(key, [])
+        return made_up_row(key, float(looks[key]), disturbance=rest.pop(0) if rest else 0.0)
+
+    monkeypatch.setattr(rows, "QUIET", profiler.QUIET)
+    monkeypatch.setattr(Profiler, "measure", measure)
+    return told
 
 
-def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object) -> Row:
-        raise RuntimeError("a kernel is wrong")
-
-    monkeypatch.setattr(Profiler, "_slope", fails)
-    with pytest.raises(RuntimeError, match="kernel is wrong"):
-        Profiler("cpu").measure(KEYS[0])
+def looks_at(path: Path, key: Key) -> int:
+    return sum(row.key == key for row in Journal(path).read()[1])
 
 
-def test_chain_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = chains.touched(KEYS[0])
-    monkeypatch.setattr(profiler, "free_memory", lambda kind: 2.5 * size)
-    assert Profiler("cpu").measure(KEYS[0]).short_chain == 1
-    monkeypatch.setattr(profiler, "free_memory", lambda kind: 1.5 * size)
-    assert Profiler("cpu").measure(KEYS[0]).status == "out_of_memory"
-
-
-@pytest.mark.parametrize(
-    ("short", "long", "status", "latency", "overhead"),
-    [(10e-3, 18e-3, "slope", 4.0, 2.0), (10e-3, 10e-3, "whole", 2.5, 0.0), (10e-3, 8e-3, "whole", 2.0, 0.0)],
-)
-def test_slope_is_never_negative(
-    monkeypatch: pytest.MonkeyPatch, short: float, long: float, status: str, latency: float, overhead: float
+def test_disturbed_looks_are_made_again_until_one_is_quiet(
+    tmp_path: Path, disturbances: dict[Key, list[float]]
 ) -> None:
-    monkeypatch.setattr(profiler, "take", lambda *_: Samples([[short] * 3, [long] * 3]))
-    row = Profiler("cpu").measure(KEYS[0])
-    assert row.status == status
-    assert (row.latency_ms, row.overhead_ms) == (pytest.approx(latency), pytest.approx(overhead))
+    disturbances |= {KEYS[0]: [0.5, 0.5, 0.3], KEYS[1]: [0.5, 0.0, 0.5]}
+    made: list[Key] = []
+    table = profiler.build(
+        KEYS, tmp_path / "t.parquet", device="cpu", progress=lambda done, total, row: made.append(row.key) if row else 0
+    )
+    assert Counter(made) == {key: 4 if key == KEYS[0] else 2 for key in KEYS}
+    assert [(table.rows[key].latency_ms, table.rows[key].disturbance) for key in KEYS[:2]] == [(4.0, 0.0), (2.0, 0.0)]
+    assert table.disturbance() == ""
 
 
-def test_blocks_of_a_chain_share_nothing() -> None:
-    key = next(key for key in KEYS if key.block.startswith("A"))
-    chain = chains.Chain.of(key, 3, chains.Weights(key, "cpu"))
-    blocks = [link.__closure__ for link in chain.links]  # type: ignore[attr-defined]
-    assert len({id(cell.cell_contents) for cells in blocks for cell in cells if cell.cell_contents is not key}) == 9
-    with torch.inference_mode():
-        assert chain.run(3).shape == (1, 32)
-        assert not torch.equal(chain.run(1), chain.run(3))
+def test_after_three_more_looks_the_least_disturbed_is_kept_and_marked(
+    tmp_path: Path, disturbances: dict[Key, list[float]]
+) -> None:
+    disturbances[KEYS[0]] = [0.5, 0.4, 0.9, 0.2, 0.3, 0.0]  # of which the last is not reached
+    counts: list[tuple[int, int]] = []
+    table = profiler.build(
+        KEYS, tmp_path / "t.parquet", device="cpu", progress=lambda *now: counts.append((now[0], now[1]))
+    )
+    assert disturbances[KEYS[0]] == [0.0]
+    assert (table.rows[KEYS[0]].latency_ms, table.rows[KEYS[0]].disturbance) == (4.0, 0.2)
+    assert load_table(tmp_path / "t.parquet").disturbance() == (
+        f"1 of {len(KEYS)} rows were measured while something else used the machine"
+    )
+    text = io.StringIO()
+    plain_console(width=200, file=text).print(render(table))
+    assert text.getvalue().count("~") == 2  # at the row, and in the caption
+    assert max(counts) == counts[-1] == (2 * len(KEYS), 2 * len(KEYS))
 
 
-def test_bytes_are_those_allocated() -> None:
-    for key in KEYS:
-        if key.end is None:
-            (block, _, state) = (
-                cell.cell_contents for cell in chains.Chain.of(key, 1, chains.Weights(key, "cpu")).links[0].__closure__
-            )  # type: ignore[attr-defined]
-            tensors = [*block.parameters(), *state.values()]
-            assert chains.touched(key) == sum(t.nbytes for t in tensors) + 4 * key.batch * key.width * 4
+def test_a_busy_machine_makes_no_table_and_keeps_what_was_quiet(
+    tmp_path: Path, disturbances: dict[Key, list[float]]
+) -> None:
+    path = tmp_path / "t.parquet"
+    assert len(KEYS) == 5
+    disturbances |= {KEYS[0]: [0.5] * 5, KEYS[3]: [0.7] * 5}
+    with pytest.raises(Busy, match=r"2 of 5 rows could not be .*up to 70%.*same command.*`latency.accept: \[busy\]`"):
+        profiler.build(KEYS, path, device="cpu")
+    assert list(tmp_path.iterdir()) == [Journal(path).path]
+    assert [looks_at(path, key) for key in KEYS] == [5, 2, 2, 5, 2]
+    made: list[Key] = []
+    table = profiler.build(
+        KEYS, path, device="cpu", progress=lambda done, total, row: made.append(row.key) if row else 0
+    )
+    assert made == 2 * [KEYS[0], KEYS[3]]
+    assert table.disturbance() == ""
+    assert load_table(path) == table
 
 
-# --- timing ----------------------------------------------------------------------------------------------------------
+def test_a_busy_machine_is_accepted_by_name(tmp_path: Path, disturbances: dict[Key, list[float]]) -> None:
+    disturbances |= {key: [0.5] * 4 + [0.4] for key in KEYS}
+    table = profiler.build(KEYS, tmp_path / "t.parquet", device="cpu", accept=["busy"])
+    assert [row.disturbance for row in table.rows.values()] == [0.4] * len(KEYS)
 
 
-def test_samples_combine() -> None:
-    samples = Samples([[1.0, 2.0, 3.0], [10.0, 10.0, 14.0]])
-    value, spread = samples.combine(-0.5, 0.5)
-    assert value == 4.0
-    assert spread == pytest.approx(0.5 * (1**2 + 2**2) ** 0.5)
+def test_killed_while_something_disturbs_it_goes_on(tmp_path: Path, disturbances: dict[Key, list[float]]) -> None:
+    path = tmp_path / "t.parquet"
+    disturbances[KEYS[0]] = [0.5, 0.5, 0.5]
 
+    def stop(done: int, total: int, row: Row | None) -> None:
+        if row and row.latency_ms == 3.0:  # the first look that is made again
+            raise KeyboardInterrupt
 
-def test_disturbed_samples_do_not_count_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([1.0] * 5 + [1.0, 50.0, 9.0, 1.0, 70.0] * 100)
-    monkeypatch.setattr(timing, "sample", lambda run, repeats, kind: next(times))
-    within = dataclasses.replace(CPU, warm_up=0, keep=0.25, least=20, most=40)
-    samples = timing.take([lambda: None], (1.0,), "cpu", within)
-    assert set(samples.runs[0]) == {1.0}
-    assert samples.count == 5  # agreed at once: a quarter of the least
-
-
-def test_sampling_stops_at_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter(float(i) for i in range(1, 1000))
-    monkeypatch.setattr(timing, "sample", lambda run, repeats, kind: next(times))
-    within = dataclasses.replace(CPU, warm_up=0, keep=1.0, least=4, most=30, seconds=60.0)
-    assert timing.take([lambda: None], (1.0,), "cpu", within).count == 30
-    content = dataclasses.replace(within, target=1e9)
-    assert timing.take([lambda: None], (1.0,), "cpu", content).count == 4
-    hurried = dataclasses.replace(within, seconds=0.0)
-    assert timing.take([lambda: None], (1.0,), "cpu", hurried).count == timing._FEWEST
-
-
-@pytest.mark.parametrize("within", [CPU, CUDA])
-@pytest.mark.parametrize("size", [1e2, 1e4, 1e5, 1e6, 2.4e6, 2.6e6, 1e7, 1e8, 1e9])
-def test_chain_is_all_in_the_cache_or_far_beyond_it(within: Bounds, size: float) -> None:
-    short = within.chain(size)
-    assert 1 <= short <= within.longest
-    assert 2 * short * size <= within.cached or short == within.longest or short * size >= within.working_set
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_builds_on_cuda(tmp_path: Path) -> None:
-    workloads = {"tpot": Workload(context=100), "ttft": Workload(phase="prefill", context=128)}
-    table = profiler.build(keys_for(small_space((256,)), workloads, "bfloat16"), tmp_path / "t.parquet", device="cuda")
-    assert all(row.latency_ms and row.cuda_graph for row in table.rows.values())
-    assert table.provenance.driver
-
-
-def test_weights_are_shared_by_the_rows_of_a_block_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-    new = chains.Weights._new
-    monkeypatch.setattr(chains.Weights, "_new", lambda self: made.append(f"{self.block} {self.width}") or new(self))
-    workloads = {"near": Workload(context=5), "far": Workload(context=9), "many": Workload(batch=2, context=9)}
-    keys = keys_for(small_space((32, 64)), workloads, "float32")
-    measuring = Profiler("cpu")
-    for key in keys:
-        assert measuring.measure(key).latency_ms
-    # Four blocks of the long chain; a chain of embeddings has one.
-    for width in (32, 64):
-        assert made.count(f"A[head_dim=16] {width}") == made.count(f"head[vocab=64] {width}") == 4
-        assert made.count(f"embedding[vocab=64] {width}") == 1
-
-
-def test_the_embedding_of_a_row_is_that_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_up: list[tuple[int, ...]] = []
-    embed_next = HybridLM.embed_next
-    monkeypatch.setattr(HybridLM, "embed_next", lambda self, x: looked_up.append(tuple(x.shape)) or embed_next(self, x))
-    for workload in (Workload(batch=3, context=5), Workload(phase="prefill", context=5)):
-        (key,) = (key for key in keys_for(small_space((32,)), {"w": workload}, "float32") if key.end == "embedding")
-        chains.Chain.of(key, 2, chains.Weights(key, "cpu")).run(2)
-    assert looked_up == [(3,), (3,)]
+    with pytest.raises(KeyboardInterrupt):
+        profiler.build(KEYS, path, device="cpu", progress=stop)
+    assert [looks_at(path, key) for key in KEYS] == [3, 2, 2, 2, 2]
+    made: list[Key] = []
+    table = profiler.build(
+        KEYS, path, device="cpu", progress=lambda done, total, row: made.append(row.key) if row else 0
+    )
+    assert made == 2 * KEYS[:1]
+    assert table.rows[KEYS[0]].disturbance == 0.0

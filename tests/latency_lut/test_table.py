@@ -54,22 +54,22 @@ def test_file_is_read_by_others_and_documents_itself(tmp_path: Path) -> None:
 
 def test_estimate_is_the_sum_of_its_rows() -> None:
     table = made_up_table(KEYS)
-    blocks = {"D[head_dim=16]": 2, "F": 3, "embedding[vocab=64]": 1, "head[vocab=64]": 1}
+    blocks = {"D[head_dim=16]": 2, "F": 3, "ends[vocab=64]": 1}
     estimate = table.estimate(MODEL, W)
-    expected = sum(n * _ms(table, block) for block, n in blocks.items()) + 0.25  # and the overhead
+    expected = sum(n * _ms(table, block) for block, n in blocks.items())
     assert estimate.seconds == pytest.approx(expected / 1e3)
-    # A repeated row is wrong by the same amount each time: counts add up before squaring. All overheads are equal.
+    # A repeated row is wrong by the same amount each time: counts add up before squaring.
     one = 0.93 * 0.1e-3 / math.sqrt(4)
-    assert estimate.error == pytest.approx(2 * one * math.sqrt(2**2 + 3**2 + 1 + 1))
+    assert estimate.error == pytest.approx(2 * one * math.sqrt(2**2 + 3**2 + 1))
     parts = table.breakdown(MODEL, W)
     assert sum(parts.values()) == pytest.approx(estimate.seconds)
-    assert parts["overhead"] == 0.25e-3
+    assert parts["ends"] == pytest.approx(_ms(table, "ends[vocab=64]") / 1e3)
     assert list(parts.values()) == sorted(parts.values(), reverse=True)
 
 
 def test_energy_is_power_over_time_where_all_power_is_known() -> None:
     table = made_up_table(KEYS)
-    estimate = table.estimate(MODEL, W)  # every row was measured at 400 W, and the overhead is taken to be like them
+    estimate = table.estimate(MODEL, W)  # every row was measured at 400 W
     assert estimate.joules == pytest.approx(400 * estimate.seconds)
     key = next(key for key in KEYS if key.block == "F" and key.width == 32)
     table.add(made_up_row(key, _ms(table, "F"), power_w=None))
@@ -82,20 +82,6 @@ def test_a_new_row_changes_the_estimate() -> None:
     key = next(key for key in KEYS if key.block == "F" and key.width == 32)
     table.add(made_up_row(key, _ms(table, "F") + 1))
     assert table.estimate(MODEL, W).seconds == pytest.approx(before + 3e-3)
-
-
-def test_overhead_is_a_median_and_never_negative() -> None:
-    table = LatencyTable(made_up_table([]).provenance)
-    layers = [key for key in KEYS if not key.end]
-    for key in KEYS:
-        if key.end:  # not a chain of layers: does not count
-            table.add(made_up_row(key, overhead_ms=100.0))
-    for key, overhead in zip(layers, (-9.0, -9.0, 0.5, 0.75, 9.0), strict=False):
-        table.add(made_up_row(key, overhead_ms=overhead))
-    assert table.overhead("decode", 1, "float32")[0] == 0.5e-3
-    table.rows = {key: made_up_row(key, overhead_ms=-1.0) for key in KEYS}
-    assert table.overhead("decode", 1, "float32")[0] == 0.0
-    assert table.overhead("decode", 9, "float32") == (0.0, 0.0)
 
 
 def test_missing_row_names_the_command(tmp_path: Path) -> None:
@@ -158,7 +144,7 @@ def test_schema_is_checked(tmp_path: Path) -> None:
         load_table(path)
     older = content.replace_schema_metadata({**metadata, b"nfsearch.latency_table": b"2"})
     pyarrow.parquet.write_table(older, path)
-    with pytest.raises(TableError, match="version 2 of the table format, and this nfsearch reads 3; delete it"):
+    with pytest.raises(TableError, match="version 2 of the table format, and this nfsearch reads 4; delete it"):
         load_table(path)
 
 
@@ -186,7 +172,7 @@ def test_shown_table_has_every_block_and_width() -> None:
     plain_console(width=200, file=text).print(render(table))
     for expected in (
         "A[head_dim=16,window=8]",
-        "embedding[vocab=64]",
+        "ends[vocab=64]",
         "32",
         "64",
         "no memory",

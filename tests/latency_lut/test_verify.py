@@ -14,7 +14,7 @@ from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.latency_lut.workload import Span
 from nfsearch.space.notation import parse
 
-from .helpers import made_up_check, made_up_row, made_up_table, made_up_verification, small_space
+from .helpers import made_up_check, made_up_row, made_up_table, made_up_verification, measure_quickly, small_space
 
 SPACE = small_space((32,), meta_tokens=(0, 4))
 WORKLOADS = {"tpot": Workload(context=12), "ttft": Workload(phase="prefill", context=8)}
@@ -23,8 +23,7 @@ KEYS = keys_for(SPACE, WORKLOADS, "float32")
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> LatencyTable:
-    monkeypatch.setattr(verify, "bounds", lambda kind: dataclasses.replace(CPU, warm_up=0.0, least=2, most=2))
-    monkeypatch.setattr(verify, "warm_up", lambda kind: None)
+    measure_quickly(monkeypatch)
     table = made_up_table(KEYS)
     table.provenance = device.provenance("cpu")
     return table
@@ -47,13 +46,12 @@ def test_measures_each_architecture_under_each_workload(table: LatencyTable) -> 
 
 
 def test_estimate_and_measurement_are_of_the_same_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chain of the very blocks that were timed; a factor of two apart would mean that different things are run."""
-    for module in (profiler, verify):
-        monkeypatch.setattr(module, "bounds", lambda kind: dataclasses.replace(CPU, seconds=0.07))
-        monkeypatch.setattr(module, "warm_up", lambda kind: None)
+    """A factor of two apart would mean that different things are run."""
+    measure_quickly(monkeypatch, least=CPU.least, most=CPU.most, seconds=0.07)
     space = small_space((64,))
     workloads = {"tpot": Workload(context=12)}
-    table = profiler.build(keys_for(space, workloads, "float32"), tmp_path / "t.parquet", device="cpu")
+    keys = profiler.rows_of(space, workloads, "float32", "cpu")
+    table = profiler.build(keys, tmp_path / "t.parquet", device="cpu")
     checks = verify.verify(table, space, workloads, dtype="float32", n=4).checks
     assert any(0.5 < check.estimated_ms / check.measured_ms < 2 for check in checks)  # a busy machine spoils some
 

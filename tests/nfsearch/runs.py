@@ -14,7 +14,7 @@ import yaml
 from nfsearch.latency_lut import LatencyTable, Workload, keys_for, save_table
 from nfsearch.latency_lut.code import digest_of
 from nfsearch.latency_lut.device import provenance
-from nfsearch.latency_lut.rows import SLOPE, Row
+from nfsearch.latency_lut.rows import MEASURED, Row
 from nfsearch.space import SpaceSettings
 
 SPACE: dict[str, Any] = {
@@ -39,8 +39,8 @@ def invented_table(path: Path, space: dict[str, Any] = SPACE, vocab: int = BYTES
     built = SpaceSettings(**space).build(vocab)
     table = LatencyTable(provenance("cpu"))
     for key in keys_for(built, {"tpot": Workload(context=64)}, dtype):
-        ms = 1e-3 * key.width if key.end else 1e-2 * key.width * (1 + len(key.block) / 10)
-        table.add(Row(key, SLOPE, ms, 0.0, 0.0, 0.0, 9, 4, 8, 1.0, "distinct weights", False, digest_of(key)))
+        ms = 1e-3 * key.width if key.is_end else 1e-2 * key.width * (1 + len(key.block) / 10)
+        table.add(Row(key, MEASURED, ms, 0.0, 9, 4, 1.0, 0.0, 0.0, False, digest_of(key)))
     save_table(table, path)
     return path
 

@@ -15,14 +15,16 @@ import pytest
 import yaml
 
 from nfsearch.cli import tables
-from nfsearch.latency_lut import load_table, profiler, save_table, timing, verify
+from nfsearch.latency_lut import load_table, profiler, rows, save_table
+from nfsearch.latency_lut.device import cache_bytes
 from nfsearch.latency_lut.files import Journal
+from nfsearch.latency_lut.profiler import Profiler
 from nfsearch.latency_lut.verification import verification_path
 from nfsearch.report.result import RunResult
 from nfsearch.run.config import load_config
 from nfsearch.run.tables import checked, given_table
 from nfsearch.support.terminal import plain_console
-from tests.latency_lut.helpers import made_up_check, made_up_verification
+from tests.latency_lut.helpers import made_up_check, made_up_row, made_up_verification, measure_quickly
 from tests.nfsearch.runs import invented_table, kill_group, start, tiny_config
 
 LATENCY = {
@@ -40,10 +42,7 @@ Command = Callable[..., tuple[str, str]]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    bounds = dataclasses.replace(timing.CPU, warm_up=0.0, least=2, most=2, seconds=0.01, longest=1)
-    for module in (profiler, verify):
-        monkeypatch.setattr(module, "bounds", lambda kind: bounds)
-        monkeypatch.setattr(module, "warm_up", lambda kind: None)
+    measure_quickly(monkeypatch)
 
 
 def config(folder: Path, **latency: Any) -> Path:
@@ -80,13 +79,13 @@ def test_a_shipped_table_is_asked_by_its_device(command: Command) -> None:
     for told in (["--vocab", "131072"], ["--head-norm"]):
         out, _ = command(*asked, *told, "--context", "8192")
         assert "vocabulary 131072, normalised head" in out
-    assert "head[vocab=131072]" in command(*asked, "--vocab", "131072", "--no-head-norm", status=2)[1]
+    assert "ends[vocab=131072]" in command(*asked, "--vocab", "131072", "--no-head-norm", status=2)[1]
     assert "only of nvidia-h200" in command("lut", "show", "nvidia-b9000", status=2)[1]
 
 
 def test_a_table_is_shown_in_as_many_parts_as_fit(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = command("lut", "show", "nvidia-h200")[0]
-    monkeypatch.setattr(tables, "stdout", lambda: plain_console(width=100))
+    monkeypatch.setattr(tables, "stdout", lambda: plain_console(width=80))
     narrow = command("lut", "show", "nvidia-h200")[0]
     assert narrow.count("milliseconds per block") > wide.count("milliseconds per block")
     assert "…" not in narrow
@@ -131,10 +130,32 @@ def test_calibrating_measures_a_few_rows_and_tells_the_error_of_a_scaled_table(
     assert len(load_table(new).rows) == 6
 
 
-@pytest.mark.slow
-def test_killed_and_resumed_nothing_is_measured_again(quick: None, tmp_path: Path, command: Command) -> None:
+def test_a_busy_machine_is_exit_status_1_and_accepted_by_name(
+    quick: None, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "QUIET", profiler.QUIET)
+    monkeypatch.setattr(Profiler, "measure", lambda self, key: made_up_row(key, disturbance=0.5))
     table = tmp_path / "t.parquet"
-    arguments = ("lut", "build", config(tmp_path, workloads={"tpot": {}}), "-o", table, "--set", "space.width=32")
+    build = ("lut", "build", config(tmp_path), "-o", table)
+    err = command(*build, status=1)[1]
+    assert "nfsearch: the machine is busy with something else: " in err
+    assert "`latency.accept: [busy]` takes them as they are" in err
+    assert not table.exists()
+    err = command(*build, "--set", "latency.accept=[busy]")[1]
+    count = len(load_table(table).rows)
+    assert f"Beware: {count} of {count} rows were measured while something else used the machine" in err
+    assert f"~ {count} of {count} rows were measured" in " ".join(command("lut", "show", table)[0].split())
+    monkeypatch.setattr(Profiler, "measure", None)  # what was accepted is not measured again
+    command(*build)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_nothing_is_measured_again(
+    quick: None, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "t.parquet"
+    asked = config(tmp_path, workloads={"tpot": {}}, accept=["busy"])
+    arguments = ("lut", "build", asked, "-o", table, "--set", "space.width=32")
     process = start(*arguments, cwd=tmp_path)
     journal = Journal(table).path
     deadline = time.monotonic() + 60
@@ -143,14 +164,14 @@ def test_killed_and_resumed_nothing_is_measured_again(quick: None, tmp_path: Pat
     kill_group(process)
     first = Journal(table).read()[1]
     assert len(first) >= 4
+    monkeypatch.setattr(profiler, "cache_bytes", cache_bytes)  # so that the same rows are asked for
+    monkeypatch.setattr(Profiler, "measure", lambda self, key: made_up_row(key, 1e9))
     err = command(*arguments)[1]
     assert f"({len(first)} known before)" in err
-    rows = load_table(table).rows
     assert not journal.exists()
-    for row in first:  # each is kept as it was, or replaced by a faster second look
-        assert rows[row.key].latency_ms is not None
-        assert row.latency_ms is not None
-        assert rows[row.key] == row or rows[row.key].latency_ms < row.latency_ms
+    kept = load_table(table).rows
+    assert {row.key for row in first} == {key for key, row in kept.items() if row.latency_ms != 1e9}
+    assert all(kept[row.key] in first for row in first)
 
 
 # --- planning for another device -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 
-from nfsearch.latency_lut import LatencyTable, Workload, keys_for, load_table
+from nfsearch.latency_lut import LatencyTable, Workload, load_table
 from nfsearch.latency_lut.agreement import Agreement
 from nfsearch.latency_lut.bundled import SUFFIX, bundled_table
 from nfsearch.latency_lut.keys import Key
@@ -45,6 +45,7 @@ def build_table(config_path: Path, output: Path, assignments: Sequence[str], cal
 
 def _asked(config_path: Path, output: Path, assignments: Sequence[str]) -> tuple[Config, list[Key]]:
     from nfsearch.latency_lut import device
+    from nfsearch.latency_lut.profiler import rows_of
 
     config, _ = load_config(config_path, assignments)
     if output.suffix != SUFFIX:
@@ -53,8 +54,8 @@ def _asked(config_path: Path, output: Path, assignments: Sequence[str]) -> tuple
         raise ValueError(f"{output.parent} is not a folder")
     space = config.space.build(vocabulary(config))
     check_layers(config, space)
-    dtype = config.latency.dtype_on(device.resolve(config.latency.device))
-    return config, keys_for(space, config.latency.workloads, dtype)
+    kind = device.resolve(config.latency.device)
+    return config, rows_of(space, config.latency.workloads, config.latency.dtype_on(kind), kind)
 
 
 def show_table(path: Path, device: str | None) -> None:
@@ -164,7 +165,7 @@ def _load(path: Path, device: str | None) -> LatencyTable:
 
 def _head(table: LatencyTable, vocab: int | None, head_norm: bool | None) -> tuple[int, bool]:
     """Vocabulary and head norm, the table's own where they are None. Raises ValueError where it has several."""
-    ends = [key.end_settings for key in table.rows if key.block.startswith("head[")]
+    ends = [key.end_settings for key in table.rows if key.is_end]
     known = {(int(end["vocab"]), "head_norm" in end) for end in ends}
     fitting = {end for end in known if vocab in (None, end[0]) and head_norm in (None, end[1])}
     if len(fitting) == 1:

@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from nfsearch.latency_lut import LatencyTable, device, keys_for
+from nfsearch.latency_lut import LatencyTable, device
+from nfsearch.latency_lut.profiler import rows_of
 from nfsearch.report.outputs import write_outputs
 from nfsearch.run.finalists import time_front
 from nfsearch.run.log import failed, logged
@@ -105,7 +106,7 @@ def _carry_out(plan: Plan, store: Store) -> None:
         say(f"Planning for {config.latency.device}, training on {device.device_name(plan.device)}")
     table = plan.table
     if table is None:
-        keys = keys_for(space, config.latency.workloads, config.latency.dtype_on(plan.device))
+        keys = rows_of(space, config.latency.workloads, config.latency.dtype_on(plan.device), plan.device)
         table = measure(config, keys, plan.folder / TABLE)
         _same_table(store, table)
     store.set_meta("table", table_meta(table, plan.folder))

@@ -9,7 +9,7 @@ from pathlib import Path
 from nfsearch.latency_lut import LatencyTable, load_table
 from nfsearch.latency_lut.bundled import bundled_table
 from nfsearch.latency_lut.keys import Key
-from nfsearch.latency_lut.provenance import KERNELS
+from nfsearch.latency_lut.provenance import BUSY, KERNELS
 from nfsearch.latency_lut.rows import Row
 from nfsearch.latency_lut.verification import Check, Verification, known_verification
 from nfsearch.proxies import PROXIES, Proxy
@@ -69,7 +69,7 @@ def given_table(config: Config) -> LatencyTable | None:
         table = load_table(bundled_table(wanted), wanted)
     machine = device.provenance(device.resolve(settings.device if here else "auto"))
     table.require_origin(wanted, machine, settings.accept)
-    found = table.provenance.differences(machine) | {KERNELS: table.staleness()}
+    found = table.provenance.differences(machine) | {KERNELS: table.staleness(), BUSY: table.disturbance()}
     if accepted := [found[name] for name in settings.accept if found.get(name)]:
         say(f"Beware: accepted of {table.name}: {'; '.join(accepted)}")
     return table
@@ -81,20 +81,26 @@ def measure(config: Config, keys: Sequence[Key], path: Path) -> LatencyTable:
 
     kind = device.resolve(config.latency.device)
     spent: dict[str, float] = {}
-    began = time.monotonic()
+    began, made = time.monotonic(), 0
     with steps(f"latency table on {device.device_name(kind)}") as step:
 
         def progress(done: int, total: int, row: Row | None) -> None:
+            nonlocal made
             if row is None:
                 step.before = done
+            else:
+                made += 1
             step(done, total)
 
-        table = profiler.build(keys, path, device=config.latency.device, progress=progress, spent=spent)
+        table = profiler.build(
+            keys, path, device=config.latency.device, accept=config.latency.accept, progress=progress, spent=spent
+        )
     if spent:
         by_time = sorted(spent.items(), key=lambda item: -item[1])
         work = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in by_time)
-        looks = profiler.LOOKS * len(keys) - step.before
-        say(f"{looks} measurements ({step.before} known before) in {duration(time.monotonic() - began)}: {work}")
+        say(f"{made} measurements ({step.before} known before) in {duration(time.monotonic() - began)}: {work}")
+    if disturbance := table.disturbance():
+        say(f"Beware: {disturbance}: `nfsearch lut show` marks them with ~")
     return table
 
 

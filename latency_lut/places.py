@@ -1,0 +1,111 @@
+"""Every row that a table of a space needs: what its members are made of, in the places in which they have it.
+
+A block's time depends on what stands around it. Among other work it runs against colder translations and caches than
+in a row of its own kind, and more so the rarer it is; and whether its bytes are still in the device's cache depends on
+how many bytes a whole pass of the model touches. So each block is measured in a few places, and an estimate takes the
+ones that are like the model at hand. How many bytes the models of a space touch says which of them are needed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import product
+
+from nfsearch.latency_lut.keys import CACHES, Key, ends_part, layer_parts
+from nfsearch.latency_lut.workload import Span, Workload
+from nfsearch.space.architecture import Layer
+from nfsearch.space.search_space import SearchSpace
+
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+SHARES = dict(zip(CACHES, (0.5, 1.3, 4.0), strict=True))  # of the device's last cache, that a pass touches
+_SAMPLES = 100  # members that say how many bytes those of a space touch
+_SLACK = 1.3  # the rarest members touch this much less or more than any of those
+
+
+def keys_for(space: SearchSpace, workloads: Mapping[str, Workload], dtype: str) -> list[Key]:
+    """What a member of `space` can ask for, wherever it is measured, once each."""
+    alphabet = space.alphabet()
+    keys: set[Key] = set()
+    for span, width, meta in product(_measured_spans(workloads), space.widths, space.meta_tokens):
+        parts = [ends_part(width, space.vocab, span, dtype, meta, space.head_norm)]
+        for layer in alphabet:
+            parts += layer_parts(layer, width, span, dtype, meta)
+        keys.update(part.key for part in parts)  # lone passes: their last context is their first
+    return _ordered(keys)
+
+
+def placed(
+    keys: Iterable[Key],
+    space: SearchSpace,
+    workloads: Mapping[str, Workload],
+    cache_bytes: float,
+    others: Collection[int],
+) -> list[Key]:
+    """The rows to measure of `keys`, in the order in which that goes best, on a device with so large a last cache.
+    `others` are the numbers of layers of other work among which a layer decodes, whose bytes are of their own number;
+    ends have a whole model about them, and a prompt is work enough not to notice."""
+    ranges: dict[tuple[str, int, int], tuple[float, float]] = {}
+    rows = []
+    for key in keys:
+        place = (key.phase, key.batch, key.width)
+        if place not in ranges:
+            spans = [s for s in _measured_spans(workloads) if (s.phase, s.batch) == place[:2]]
+            ranges[place] = _touched_range(space, key.width, spans, ITEM_BYTES[key.dtype])
+        caches = _caches(*ranges[place], cache_bytes)
+        if key.phase == "prefill":
+            rows.append(key.placed(0, caches[-1]))
+            continue
+        rows += [key.placed(0, cache) for cache in caches]
+        rows += [key.placed(n, caches[-1]) for n in others if n and not key.is_end]
+    return _ordered(rows)
+
+
+def touched_by_layer(layer: Layer, width: int, batch: int, held: float, item: int) -> float:
+    """Bytes of a layer that a pass touches, its norm's included, when each sequence holds so many tokens."""
+    cost = layer.cost(width)
+    return (cost.parameters + width) * item + cost.state_bytes(batch, int(held), item)
+
+
+def touched_by_ends(width: int, vocab: int, meta_tokens: int, item: int) -> float:
+    """Bytes of the head, which is the embedding, of meta tokens and of the final norm."""
+    return (vocab + meta_tokens + 1) * width * item
+
+
+def _touched_range(space: SearchSpace, width: int, spans: Sequence[Span], item: int) -> tuple[float, float]:
+    """The fewest and the most bytes that a pass of a member touches, about: random ones tell."""
+    rng = random.Random(0)
+    held = [span.first + max(space.meta_tokens) for span in spans]
+    ends, batch = touched_by_ends(width, space.vocab, max(space.meta_tokens), item), spans[0].batch
+    known: dict[tuple[Layer, int], float] = {}
+    totals = []
+    for _ in range(_SAMPLES):
+        layers = space.sample(rng).architecture.layers
+        for tokens in {min(held), max(held)}:
+            total = ends
+            for layer in layers:
+                if (layer, tokens) not in known:
+                    known[layer, tokens] = touched_by_layer(layer, width, batch, tokens, item)
+                total += known[layer, tokens]
+            totals.append(total)
+    return min(totals) / _SLACK, max(totals) * _SLACK
+
+
+def _caches(least: float, most: float, cache_bytes: float) -> list[str]:
+    """Those between which, or nearest to which, models that touch so many bytes lie."""
+    bytes_of = [share * cache_bytes for share in SHARES.values()]
+    below, above = [0.0, *bytes_of[:-1]], [*bytes_of[1:], float("inf")]
+    return [name for name, low, high in zip(SHARES, below, above, strict=True) if least < high and most > low]
+
+
+def _measured_spans(workloads: Mapping[str, Workload]) -> Iterator[Span]:
+    """Lone passes at the contexts of each workload's grid."""
+    for workload in workloads.values():
+        for choice in workload.choices:
+            for span in choice.spans:
+                yield from (Span(span.phase, span.batch, context) for context in span.grid)
+
+
+def _ordered(keys: Iterable[Key]) -> list[Key]:
+    """Those of one block and width one after the other."""
+    return sorted(keys, key=lambda key: (key.dtype, key.width, key.block, key))
