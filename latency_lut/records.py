@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from nfsearch.latency_lut.estimator import ITEM_BYTES
-from nfsearch.latency_lut.keys import Key
+from nfsearch.latency_lut.keys import CACHES, ENDS, Key
+from nfsearch.latency_lut.places import ITEM_BYTES
 from nfsearch.latency_lut.provenance import Provenance
 from nfsearch.latency_lut.rows import Row
 
@@ -20,6 +20,9 @@ _NARROWER: dict[str, Any] = {
     "batch": _Positive,
     "width": _Positive,
     "context": Annotated[int, Field(ge=0)],
+    "others": Annotated[int, Field(ge=0)],
+    "cache": Literal[CACHES],
+    "working_set_mb": Annotated[float, Field(gt=0)],
     "latency_ms": Annotated[float, Field(gt=0)] | None,
     "runs": Annotated[int, Field(ge=0)],
 }
@@ -30,8 +33,8 @@ def row_of(record: Mapping[str, Any]) -> Row:
     row = Row.from_record(_checked(Row, record))
     if row.latency_ms is not None and not row.runs:
         raise ValueError("runs: a time of no runs")
-    if row.key.end and not row.key.end_settings.get("vocab", "").isdecimal():
-        raise ValueError(f"block: expected {row.key.end}[vocab=N], found {row.key.block!r}")
+    if row.key.is_end and not row.key.end_settings.get("vocab", "").isdecimal():
+        raise ValueError(f"block: expected {ENDS}[vocab=N], found {row.key.block!r}")
     return row
 
 

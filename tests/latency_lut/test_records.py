@@ -44,7 +44,7 @@ def metadata(name: bytes, value: bytes) -> Callable[[pa.Table], pa.Table]:
         (column("runs", 0), "runs: a time of no runs"),
         (column("phase", "sleep"), "phase: Input should be 'decode' or 'prefill', found 'sleep'"),
         (column("dtype", "int3"), "dtype: Input should be 'bfloat16', .* found 'int3'"),
-        (column("block", "head[vocab=x]"), r"block: expected head\[vocab=N\], found 'head\[vocab=x\]'"),
+        (column("block", "ends[vocab=x]"), r"block: expected ends\[vocab=N\], found 'ends\[vocab=x\]'"),
         (column("device", "other"), "not a complete latency table: 'other'"),
         (metadata(b"nfsearch.provenance", DEEP), "not a complete latency table"),
         (metadata(b"nfsearch.provenance", b"[1]"), "not a complete latency table"),
