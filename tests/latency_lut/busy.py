@@ -39,22 +39,22 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def build(folder: Path, name: str) -> LatencyTable:
+    """Where it would be refused, all the same, so as to see what its rows are worth."""
     keys = profiler.rows_of(small_space((64,)), WORKLOADS, "float32", "cpu")
-    path = folder / f"{name}.parquet"
+    table = profiler.build(keys, folder / f"{name}.parquet", device="cpu", accept=["busy"])
     try:
-        return profiler.build(keys, path, device="cpu")
+        profiler._refuse_disturbed(table, keys, accept=())
     except Busy as busy:
-        print(f"{name}: refused, {busy}", flush=True)
-    return profiler.build(keys, path, device="cpu", accept=["busy"])
+        print(f"{name}: would be refused, {busy}")
+    print(f"{name}: {len(table.rows)} rows, {table.disturbance() or 'none disturbed'}", flush=True)
+    return table
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         quiet = build(Path(name), "quiet")
-        print(f"quiet: {len(quiet.rows)} rows, {quiet.disturbance() or 'none disturbed'}", flush=True)
         with busy_processes((os.cpu_count() or 1) + 1):
             busy = build(Path(name), "busy")
-    print(f"busy: {len(busy.rows)} rows, {busy.disturbance() or 'none disturbed'}")
     unmarked = 0
     for key, row in busy.rows.items():
         alone = quiet.rows[key]
