@@ -21,13 +21,15 @@ _STAT = Path("/proc/stat")
 # The known work: products of square matrices of this size, so many in a sample. Of smaller ones a CPU's threads would
 # wait for each other so often that on a busy machine it took seconds.
 _SIZES, _TIMES = {"cpu": 416, "cuda": 2048}, {"cpu": 4, "cuda": 20}
+_SLOWER = {"cpu": 0.5, "cuda": 1.0}  # what a share by which it is slower counts
 _FULL = 0.85  # of the processors: below it, whoever else is there has room of its own
 _TICKS = os.sysconf("SC_CLK_TCK")  # of the processors' counters, in a second
 
 
 @dataclass
 class Disturbance:
-    """By which share known work was slower than at its best, or others used the processors, whichever is larger."""
+    """By which share known work was slower than at its best (half of it on a CPU, whose clock goes up and down by a
+    quarter by itself), or others used the processors, whichever is larger."""
 
     share: float = 0.0
 
@@ -48,12 +50,14 @@ class Watch:
         before, processors = self._known_work(), _Processors.now()
         yield seen
         others = processors.used_by_others() if self.kind == "cpu" else 0.0
-        slower = max(before, self._known_work()) / self._best - 1
-        seen.share = max(slower, others)
+        after = self._known_work()
+        # Of a CPU's samples the fastest count, for which one quiet end is enough; of a GPU's all.
+        slow = min(before, after) if self.kind == "cpu" else max(before, after)
+        seen.share = max(_SLOWER[self.kind] * (slow / self._best - 1), others)
 
     def _known_work(self) -> float:
-        """Seconds; the fastest of three tries, as a single interrupt is no disturbance."""
-        seconds = min(sample(lambda: self._matrix @ self._matrix, _TIMES[self.kind], self.kind) for _ in range(3))
+        """Seconds; the fastest of five tries, as a single interrupt is no disturbance."""
+        seconds = min(sample(lambda: self._matrix @ self._matrix, _TIMES[self.kind], self.kind) for _ in range(5))
         self._best = min(self._best, seconds)
         return seconds
 

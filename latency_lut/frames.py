@@ -45,8 +45,9 @@ def terms_of(key: Key, cache_bytes: float, plain: bool = False) -> list[Term]:
     more: tuple[Layer, ...] = () if others else base
     for i in range(copies):
         more += (layer, *others[i * key.others : (i + 1) * key.others])
-    room = target - _touched(more, key)
-    vocab = max(_LEAST_VOCAB, int(room / (key.width * ITEM_BYTES[key.dtype])))  # the head fills up what lacks
+    # The head fills up what lacks, unless all of it stays in the cache anyway.
+    room = 0.0 if key.cache == RESIDENT else target - _touched(more, key)
+    vocab = max(_LEAST_VOCAB, int(room / (key.width * ITEM_BYTES[key.dtype])))
     return [
         Term(Architecture(key.width, base, vocab), -1 / copies),
         Term(Architecture(key.width, more, vocab), 1 / copies),

@@ -32,7 +32,7 @@ from nfsearch.latency_lut.workload import Span, Workload
 from nfsearch.space.search_space import SearchSpace
 
 _MORE_LOOKS = 3  # at a row whose looks were all disturbed
-_DISTURBED_ROWS = 0.2  # a table with more of them is not made
+_DISTURBED_ROWS = 0.5  # a table with more of them is not made
 _WHILE_ASKED = 0.02  # seconds of work that go on while the driver is asked for the clock and the power
 
 Progress = Callable[[int, int, "Row | None"], None]
@@ -62,7 +62,7 @@ def build(
     with row None, and after each look at a row; it counts looks. `spent` is given the seconds that each kind of work
     took. A row that does not fit into memory is recorded as such.
 
-    A look while something else used the machine is made again, up to three times. Raises `Busy` if a fifth of the rows
+    A look while something else used the machine is made again, up to three times. Raises `Busy` if half of the rows
     never had a quiet one, unless `accept` has "busy"; TableError if the rows there were made by other versions, and
     ValueError if `device` is not here.
     """

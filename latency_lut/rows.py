@@ -56,7 +56,7 @@ COLUMNS = {
     "code": ("string", "digest of the code that was timed"),
 }
 MEASURED, WHOLE, OUT_OF_MEMORY = "measured", "whole", "out_of_memory"
-QUIET = 0.15  # the most disturbance that a time is believed with
+QUIET = 0.25  # the most disturbance that a time is believed with
 
 
 @dataclass(frozen=True)
