@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from nfsearch.export import EXPORTERS, Winner, choose
+from nfsearch.latency_lut import Workload
 from nfsearch.proxies import PROXIES, Proxy
 from nfsearch.report.result import ConfigRecord, Run, RunResult, SpaceRecord, build_result
 from nfsearch.run.metrics import known_metrics
@@ -75,7 +76,7 @@ def _result(layers: str, width: int) -> RunResult:
         run=Run(status="complete", started=now, seconds=1.0, device="cpu", command="nfsearch run", versions=versions()),
         config=ConfigRecord(text="", resolved={}),
         space=SpaceRecord(notation=layers, widths=[width]),
-        metrics=list(known_metrics([LOSS], {}).values()),
+        metrics=list(known_metrics([LOSS], {"tpot": Workload()}).values()),
         objectives=["loss"],
         limits=Limits(),
         population=1,
