@@ -8,22 +8,20 @@ just those.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from nfsearch.proxies import PROXIES, Fidelity, Job
-from nfsearch.report.outputs import write_outputs
 from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.run.config import Config, validated
 from nfsearch.run.finalists import finalists, time_whole
 from nfsearch.run.finished import open_run
-from nfsearch.run.log import failed, logged
 from nfsearch.run.records import result_of, study_place, used_table
 from nfsearch.run.summary import print_summary
 from nfsearch.run.tables import proxy_of, training_kind
+from nfsearch.run.work import work
 from nfsearch.search import EXECUTORS, Executor, History, Limits, Proposal
 from nfsearch.search.loop import Loop
 from nfsearch.search.progress import Progress
@@ -31,7 +29,7 @@ from nfsearch.search.strategy import Exhausted, SearchSettings
 from nfsearch.search.study import Store, open_store
 from nfsearch.support.errors import WorkFailed
 from nfsearch.support.interrupt import interruptible
-from nfsearch.support.terminal import duration, progress_display, say
+from nfsearch.support.terminal import duration, progress_display
 
 
 def confirm(folder: Path, *, top: int, seeds: int, tokens: int | None) -> int:
@@ -53,7 +51,7 @@ def confirm(folder: Path, *, top: int, seeds: int, tokens: int | None) -> int:
         choices=lambda answers: {question.name: question.options for question in space.build(answers).questions},
     ) as store:
         options = ["--top", str(top), "--seeds", str(seeds), *(["--tokens", str(tokens)] if tokens else [])]
-        with _work(folder, store, shlex.join(["nfsearch", "confirm", str(folder), *options])):
+        with work(folder, store, shlex.join(["nfsearch", "confirm", str(folder), *options])):
             chosen = finalists(store, result_of(store), top)
             time_whole(config, store, lambda: used_table(store, folder), chosen)
             first = config.search.seed + 1
@@ -159,19 +157,3 @@ def _line(progress: Progress) -> str:
     done = f"training finalists with other seeds: {progress.standing.finished} of {progress.evaluations}{failed}"
     left = progress.evaluations - progress.standing.finished
     return done + (f", {len(progress.running)} running, {duration(progress.eta_seconds)} left" if left else "")
-
-
-@contextmanager
-def _work(folder: Path, store: Store, again: str) -> Iterator[None]:
-    """What happens here is a run's work: whatever ends it, the report is written of what there is."""
-    with logged(folder):
-        try:
-            yield
-            write_outputs(result_of(store), folder)
-        except KeyboardInterrupt:
-            with interruptible():  # asking again does not hurry it
-                write_outputs(result_of(store), folder)
-            say(f"Interrupted. What finished is kept; to go on: {again}")
-            raise
-        except Exception as error:
-            raise failed(folder, error, again) from error

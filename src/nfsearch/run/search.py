@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,7 @@ import yaml
 
 from nfsearch.latency_lut import LatencyTable, device
 from nfsearch.latency_lut.profiler import rows_of
-from nfsearch.report.outputs import write_outputs
 from nfsearch.run.finalists import time_front
-from nfsearch.run.log import failed, logged
 from nfsearch.run.plan import Plan, read_plan
 from nfsearch.run.records import (
     CONFIG,
@@ -41,10 +39,11 @@ from nfsearch.run.sources import tell_sources
 from nfsearch.run.summary import distrust, print_summary
 from nfsearch.run.tables import checked, is_here, measure
 from nfsearch.run.view import search_line, search_view
+from nfsearch.run.work import work
 from nfsearch.run.yaml_file import YamlFile
 from nfsearch.search.loop import Loop
 from nfsearch.search.study import Store, create_study, delete_study, open_store
-from nfsearch.support.errors import WorkFailed, typed_line
+from nfsearch.support.errors import WorkFailed
 from nfsearch.support.files import whole, write_atomically
 from nfsearch.support.interrupt import interruptible
 from nfsearch.support.terminal import announce, progress_display, say
@@ -85,7 +84,13 @@ def search(
     ) as store:
         if plan.resumed and assignments:
             write_atomically(plan.folder / CONFIG, _config_text(plan.file, plan.folder / CONFIG, assignments))
-        with _work(plan.folder, store):
+        start, before = time.monotonic(), float(store.meta.get("seconds", 0.0))
+
+        def end(status: str) -> None:
+            store.set_meta("status", status)
+            store.set_meta("seconds", before + time.monotonic() - start)
+
+        with work(plan.folder, store, shlex.join(["nfsearch", "run", "--resume", str(plan.folder)]), end):
             _carry_out(plan, store)
         result = result_of(store)
     print_summary(result, plan.folder)
@@ -186,35 +191,3 @@ def _config_text(file: YamlFile, source: Path | None, assignments: Sequence[str]
     changes = [f"--set {shlex.quote(assignment)}" for assignment in assignments]
     values = yaml.safe_dump(file.values, sort_keys=False, allow_unicode=True)
     return f"# {' '.join([str(source), *changes])}, local paths made absolute\n{values}"
-
-
-@contextmanager
-def _work(folder: Path, store: Store) -> Iterator[None]:
-    """What happens here is the run's work: how it ended is written down, a failure goes to the log and becomes
-    WorkFailed, and after an interrupt the report is written of what there is."""
-    began, before = time.monotonic(), float(store.meta.get("seconds", 0.0))
-    again = shlex.join(["nfsearch", "run", "--resume", str(folder)])
-
-    def end(status: str) -> None:
-        store.set_meta("status", status)
-        store.set_meta("seconds", before + time.monotonic() - began)
-
-    with logged(folder):
-        try:
-            yield
-            end("complete")
-            write_outputs(result_of(store), folder)
-        except KeyboardInterrupt:
-            with interruptible():  # asking again does not hurry it
-                try:
-                    end("interrupted")
-                    write_outputs(result_of(store), folder)
-                except Exception as error:
-                    say(f"The report could not be written: {typed_line(error)}")
-            say(f"Interrupted. What finished is kept; to go on: {again}")
-            raise
-        except Exception as error:
-            failure = failed(folder, error, again)
-            with suppress(Exception):  # a full disk, a database that is gone: the first error is the one to tell
-                end("failed-to-finish")
-            raise failure from error
