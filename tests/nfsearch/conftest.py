@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from nfsearch.cli.main import main
 from nfsearch.report.result import RunResult
 from nfsearch.run.search import search
 from tests.nfsearch.fake_run import make_result
-from tests.nfsearch.runs import tiny_config
+from tests.nfsearch.runs import Run, tiny_config
 
 
 @pytest.fixture
@@ -50,3 +52,25 @@ def one_thread() -> Iterator[None]:
     """Losses repeat bit for bit with one number of threads, and worker processes have one."""
     with single_thread():
         yield
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs the command line, expects it to fail and to write nothing, and returns the message."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NFSEARCH_CACHE", str(tmp_path.parent / "cache"))
+
+    def run(*arguments: str | Path, status: int = 2) -> str:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        monkeypatch.setattr(sys, "argv", ["nfsearch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        assert end.value.code == status, err
+        assert out == ""
+        assert "Traceback" not in err
+        assert err.count("nfsearch: ") == 1 or "Usage: " in err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        return err
+
+    return run

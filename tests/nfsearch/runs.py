@@ -6,15 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from nfsearch.latency_lut import LatencyTable, Workload, keys_for, save_table
 from nfsearch.latency_lut.code import digest_of
 from nfsearch.latency_lut.device import provenance
 from nfsearch.latency_lut.rows import MEASURED, Row
+from nfsearch.run.config import load_config
 from nfsearch.space import SpaceSettings
 
 SPACE: dict[str, Any] = {
@@ -22,6 +25,7 @@ SPACE: dict[str, Any] = {
     "where": {"mixer": "A[head_dim=16] | D[head_dim=16] | M2[head_dim=16,state=16]"},
     "layers": "(mixer F[ratio=2]{0..1}){1..3}",
 }
+Run = Callable[..., str]  # runs a command line and returns what it says
 BYTES_VOCAB = 257
 FILES = (
     "config.yaml",
@@ -32,6 +36,14 @@ FILES = (
     "front.png",
     "report.html",
 )  # of a run's folder
+
+
+def complaint(path: Path, text: str, assignments: Sequence[str] = ()) -> str:
+    """What is wrong with a config of this text."""
+    path.write_text(text)
+    with pytest.raises(ValueError) as said:  # noqa: PT011  (the text is compared)
+        load_config(path, assignments)
+    return str(said.value)
 
 
 def invented_table(path: Path, space: dict[str, Any] = SPACE, vocab: int = BYTES_VOCAB, dtype: str = "float32") -> Path:

@@ -6,16 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nfsearch.run.config import load_config
+from tests.nfsearch.runs import complaint
 
 SPACE = "space: {width: 64, layers: F}\n"
-
-
-def complaint(path: Path, text: str) -> str:
-    path.write_text(text)
-    with pytest.raises(ValueError) as said:  # noqa: PT011  (the text is compared)
-        load_config(path)
-    return str(said.value)
 
 
 @pytest.mark.parametrize(

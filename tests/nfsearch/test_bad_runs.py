@@ -1,0 +1,146 @@
+"""Runs that cannot be read, resumed, exported or written: one clear message, no traceback, nothing half written."""
+
+import dataclasses
+import json
+import re
+import resource
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from nfsearch.cli.main import main
+from nfsearch.latency_lut import LatencyTable
+from nfsearch.run import plan
+from nfsearch.run.config import Config, load_config
+from nfsearch.run.tables import proxy_of
+from nfsearch.search.study import load_store
+from tests.nfsearch.runs import Run, tiny_config
+
+
+@pytest.mark.parametrize("room", [0, 16_000])
+def test_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], room: int
+) -> None:
+    """At the start, and in the middle of the search."""
+    config = tiny_config(tmp_path)
+    proxy_of(load_config(config)[0])  # so that the run's folder is where the disk is full
+    monkeypatch.setattr(sys, "argv", ["nfsearch", "run", str(config), "--out", str(tmp_path / "run")])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    err = capsys.readouterr().err
+    assert end.value.code == 1
+    assert "Traceback" not in err
+    assert "Logging error" not in err
+    assert err.count("nfsearch: ") == 1
+    assert "File too large" in err
+    assert (tmp_path / "run").exists() == (room > 0)
+    assert not (tmp_path / "run" / "result.json").exists()
+    if room:
+        assert 0 < len(load_store(tmp_path / "run" / "study.journal").candidates()) < 8
+
+
+def test_reports_and_exports_of_what_is_no_run(fails: Run, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    assert "is not the folder of a run" in fails("report", "other")
+    assert "is not the folder of a run" in fails("export", "nothing", "--to", "yaml", "-o", "x.yaml")
+    assert "exclude each other" in fails("export", "other", "--to", "yaml", "-o", "x.yaml", "--best", "--pick", "1")
+
+
+def test_journal_cut_in_the_middle(fails: Run, finished_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    journal = folder / "study.journal"
+    lines = journal.read_text().splitlines(keepends=True)
+    lines[4] = lines[4][: len(lines[4]) // 2] + "\n"
+    journal.write_text("".join(lines))
+    assert "study.journal" in (err := fails("report", "run"))
+    assert "line 5" in err
+    assert "line 5" in fails("run", "--resume", "run")
+
+
+@pytest.mark.parametrize("format", [None, 1, 4])
+def test_a_run_of_another_format(fails: Run, finished_run: Path, tmp_path: Path, format: int | None) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    journal = folder / "study.journal"
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    (stated,) = (record for record in records if "format" in record.get("user_attr", {}))
+    stated["user_attr"] = {"format": format} if format else {"unknown": 1}
+    journal.write_text("".join(json.dumps(record) + "\n" for record in records))
+    for command in (("report", "run"), ("run", "--resume", "run")):
+        err = fails(*command)
+        assert (
+            f"study.journal holds a run of another version of nfsearch (format {format or 1}, this one reads 3)" in err
+        )
+        assert "search anew (--out)" in err
+        assert len(err.splitlines()) == 1
+
+
+def test_damaged_sources_in_a_journal(fails: Run, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    journal = tmp_path / "run" / "study.journal"
+    text = journal.read_text()
+    for damage in ("0.5", "[1]", '[{"name": "a"}]'):
+        damaged = re.sub(r'sources":\[\{.*?\}\]', f'sources":{damage}', text)
+        assert damaged != text
+        journal.write_text(damaged)
+        assert "validation error" in fails("report", "run")
+
+
+def test_resuming_with_another_config(fails: Run, finished_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    changes = ("--set", "search.seed=5", "--set", "proxy.tokens=4096", "--set", "search.evaluations=9")
+    err = fails("run", "--resume", "run", *changes)
+    assert "proxy.tokens was 2048 and is now 4096; search.seed was 0 and is now 5)" in err
+    assert "leave CONFIG and --out out" in fails("run", "run/config.yaml", "--resume", "run")
+    assert "leave CONFIG and --out out" in fails("run", "--out", "run", "--resume", "run")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["search"]["seed"] = 5
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "search.seed was 0 and is now 5" in fails("run", "--resume", "run")
+
+
+def test_resuming_with_another_table(
+    fails: Run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    given = plan.given_table
+
+    def another(config: Config) -> LatencyTable:
+        table = given(config)
+        assert table is not None
+        table.provenance = dataclasses.replace(table.provenance, date="2001-01-01")
+        return table
+
+    monkeypatch.setattr(plan, "given_table", another)
+    assert "(table was " in (err := fails("run", "--resume", "run", "--set", "search.evaluations=9"))
+    assert "2001-01-01" in err
+
+
+def test_exporting_a_candidate_that_is_not_there(fails: Run, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    assert "unknown exporter 'yml', did you mean yaml?" in fails("export", "run", "--to", "yml", "-o", "x.yaml")
+    assert "no candidate 99" in fails("export", "run", "--to", "yaml", "-o", "x.yaml", "--pick", "99")
+    assert "ms" in fails("export", "run", "--to", "yaml", "-o", "x.yaml", "--max-latency-ms", "1e-9")
+
+
+def test_exporting_after_the_data_changed(
+    fails: Run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nfsearch.proxies import training
+
+    shutil.copytree(finished_run, tmp_path / "run")
+    prepare = training.prepare
+    monkeypatch.setattr(training, "prepare", lambda settings: dataclasses.replace(prepare(settings), digest="other"))
+    monkeypatch.setitem(sys.modules, "nfsearch.hf", ModuleType("nfsearch.hf"))  # not needed, and slow to import
+    assert "has changed since the search" in fails("export", "run", "--to", "hf", "-o", "model")
