@@ -17,7 +17,7 @@ from nfsearch.run.config import Config
 from nfsearch.run.metrics import costs_of
 from nfsearch.search import Budgets
 from nfsearch.space import SearchSpace
-from nfsearch.support.terminal import alarm, duration, say, steps
+from nfsearch.support.terminal import alarm, announce, duration, say, steps
 
 
 def vocabulary(config: Config) -> int:
@@ -90,6 +90,8 @@ def measure(config: Config, keys: Sequence[Key], path: Path) -> LatencyTable:
                 step.before = done
             else:
                 made += 1
+            if made == total - step.before + 1:
+                announce("Something else uses the machine: what it disturbed is measured again, up to three times")
             step(done, total)
 
         table = profiler.build(
