@@ -81,9 +81,10 @@ class Surface:
         for (others, _), cost in costs.items():
             by_others.setdefault(others, []).append(cost)
         self._between = [_distance(by_others[others][0].between) for others in sorted(by_others)]
+        lines = [sorted(by_others[others], key=lambda cost: cost.touched) for others in sorted(by_others)]
         self._lines = [
-            sorted((math.log(cost.touched), Point(cost.seconds, cost.error, cost.joules)) for cost in by_others[others])
-            for others in sorted(by_others)
+            ([math.log(cost.touched) for cost in line], [Point(cost.seconds, cost.error, cost.joules) for cost in line])
+            for line in lines
         ]
 
     def at(self, between: float, touched: float) -> Point:
@@ -107,11 +108,10 @@ def _around(points: Sequence[float], value: float) -> tuple[int, int, float]:
     return high - 1, high, (value - points[high - 1]) / (points[high] - points[high - 1])
 
 
-def _on_line(line: list[tuple[float, Point]], touched: float) -> Point:
-    if len(line) == 1:
-        return line[0][1]
-    low, high, place = _around([each for each, _ in line], touched)
-    return line[low][1] if low == high else _mixed(line[low][1], line[high][1], place)
+def _on_line(line: tuple[list[float], list[Point]], touched: float) -> Point:
+    places, points = line
+    low, high, place = _around(places, touched)
+    return points[low] if low == high else _mixed(points[low], points[high], place)
 
 
 def _mixed(one: Point, other: Point, place: float) -> Point:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from nfsearch.latency_lut.device import cache_bytes, free_memory, monitor, prove
 from nfsearch.latency_lut.disturbance import Watch
 from nfsearch.latency_lut.errors import Busy, TableError
 from nfsearch.latency_lut.files import Journal, read_tables, write_tables
-from nfsearch.latency_lut.frames import terms_of, touched_between, touched_by
+from nfsearch.latency_lut.frames import Term, terms_of, touched_between, touched_by
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.nvml import Reading
 from nfsearch.latency_lut.places import keys_for, placed
@@ -176,16 +177,7 @@ class Profiler:
             self.start()
         assert self._watch is not None
         terms = terms_of(key, self.cache_bytes, self.within.plain)
-        row = None
-        if sum(touched_by(term.model, key) for term in terms) < free_memory(self.kind):
-            try:
-                row = self._difference(key, self._watch)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-        with self.timed("clean up"):
-            clean_up(self.kind)
-        return row or Row(
+        row = Row(
             key=key,
             status=OUT_OF_MEMORY,
             latency_ms=None,
@@ -198,6 +190,15 @@ class Profiler:
             cuda_graph=self.kind == "cuda",
             code=digest_of(key),
         )
+        if sum(touched_by(term.model, key) for term in terms) < free_memory(self.kind):
+            try:
+                row = self._difference(row, terms, self._watch)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+        with self.timed("clean up"):
+            clean_up(self.kind)
+        return row
 
     @contextmanager
     def timed(self, work: str) -> Iterator[None]:
@@ -205,33 +206,27 @@ class Profiler:
         yield
         self.spent[work] = self.spent.get(work, 0.0) + time.perf_counter() - began
 
-    def _difference(self, key: Key, watch: Watch) -> Row:
-        terms = terms_of(key, self.cache_bytes, self.within.plain)
-        weights = [term.weight for term in terms]
+    def _difference(self, row: Row, terms: list[Term], watch: Watch) -> Row:
+        """The row with what its models take."""
+        key, weights = row.key, [term.weight for term in terms]
+        others = [0.0] * (len(terms) - 1)
         with self.timed("models"):
             models = [build_model(term.model, key.dtype, self.kind) for term in terms]
         span = Span("prefill" if key.phase == "prefill" else "decode", key.batch, key.context)
         with self.timed("timing"), watch.look() as disturbance:
             timed = time_models(models, span, weights, self.kind, self.within)
-            reading = self._reading(timed.last, timed.samples.combine(*[0.0] * (len(terms) - 1), 1.0)[0])
-        seconds, spread = timed.samples.combine(*weights)
-        model, status, touched = terms[-1].model, MEASURED, touched_by(terms[-1].model, key)
+            reading = self._reading(timed.last, timed.samples.combine(*others, 1.0)[0])
+        (seconds, spread), status = timed.samples.combine(*weights), MEASURED
         if seconds <= 0:
-            share = 1 / max(1, len(model.layers))
-            (seconds, spread), status = timed.samples.combine(*[0.0] * (len(terms) - 1), share), WHOLE
-        return Row(
-            key=key,
+            (seconds, spread), status = timed.samples.combine(*others, 1 / max(1, row.layers)), WHOLE
+        return replace(
+            row,
             status=status,
             latency_ms=1e3 * seconds,
             spread_ms=1e3 * spread,
             runs=timed.samples.count,
-            layers=len(model.layers),
-            working_set_mb=touched / 1e6,
-            between_mb=touched_between(key, self.within.plain) / 1e6,
             disturbance=disturbance.share,
-            cuda_graph=self.kind == "cuda",
-            code=digest_of(key),
-            workspace_mb=None if timed.peak is None else max(0.0, timed.peak - touched) / 1e6,
+            workspace_mb=None if timed.peak is None else max(0.0, timed.peak / 1e6 - row.working_set_mb),
             clock_mhz=reading.clock_mhz,
             power_w=reading.power_w,
             throttle=reading.throttle,

@@ -12,6 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -226,12 +227,11 @@ class RunResult(Part):
     def load(cls, path: str | Path) -> RunResult:
         """Raises ValueError, naming the file, if it does not follow this schema, or follows one of another version."""
         content = Path(path).read_bytes()
-        try:
+        version = None
+        with suppress(json.JSONDecodeError, UnicodeDecodeError, AttributeError):  # validation says what is wrong
             version = json.loads(content).get("schema_version")
-            if version not in (None, SCHEMA_VERSION):
-                raise ValueError(f"{path} has schema version {version}, this nfsearch reads {SCHEMA_VERSION}")
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-            pass  # said below
+        if version not in (None, SCHEMA_VERSION):
+            raise ValueError(f"{path} has schema version {version}, this nfsearch reads {SCHEMA_VERSION}")
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
