@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nfsearch.latency_lut.agreement import Agreement, Doubt, Trust, agreement_of, doubt_of
 from nfsearch.latency_lut.errors import TableError
 from nfsearch.latency_lut.measured import Measured
+from nfsearch.latency_lut.workload import Workload
 
 
 class _Part(BaseModel):
@@ -50,10 +51,20 @@ class Verification(_Part):
         description="by workload and by range of depths, up to three that hold about as many models each"
     )
     memory: dict[str, Agreement] = Field(description="of peak memory, by workload, where it was measured")
+    workloads: dict[str, Workload] = Field(default_factory=dict, description="that were checked, by name")
     checks: tuple[Check, ...]
 
     @classmethod
-    def of(cls, checks: Iterable[Check], *, device: str, dtype: str, seed: int, table: str) -> Verification:
+    def of(
+        cls,
+        checks: Iterable[Check],
+        *,
+        device: str,
+        dtype: str,
+        seed: int,
+        table: str,
+        workloads: Mapping[str, Workload],
+    ) -> Verification:
         """With the agreement that the checks come to."""
         checks = tuple(checks)
         by_workload: dict[str, list[Check]] = {}
@@ -70,7 +81,35 @@ class Verification(_Part):
                 for name, group in by_workload.items()
             },
             memory={name: agreement_of(pairs) for name, group in by_workload.items() if (pairs := _peaks(group))},
+            workloads=dict(workloads),
             checks=checks,
+        )
+
+    def checks_of(self, workloads: Mapping[str, Workload], dtype: str) -> list[Check]:
+        """Those that were made under these very workloads."""
+        same = {name for name, workload in workloads.items() if self.workloads.get(name) == workload}
+        return [check for check in self.checks if check.workload in same] if self.dtype == dtype else []
+
+    def joined(self, other: Verification) -> Verification:
+        """With the checks of `other`, an earlier one of the same table, that this one has not made itself; those under
+        a workload that has another meaning here, or of another dtype, are dropped."""
+        if self.dtype != other.dtype:
+            return self
+        workloads = {**other.workloads, **self.workloads}
+        made = {(check.digest, check.workload) for check in self.checks}
+        kept = [
+            check
+            for check in other.checks
+            if other.workloads.get(check.workload) == workloads.get(check.workload)
+            and (check.digest, check.workload) not in made
+        ]
+        return Verification.of(
+            (*kept, *self.checks),
+            device=self.device,
+            dtype=self.dtype,
+            seed=self.seed,
+            table=self.table,
+            workloads=workloads,
         )
 
     def complaints(self, trust: Trust) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -38,15 +38,16 @@ def verify(
     seed: int = 0,
     fits: Fits | None = None,
     accept: Collection[str] = (),
-    progress: Callable[[int, int, Check], None] | None = None,
+    known: Iterable[Check] = (),
+    progress: Callable[[int, int, Verification], None] | None = None,
 ) -> Verification:
     """Measures `n` random architectures of `space` under each workload, on the table's device, which must be this one.
 
     Whole models never enter a table, so all of them are held out; fewer are taken where the space has fewer. Those
     of which the table says that a part does not fit into memory are passed over. Each pass is one CUDA graph on a GPU.
     Of a generation the prompt and a few positions are timed, each for its share of the tokens. `fits` is for a space
-    whose width is fitted; `accept` is as in `LatencyTable.require_origin`. `progress(done, total, check)` is called
-    after each measurement.
+    whose width is fitted; `accept` is as in `LatencyTable.require_origin`. What `known` holds of a chosen model is not
+    measured again. `progress(done, total, found so far)` is called after each model; it counts measurements.
 
     Raises TableError where the table lacks rows, or was made on another device, by other versions or of other code, and
     where no architecture fits into memory.
@@ -57,17 +58,21 @@ def verify(
     chosen = _held_out(table, space, workloads, dtype, n, seed, fits)
     if not chosen:
         raise TableError(f"of {_TRIES * n} random members of the space none fits into the memory of {kind}")
+    earlier = {(check.digest, check.workload): check for check in known}
     checks: list[Check] = []
-    warm_up(kind)
-    for architecture in chosen:
-        for check in time_whole(table, architecture, workloads, dtype=dtype, kind=kind).values():
-            if check is None:
-                continue
-            checks.append(check)
-            if progress:
-                progress(len(checks), len(chosen) * len(workloads), check)
     came = table.provenance
-    return Verification.of(checks, device=came.device, dtype=dtype, seed=seed, table=came.date)
+    warm_up(kind)
+    for number, architecture in enumerate(chosen, start=1):
+        already = {name: earlier.get((architecture.digest, name)) for name in workloads}
+        lacking = {name: workload for name, workload in workloads.items() if already[name] is None}
+        timed = time_whole(table, architecture, lacking, dtype=dtype, kind=kind) if lacking else {}
+        checks.extend(check for check in (timed.get(name, already[name]) for name in workloads) if check)
+        found = Verification.of(
+            checks, device=came.device, dtype=dtype, seed=seed, table=came.date, workloads=workloads
+        )
+        if progress:
+            progress(number * len(workloads), len(chosen) * len(workloads), found)
+    return found
 
 
 def time_whole(

@@ -12,6 +12,7 @@ from nfsearch.latency_lut import Key, LatencyTable, Provenance, Row, rows
 from nfsearch.latency_lut.code import digest_of
 from nfsearch.latency_lut.rows import MEASURED, OUT_OF_MEMORY
 from nfsearch.latency_lut.verification import Check, Verification
+from nfsearch.latency_lut.workload import Workload
 from nfsearch.space.notation import parse
 from nfsearch.space.search_space import SearchSpace
 
@@ -97,4 +98,5 @@ def made_up_check(estimated_ms: float, measured_ms: float, **changes: object) ->
 
 
 def made_up_verification(*checks: Check, device: str = "cpu", table: str = "2026") -> Verification:
-    return Verification.of(checks, device=device, dtype="float32", seed=0, table=table)
+    workloads = {check.workload: Workload() for check in checks}
+    return Verification.of(checks, device=device, dtype="float32", seed=0, table=table, workloads=workloads)

@@ -30,11 +30,16 @@ def table(monkeypatch: pytest.MonkeyPatch) -> LatencyTable:
 
 
 def test_measures_each_architecture_under_each_workload(table: LatencyTable) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, int]] = []
     result = verify.verify(
-        table, SPACE, WORKLOADS, dtype="float32", n=3, progress=lambda done, total, check: seen.append((done, total))
+        table,
+        SPACE,
+        WORKLOADS,
+        dtype="float32",
+        n=3,
+        progress=lambda done, total, found: seen.append((done, total, len(found.checks))),
     )
-    assert seen == [(i, 6) for i in range(1, 7)]
+    assert seen == [(2, 6, 2), (4, 6, 4), (6, 6, 6)]
     assert set(result.agreement) == {"tpot", "ttft"}
     assert [check.workload for check in result.checks] == ["tpot", "ttft"] * 3
     assert len({check.digest for check in result.checks}) == 3
@@ -43,6 +48,32 @@ def test_measures_each_architecture_under_each_workload(table: LatencyTable) -> 
     assert [check.architecture for check in again.checks] == [check.architecture for check in result.checks]
     other = verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=3, seed=1)
     assert [check.architecture for check in other.checks] != [check.architecture for check in result.checks]
+
+
+def test_what_is_known_is_not_measured_again(table: LatencyTable) -> None:
+    first = verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=2)
+    known = [first.checks[0].model_copy(update={"measured_ms": 7.0}), *first.checks[1:3]]  # the second model's half
+    again = verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=2, known=known)
+    assert [check.digest for check in again.checks] == [check.digest for check in first.checks]
+    assert again.checks[0].measured_ms == 7.0
+    assert again.checks[1:3] == first.checks[1:3]
+    assert again.checks[3] != first.checks[3]
+
+
+def test_checks_of_other_models_are_added_to_and_those_of_other_workloads_dropped() -> None:
+    one, other = made_up_check(1, 2, digest="a"), made_up_check(1, 3, digest="b")
+    renewed = made_up_check(1, 4, digest="b")
+    prompt = made_up_check(1, 2, digest="a", workload="ttft")
+    both = made_up_verification(renewed).joined(made_up_verification(one, other, prompt))
+    assert both.checks == (one, prompt, renewed)
+    assert both.agreement["tpot"].models == 2
+    changed = made_up_verification(renewed).model_copy(update={"workloads": {"tpot": Workload(context=5)}})
+    assert changed.joined(made_up_verification(one, prompt)).checks == (prompt, renewed)
+    assert changed.checks_of({"tpot": Workload()}, "float32") == []
+    assert changed.checks_of({"tpot": Workload(context=5)}, "float32") == [renewed]
+    assert changed.checks_of({"tpot": Workload(context=5)}, "bfloat16") == []
+    brain = changed.model_copy(update={"dtype": "bfloat16"})
+    assert brain.joined(made_up_verification(one)) == brain
 
 
 def test_estimate_and_measurement_are_of_the_same_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

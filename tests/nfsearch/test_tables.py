@@ -65,6 +65,14 @@ def test_built_shown_verified_and_asked(quick: None, tmp_path: Path, command: Co
     kept = json.loads(verification_path(table).read_text())
     assert {check["workload"] for check in kept["checks"]} == {"tpot", "story", "serving"}
     assert verification_path(table).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    narrow = ("lut", "verify", table, "--config", config(tmp_path), "-n", "2", "--set", "space.width=32")
+    out, _ = command(*narrow)
+    assert "tpot: 2 models, MAPE" in out.split("Together with earlier checks")[0]
+    renewed = json.loads(verification_path(table).read_text())["checks"]
+    assert all(check in renewed for check in kept["checks"])
+    assert len(renewed) > len(kept["checks"])
+    command(*narrow)
+    assert json.loads(verification_path(table).read_text())["checks"] == renewed
     asked = ("lut", "estimate", table, "A[head_dim=16] F[ratio=2]", "--width", "64")
     out, _ = command(*asked, "--phase", "generation", "--prompt", "4", "--tokens", "600")
     assert "generation, batch 1, prompt 4, tokens 600" in out

@@ -55,7 +55,11 @@ def lut_verify(
     seed: Annotated[int, typer.Option(help="Of the random models.")] = 0,
     assignments: Set = None,
 ) -> None:
-    """Measure random whole models end to end, compare with the table's estimates, and keep the result beside it."""
+    """Measure random whole models end to end, compare with the table's estimates, and keep the result beside it.
+
+    What earlier calls checked of the same table stays, and is not measured again: killed, the same command goes on;
+    another seed or another space adds to it.
+    """
     from nfsearch.cli.tables import verify_table
 
     verify_table(table, config, number, seed, assignments or [])

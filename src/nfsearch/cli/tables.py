@@ -79,20 +79,33 @@ def verify_table(path: Path, config_path: Path, number: int, seed: int, assignme
     kind = device.resolve(config.latency.device)
     table = load_table(path, device.device_slug(kind))
     space = config.space.build(vocabulary(config))
-    found = check(config, space, table, number, seed)
     kept = verification_path(path)
-    write_atomically(kept, found.model_dump_json(indent=1) + "\n")
-    write_atomically(kept.with_suffix(".png"), check_png(found))
+
+    def keep(found: Verification) -> None:
+        write_atomically(kept, found.model_dump_json(indent=1) + "\n")
+
+    found = check(config, space, table, number, seed, known_verification(table), keep)
     stdout().print(_checks(found, path))
+    _tell(found)
+    for complaint in found.complaints(config.latency.trust):
+        alarm(f"DO NOT TRUST {path}: {complaint}")
+    together = known_verification(table) or found
+    if len(together.checks) > len(found.checks):
+        print("Together with earlier checks of this table:")
+        _tell(together)
+    plot = kept.with_suffix(".png")
+    write_atomically(plot, check_png(together))
+    say(f"Kept in {kept}, with a plot in {plot.name}; delete it to check anew")
+
+
+def _tell(found: Verification) -> None:
+    """How well the estimates agree, for each workload."""
     for name, agreement in found.agreement.items():
         print(f"{name}: {_in_words(agreement)}")
         for label, part in found.by_depth[name].items():
             print(f"  {label}: {_in_words(part)}")
         if memory := found.memory.get(name):
             print(f"  peak memory: {_in_words(memory)}")
-    for complaint in found.complaints(config.latency.trust):
-        alarm(f"DO NOT TRUST {path}: {complaint}")
-    say(f"Kept in {kept}, with a plot in {kept.with_suffix('.png').name}")
 
 
 def _checks(found: Verification, path: Path) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nfsearch.latency_lut import LatencyTable, load_table
@@ -11,7 +11,7 @@ from nfsearch.latency_lut.bundled import bundled_table
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.provenance import BUSY, KERNELS
 from nfsearch.latency_lut.rows import Row
-from nfsearch.latency_lut.verification import Check, Verification, known_verification
+from nfsearch.latency_lut.verification import Verification, known_verification
 from nfsearch.proxies import PROXIES, Proxy
 from nfsearch.run.config import Config
 from nfsearch.run.metrics import costs_of
@@ -106,24 +106,37 @@ def measure(config: Config, keys: Sequence[Key], path: Path) -> LatencyTable:
     return table
 
 
-def check(config: Config, space: SearchSpace, table: LatencyTable, number: int, seed: int) -> Verification:
-    """Whole random models measured against the table's estimates."""
+def check(
+    config: Config,
+    space: SearchSpace,
+    table: LatencyTable,
+    number: int,
+    seed: int,
+    known: Verification | None = None,
+    keep: Callable[[Verification], object] = lambda found: None,
+) -> Verification:
+    """Whole random models measured against the table's estimates. What `known` has of them is not measured again; after
+    each model `keep` is given what is known by then, other models of `known` included. Returns that of the random
+    models."""
     from nfsearch.latency_lut import verify
 
+    dtype = config.latency.dtype_on(table.provenance.kind)
     with steps("checking the table on whole models") as step:
 
-        def progress(done: int, total: int, made: Check) -> None:
+        def progress(done: int, total: int, found: Verification) -> None:
             step(done, total)
+            keep(found.joined(known) if known else found)
 
         return verify.verify(
             table,
             space,
             config.latency.workloads,
-            dtype=config.latency.dtype_on(table.provenance.kind),
+            dtype=dtype,
             n=number,
             seed=seed,
             fits=budgets_of(config, table).fit,
             accept=config.latency.accept,
+            known=known.checks_of(config.latency.workloads, dtype) if known else (),
             progress=progress,
         )
 
