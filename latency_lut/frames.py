@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import cycle, islice
 from typing import NamedTuple
 
-from nfsearch.latency_lut.keys import BETWEEN, RESIDENT, STREAMED, Key
+from nfsearch.latency_lut.keys import BETWEEN, CACHES, RESIDENT, STREAMED, Key
 from nfsearch.latency_lut.places import ITEM_BYTES, SHARES, touched_by_ends, touched_by_layer
 from nfsearch.space.architecture import Architecture, Layer
 from nfsearch.space.notation import parse_layers
@@ -19,7 +19,7 @@ _LEAST_VOCAB = 64
 _COPIES = {"decode": 8, "prefill": 2}  # of a layer, at most; the work of one prompt hides what comes before it
 _FEWEST = {0: 3, 1: 8, 7: 3}  # by the layers between them: fewer would say more about themselves than about the kind
 _LARGE = 16  # caches that the fewest copies fill at most: the work of larger ones hides any launch
-_ENDS_BASE = {RESIDENT: 4, BETWEEN: 8, STREAMED: 12}  # layers under the ends, by what becomes of the cache
+_ENDS_BASE = {RESIDENT: 4, BETWEEN: 8, STREAMED: 12}  # layers under the ends at most, by what becomes of the cache
 
 
 class Term(NamedTuple):
@@ -39,7 +39,8 @@ def terms_of(key: Key, cache_bytes: float, plain: bool = False) -> list[Term]:
     target = SHARES[key.cache] * cache_bytes
     group = _touched((layer, *others), key)
     fewest = max(1, min(_FEWEST.get(key.others, 1), int(_LARGE * cache_bytes / group)))
-    copies = min(_COPIES[key.phase], max(fewest, round(target / group / (1 if others else 2))))
+    filled = SHARES[min(key.cache, STREAMED, key=CACHES.index)] * cache_bytes
+    copies = min(_COPIES[key.phase], max(fewest, round(filled / group / (1 if others else 2))))
     others = _others(key.width, key.others * copies, plain, besides=layer)
     base = others or (layer,) * copies  # alone, it is twice as many that take longer
     more: tuple[Layer, ...] = () if others else base
@@ -73,11 +74,15 @@ def _ends(key: Key, plain: bool) -> list[Term]:
     """A model, less its layers: what so many layers more add to another model."""
     settings = key.end_settings
     vocab, head_norm = int(settings["vocab"]), "head_norm" in settings
-    base = _others(key.width, 4 if plain else _ENDS_BASE[key.cache], plain) if key.phase == "decode" else ()
+    base = _others(key.width, _ENDS_BASE[RESIDENT if plain else key.cache], plain) if key.phase == "decode" else ()
+    head = touched_by_ends(key.width, vocab, 0, ITEM_BYTES[key.dtype])
+    while len(base) > 1 and _touched(base, key) > head:
+        base = base[:-1]
     whole = Term(Architecture(key.width, base, vocab, head_norm=head_norm), 1.0)
     if not base:
         return [whole]
-    # Twice the layers under a smaller head touch as many bytes as the layers under the head in question.
+    # Twice the layers under a smaller head touch as many bytes as the layers under the head in question, as long as
+    # the layers are not larger than the head.
     smaller = max(_LEAST_VOCAB, vocab - int(_touched(base, key) / (key.width * ITEM_BYTES[key.dtype])))
     less = [Term(Architecture(key.width, base * n, smaller), weight) for n, weight in ((1, 1.0), (2, -1.0))]
     return [*less, whole]

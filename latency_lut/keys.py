@@ -10,8 +10,8 @@ from nfsearch.space.architecture import Layer
 
 ENDS = "ends"
 # How a device's last cache stands to the bytes that one pass touches before it comes back to a block: all of them stay
-# in it, about as many as it holds, or many times as many.
-RESIDENT, BETWEEN, STREAMED = CACHES = ("resident", "between", "streamed")
+# in it, about as many as it holds, a few times as many, or so many that their addresses have to be translated anew.
+RESIDENT, BETWEEN, STREAMED, VAST = CACHES = ("resident", "between", "streamed", "vast")
 
 
 @dataclass(frozen=True, order=True)

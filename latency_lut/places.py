@@ -12,13 +12,13 @@ import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
-from nfsearch.latency_lut.keys import CACHES, Key, ends_part, layer_parts
+from nfsearch.latency_lut.keys import CACHES, STREAMED, VAST, Key, ends_part, layer_parts
 from nfsearch.latency_lut.workload import Span, Workload
 from nfsearch.space.architecture import Layer
 from nfsearch.space.search_space import SearchSpace
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
-SHARES = dict(zip(CACHES, (0.5, 1.3, 4.0), strict=True))  # of the device's last cache, that a pass touches
+SHARES = dict(zip(CACHES, (0.5, 1.3, 4.0, 32.0), strict=True))  # of the device's last cache, that a pass touches
 _SAMPLES = 100  # members that say how many bytes those of a space touch
 _SLACK = 1.3  # the rarest members touch this much less or more than any of those
 
@@ -43,8 +43,9 @@ def placed(
     others: Collection[int],
 ) -> list[Key]:
     """The rows to measure of `keys`, in the order in which that goes best, on a device with so large a last cache.
-    `others` are the numbers of layers of other work among which a layer decodes, whose bytes are of their own number;
-    ends have a whole model about them, and a prompt is work enough not to notice."""
+    `others` are the numbers of layers of other work among which a layer decodes. Ends have a whole model about them and
+    are read in one go, and a prompt or the states of many sequences are work enough not to notice what else is touched.
+    """
     ranges: dict[tuple[str, int, int], tuple[float, float]] = {}
     rows = []
     for key in keys:
@@ -53,11 +54,16 @@ def placed(
             spans = [s for s in _measured_spans(workloads) if (s.phase, s.batch) == place[:2]]
             ranges[place] = _touched_range(space, key.width, spans, ITEM_BYTES[key.dtype])
         caches = _caches(*ranges[place], cache_bytes)
+        near = [cache for cache in caches if cache != VAST] or [STREAMED]
         if key.phase == "prefill":
-            rows.append(key.placed(0, caches[-1]))
-            continue
-        rows += [key.placed(0, cache) for cache in caches]
-        rows += [key.placed(n, caches[-1]) for n in others if n and not key.is_end]
+            rows.append(key.placed(0, near[-1]))
+        elif key.is_end:
+            rows += [key.placed(0, cache) for cache in near]
+        else:
+            caches = caches if key.batch == 1 else near
+            far = [cache for cache in caches if cache in (STREAMED, VAST)] or caches[-1:]
+            rows += [key.placed(0, cache) for cache in caches]
+            rows += [key.placed(n, cache) for n, cache in product(others, far) if n]
     return _ordered(rows)
 
 

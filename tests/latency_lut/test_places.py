@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfsearch.latency_lut import Key, Workload, keys_for
-from nfsearch.latency_lut.keys import BETWEEN, CACHES, RESIDENT, STREAMED
+from nfsearch.latency_lut.keys import BETWEEN, CACHES, RESIDENT, STREAMED, VAST
 from nfsearch.latency_lut.places import SHARES, _caches, placed, touched_by_ends, touched_by_layer
 from nfsearch.space.architecture import Architecture
 from nfsearch.space.search_space import SearchSpace
@@ -51,12 +51,14 @@ def test_bytes_are_those_of_weights_and_state() -> None:
         (60, 70, [RESIDENT, BETWEEN]),
         (120, 140, [RESIDENT, BETWEEN, STREAMED]),
         (150, 160, [BETWEEN, STREAMED]),
-        (500, 10_000, [STREAMED]),
-        (10, 10_000, [RESIDENT, BETWEEN, STREAMED]),
+        (150, 500, [BETWEEN, STREAMED, VAST]),
+        (500, 10_000, [STREAMED, VAST]),
+        (4000, 10_000, [VAST]),
+        (10, 10_000, [RESIDENT, BETWEEN, STREAMED, VAST]),
     ],
 )
 def test_caches_are_those_next_to_the_bytes_that_models_touch(least: float, most: float, caches: list[str]) -> None:
-    """Of a cache of 100 bytes: rows touch 50, 130 or 400."""
+    """Of a cache of 100 bytes: rows touch 50, 130, 400 or 3200."""
     assert _caches(least, most, 100) == caches
 
 
@@ -70,7 +72,16 @@ def test_only_a_layers_decoding_is_measured_among_others() -> None:
     assert found["prefill", False] == found["prefill", True] == {(0, BETWEEN)}
 
 
-@pytest.mark.parametrize(("cache_bytes", "caches"), [(1e12, {RESIDENT}), (1e3, {STREAMED}), (1.5e5, set(CACHES))])
+def test_only_a_layers_decoding_is_measured_where_vast_memory_is_touched() -> None:
+    found: dict[tuple[str, bool], set[tuple[int, str]]] = defaultdict(set)
+    workloads = {name: WORKLOADS[name] for name in ("tpot", "ttft")}
+    for key in rows(small_space((32,)), workloads, 1e3):
+        found[key.phase, key.is_end].add((key.others, key.cache))
+    assert found["decode", False] == {(others, cache) for others in (0, 1, 7) for cache in (STREAMED, VAST)}
+    assert found["decode", True] == found["prefill", False] == found["prefill", True] == {(0, STREAMED)}
+
+
+@pytest.mark.parametrize(("cache_bytes", "caches"), [(1e12, {RESIDENT}), (1e3, {STREAMED, VAST}), (1.5e5, set(CACHES))])
 def test_rows_are_pruned_to_the_bytes_that_members_touch(cache_bytes: float, caches: set[str]) -> None:
     keys = rows(small_space((32, 64)), {"tpot": Workload(context=100)}, cache_bytes)
     assert {key.cache for key in keys} == caches
@@ -81,6 +92,9 @@ def test_a_larger_batch_touches_more() -> None:
     keys = rows(small_space((32,)), workloads, 2e6)
     assert {key.cache for key in keys if key.batch == 1} == {RESIDENT}
     assert STREAMED in {key.cache for key in keys if key.batch == 300}
+    vast = rows(small_space((32,)), workloads, 1e3)
+    assert VAST in {key.cache for key in vast if key.batch == 1}
+    assert VAST not in {key.cache for key in vast if key.batch == 300}
 
 
 def test_nothing_is_asked_for_twice_and_one_block_comes_after_the_other() -> None:
