@@ -28,8 +28,8 @@ COLUMNS = {
     "others": ("int32", "layers of other work between one such block and the next while it was timed"),
     "cache": (
         "string",
-        "resident, between, streamed: all, some or none of what a pass touched stayed in the last cache until the next; "
-        "vast: so much was touched that addresses had to be translated anew",
+        "resident, between, streamed: all, some or none of what a pass touched stayed in the last cache until the "
+        "next; vast: so much was touched that addresses had to be translated anew",
     ),
     "status": (
         "string",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -47,7 +47,7 @@ def verify(
     of which the table says that a part does not fit into memory are passed over. Each pass is one CUDA graph on a GPU.
     Of a generation the prompt and a few positions are timed, each for its share of the tokens. `fits` is for a space
     whose width is fitted; `accept` is as in `LatencyTable.require_origin`. What `known` holds of a chosen model is not
-    measured again. `progress(done, total, found so far)` is called after each model; it counts measurements.
+    measured again. `progress(done, total, found so far)` is called each time that a model was timed, on a CPU twice.
 
     Raises TableError where the table lacks rows, or was made on another device, by other versions or of other code, and
     where no architecture fits into memory.
@@ -59,32 +59,63 @@ def verify(
     if not chosen:
         raise TableError(f"of {_TRIES * n} random members of the space none fits into the memory of {kind}")
     earlier = {(check.digest, check.workload): check for check in known}
-    checks: list[Check] = []
-    came = table.provenance
-    warm_up(kind)
-    for number, architecture in enumerate(chosen, start=1):
-        already = {name: earlier.get((architecture.digest, name)) for name in workloads}
-        lacking = {name: workload for name, workload in workloads.items() if already[name] is None}
-        timed = time_whole(table, architecture, lacking, dtype=dtype, kind=kind) if lacking else {}
-        checks.extend(check for check in (timed.get(name, already[name]) for name in workloads) if check)
-        found = Verification.of(
-            checks, device=came.device, dtype=dtype, seed=seed, table=came.date, workloads=workloads
-        )
+    made = {each.digest: {name: earlier.get((each.digest, name)) for name in workloads} for each in chosen}
+    lacking = [
+        (each, {name: workload for name, workload in workloads.items() if made[each.digest][name] is None})
+        for each in chosen
+    ]
+    lacking = [(each, names) for each, names in lacking if names]
+    rounds, came = bounds(kind).looks, table.provenance
+
+    def found() -> Verification:
+        checks = [check for by_name in made.values() for check in by_name.values() if check]
+        return Verification.of(checks, device=came.device, dtype=dtype, seed=seed, table=came.date, workloads=workloads)
+
+    if lacking:
+        warm_up(kind)
+    for done, (digest, checks) in enumerate(time_whole(table, lacking, rounds, dtype=dtype, kind=kind), start=1):
+        made[digest].update(checks)
         if progress:
-            progress(number * len(workloads), len(chosen) * len(workloads), found)
-    return found
+            progress(done, rounds * len(lacking), found())
+    return found()
 
 
 def time_whole(
-    table: LatencyTable, architecture: Architecture, workloads: Mapping[str, Workload], *, dtype: str, kind: str
-) -> dict[str, Check | None]:
-    """A whole model measured end to end under each workload on this machine's device of `kind`, "cpu" or "cuda"; None
-    where it does not fit into memory after all. `timing.warm_up` comes before the first."""
-    model = build_model(architecture, dtype, kind)
-    found = {name: _checked(table, model, name, workload, dtype, kind) for name, workload in workloads.items()}
-    del model
-    clean_up(kind)
-    return found
+    table: LatencyTable,
+    models: Sequence[tuple[Architecture, Mapping[str, Workload]]],
+    rounds: int,
+    *,
+    dtype: str,
+    kind: str,
+) -> Iterator[tuple[str, dict[str, Check | None]]]:
+    """Whole models measured end to end, each under its workloads, on this machine's device of `kind`, "cpu" or "cuda".
+
+    All are timed, then all again, `rounds` times: of each the fastest time counts, and what disturbed another round
+    shows in the error bar. Yields the digest of a model each time that it was timed, with what is known of it when the
+    last round is done, and with nothing before; None under a workload for which it does not fit into memory after all.
+    `timing.warm_up` comes before the first.
+    """
+    before: dict[str, dict[str, Check | None]] = {}
+    for number in range(1, rounds + 1):
+        for architecture, workloads in models:
+            model = build_model(architecture, dtype, kind)
+            found = {name: _checked(table, model, name, workload, dtype, kind) for name, workload in workloads.items()}
+            del model
+            clean_up(kind)
+            digest = architecture.digest
+            if digest in before:
+                found = {name: _faster(check, found[name]) for name, check in before[digest].items()}
+            before[digest] = found
+            yield digest, found if number == rounds else {}
+
+
+def _faster(one: Check | None, other: Check | None) -> Check | None:
+    """The faster of two measurements; half of its spread, which is its error bar, reaches the other one at least."""
+    if one is None or other is None:
+        return None
+    fast, slow = sorted((one, other), key=lambda check: check.measured_ms)
+    gap = slow.measured_ms - fast.measured_ms
+    return fast.model_copy(update={"spread_ms": max(fast.spread_ms, 2 * gap)})
 
 
 def _checked(

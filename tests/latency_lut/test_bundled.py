@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nfsearch.latency_lut import LatencyTable, TableError, Workload, bundled, keys_for, load_table, save_table
+from nfsearch.latency_lut.agreement import Trust
 from nfsearch.latency_lut.verification import known_verification, verification_path
 
 from .helpers import made_up_check, made_up_table, made_up_verification, small_space
@@ -26,12 +27,16 @@ def test_a_bundled_table_is_found_by_its_device(table: LatencyTable) -> None:
         bundled.bundled_table("nvidia-b9000")
 
 
-def test_every_table_that_is_shipped_is_of_its_device_and_this_code() -> None:
+def test_every_table_that_is_shipped_is_of_its_device_and_this_code_and_was_checked() -> None:
     for path in bundled.folder().glob("*.parquet"):
         table = load_table(path, path.stem)
         assert table.provenance.kind == "cuda"
         assert not table.stale()
         assert path.stat().st_size < 4e6
+        found = known_verification(table)
+        assert found
+        assert not found.complaints(Trust())
+        assert min(agreement.models for agreement in found.agreement.values()) >= 12
 
 
 def test_a_verification_is_known_only_of_the_very_table(table: LatencyTable) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_measures_each_architecture_under_each_workload(table: LatencyTable) -> 
         n=3,
         progress=lambda done, total, found: seen.append((done, total, len(found.checks))),
     )
-    assert seen == [(2, 6, 2), (4, 6, 4), (6, 6, 6)]
+    assert seen == [(1, 3, 2), (2, 3, 4), (3, 3, 6)]
     assert set(result.agreement) == {"tpot", "ttft"}
     assert [check.workload for check in result.checks] == ["tpot", "ttft"] * 3
     assert len({check.digest for check in result.checks}) == 3
@@ -138,6 +139,25 @@ def test_json_both_ways() -> None:
     text = result.model_dump_json()
     assert Verification.model_validate_json(text) == result
     assert json.loads(text)["agreement"]["ttft"]["models"] == 1
+
+
+def test_the_faster_of_two_rounds_counts_and_its_bar_reaches_the_other() -> None:
+    quiet, disturbed = made_up_check(1.0, 1.0), made_up_check(1.0, 5.0)
+    for pair in ((quiet, disturbed), (disturbed, quiet)):
+        found = verify._faster(*pair)
+        assert found is not None
+        assert found.measured_ms == quiet.measured_ms
+        assert found.spread_ms / 2 == pytest.approx(4 * quiet.measured_ms)
+    assert verify._faster(quiet, quiet) == quiet
+    assert verify._faster(quiet, None) is None
+
+
+def test_in_several_rounds_all_are_timed_before_any_is_timed_again(table: LatencyTable) -> None:
+    first, second = (SPACE.sample(random.Random(seed)).architecture for seed in (1, 2))
+    each = [(first, WORKLOADS), (second, {"tpot": WORKLOADS["tpot"]})]
+    found = list(verify.time_whole(table, each, 2, dtype="float32", kind="cpu"))
+    assert [digest for digest, _ in found] == [first.digest, second.digest] * 2
+    assert [sorted(checks) for _, checks in found] == [[], [], ["tpot", "ttft"], ["tpot"]]
 
 
 def test_what_did_not_fit_is_passed_over(table: LatencyTable) -> None:

@@ -12,7 +12,7 @@ import pytest
 from nfsearch.latency_lut import verify
 from nfsearch.latency_lut.timing import CPU
 from nfsearch.report.result import MISFIT, RunResult
-from nfsearch.run.finalists import _faster, near_front, peeled
+from nfsearch.run.finalists import near_front, peeled
 from nfsearch.support.metrics import Measurement
 from tests.nfsearch.fake_run import fake_timings, fake_verification, make_result
 from tests.nfsearch.runs import tiny_config
@@ -72,21 +72,6 @@ def test_without_a_check_strict_fails_too(tmp_path: Path, command: Command) -> N
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["table"]["trusted"] is None
     assert not any(record["estimates"] for record in result["candidates"])
-
-
-def test_the_faster_of_two_rounds_counts_and_its_bar_reaches_the_other() -> None:
-    ((quiet, disturbed),) = zip(
-        *(each.values() for factor in (1.0, 5.0) for each in fake_timings({0: factor}).values()), strict=True
-    )
-    assert quiet is not None
-    assert disturbed is not None
-    for pair in ((quiet, disturbed), (disturbed, quiet)):
-        found = _faster(*pair)
-        assert found is not None
-        assert found.measured_ms == quiet.measured_ms
-        assert found.spread_ms / 2 == pytest.approx(4 * quiet.measured_ms)
-    assert _faster(quiet, quiet) == quiet
-    assert _faster(quiet, None) is None
 
 
 def test_the_error_bar_of_an_estimate_holds_what_the_check_says() -> None:

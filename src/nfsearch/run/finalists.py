@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 
 from nfsearch.latency_lut import LatencyTable
-from nfsearch.latency_lut.verification import Check
 from nfsearch.report.confirmation import best
 from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.run.config import Config
@@ -19,6 +18,7 @@ from nfsearch.support.terminal import say, steps
 
 MOST_BESIDE = 15  # candidates beside the front that are timed at the end of a search; each takes about a second
 _FINALISTS = "finalists"
+_ROUNDS = 2  # in which whole models are timed
 
 
 def near_front(result: RunResult) -> list[CandidateRecord]:
@@ -76,46 +76,32 @@ def time_whole(
     config: Config, store: Store, table: Callable[[], LatencyTable], records: Sequence[CandidateRecord]
 ) -> None:
     """Times candidates as whole models under the workloads that decide, where the device of the run's table is here,
-    unless they are known or the config has no whole model measured. All are timed, then all again, and the faster time
-    counts: what disturbed one round shows in the error bar. Kept in the study one by one in the second round. Raises
-    KeyboardInterrupt after Ctrl-C, between two of them."""
+    unless they are known or the config has no whole model measured; twice each. Kept in the study one by one in the
+    second round. Raises KeyboardInterrupt after Ctrl-C, between two of them."""
     deciding = {*config.objective_names, *config.limit_values.most}
     workloads = {name: each for name, each in config.latency.workloads.items() if name in deciding}
     timed = dict(store.meta.get(TIMED, {}))
     lacking = {record.digest: Architecture.from_dict(record.architecture) for record in records}
-    lacking = {digest: architecture for digest, architecture in lacking.items() if digest not in timed}
-    if not (config.latency.verify and workloads and lacking and _here(config, store)):
+    models = [(architecture, workloads) for digest, architecture in lacking.items() if digest not in timed]
+    if not (config.latency.verify and workloads and models and _here(config, store)):
         return
     from nfsearch.latency_lut import verify  # only now: it imports torch
 
     measured = table()
     kind = measured.provenance.kind
     dtype = config.latency.dtype_on(kind)
-    first: dict[str, dict[str, Check | None]] = {}
     with interruptible() as interrupted, steps("timing the front as whole models") as step:
         verify.warm_up(kind)
-        for done, (digest, architecture) in enumerate([*lacking.items()] * 2, start=1):
+        each = verify.time_whole(measured, models, _ROUNDS, dtype=dtype, kind=kind)
+        for done, (digest, found) in enumerate(each, start=1):
             if interrupted.is_set():
                 break
-            found = verify.time_whole(measured, architecture, workloads, dtype=dtype, kind=kind)
-            if digest not in first:
-                first[digest] = found
-            else:
-                both = {name: _faster(check, found[name]) for name, check in first[digest].items()}
-                timed[digest] = {name: check and check.model_dump(mode="json") for name, check in both.items()}
+            if found:
+                timed[digest] = {name: check and check.model_dump(mode="json") for name, check in found.items()}
                 store.set_meta(TIMED, timed)
-            step(done, 2 * len(lacking))
+            step(done, _ROUNDS * len(models))
     if interrupted.is_set():
         raise KeyboardInterrupt
-
-
-def _faster(one: Check | None, other: Check | None) -> Check | None:
-    """The faster of two measurements; half of its spread, which is its error bar, reaches the other one at least."""
-    if one is None or other is None:
-        return None
-    fast, slow = sorted((one, other), key=lambda check: check.measured_ms)
-    gap = slow.measured_ms - fast.measured_ms
-    return fast.model_copy(update={"spread_ms": max(fast.spread_ms, 2 * gap)})
 
 
 def _here(config: Config, store: Store) -> bool:
