@@ -17,30 +17,31 @@ Report = Callable[[int, float], None]  # tokens seen, training loss since the la
 
 @dataclass(frozen=True)
 class Job:
-    """An architecture to be evaluated at a fidelity with a seed; `continues` is the digest of the job whose evaluation
-    it goes on from, if any. "Seen before" is asked of jobs, so an architecture may have many seeds and budgets."""
+    """An architecture to be evaluated at a fidelity with a seed. "Seen before" is asked of jobs, so an architecture may
+    have many seeds and budgets; what a longer one shares with a shorter one, a proxy may keep and go on from."""
 
     architecture: Architecture
     fidelity: Fidelity
     seed: int = 0
-    continues: str | None = None
 
     @cached_property
     def digest(self) -> str:
         """A short name, the same in every process."""
-        return digest([self.architecture.digest, self.fidelity.digest, self.seed, self.continues])
+        return digest([self.architecture.digest, self.fidelity.digest, self.seed])
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What came of a job. `curve` holds (tokens seen, training loss in nats per token) pairs, `notes` what the worker
-    had to say: a kernel that was refused, a step that could not be captured."""
+    had to say: a kernel that was refused, a step that could not be captured; `rungs` the main metric at smaller budgets
+    that were passed on the way, (tokens, value) pairs."""
 
     metrics: Measurements
     tokens: int
     seconds: float
     curve: tuple[tuple[int, float], ...] = ()
     notes: tuple[str, ...] = ()
+    rungs: tuple[tuple[int, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -49,6 +50,7 @@ class Evaluation:
             "seconds": self.seconds,
             "curve": [list(point) for point in self.curve],
             "notes": list(self.notes),
+            "rungs": [list(rung) for rung in self.rungs],
         }
 
     @classmethod
@@ -59,4 +61,5 @@ class Evaluation:
             seconds=float(fields["seconds"]),
             curve=tuple((int(tokens), float(loss)) for tokens, loss in fields["curve"]),
             notes=tuple(fields["notes"]),
+            rungs=tuple((int(tokens), float(value)) for tokens, value in fields.get("rungs", ())),
         )

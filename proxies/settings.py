@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
@@ -18,6 +20,7 @@ PERPLEXITY = Metric("perplexity")
 _NAMES = ("bytes", "python-stdlib")  # of tokenizers and data; no files, whatever lies there
 _SMALLEST_BPE = 257  # every byte, and the end of a document
 _LARGEST_BPE = 2**20  # four times what the largest published models have
+Tokens = Annotated[int, Field(gt=0, le=10**12)]
 _LARGEST_STEP = 2**24  # tokens; the largest models are trained in steps of this size
 
 
@@ -34,12 +37,36 @@ class TrainingSettings(ProxySettings):
     tokens: int = Field(default=2_000_000, gt=0, le=10**12, description="training tokens per candidate")
     sequence: int = Field(default=512, gt=1, le=2**20, description="tokens in a training sequence")
     batch: int = Field(default=32, gt=0, le=2**16, description="sequences in a step")
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="peak learning rate of AdamW")
+    micro_batch: int | None = Field(
+        default=None,
+        gt=0,
+        le=2**16,
+        description="sequences computed at a time, where a step needs too much memory; "
+        "their gradients are added up; null = all of a step's",
+    )
+    optimizer: Literal["muon", "adamw"] = Field(
+        default="muon", description="muon: Muon for the matrices of the operators, AdamW for the rest; or AdamW alone"
+    )
+    learning_rate: float = Field(default=2e-2, gt=0, le=10, description="peak learning rate")
+    schedule: Literal["trunk", "cosine"] = Field(
+        default="trunk",
+        description="trunk: constant after the warm-up, then a linear decay to zero, so that one "
+        "training serves several budgets; or a cosine to a tenth",
+    )
     warmup: float = Field(
-        default=0.05, ge=0, lt=1, description="share of the steps spent warming up; cosine to a tenth after it"
+        default=0.05, ge=0, lt=1, description="share of `tokens` spent warming up, also by longer trainings"
+    )
+    decay: float = Field(default=0.2, gt=0, le=1, description="share of a trunk's budget during which the rate decays")
+    rungs: tuple[Tokens, ...] = Field(
+        default=(), max_length=64, description="smaller budgets, in tokens, at which the loss is measured on the way"
+    )
+    output_scale: Literal["one", "depth"] = Field(
+        default="one",
+        description="length to which weight normalization projects the columns of matrices that add to "
+        "the hidden features: 1, or 1 / sqrt(layers)",
     )
     weight_decay: float = Field(
-        default=0.0, ge=0, le=10, description="AdamW's weight decay of matrices; 0 goes with weight normalization"
+        default=0.0, ge=0, le=10, description="weight decay of matrices; 0 goes with weight normalization"
     )
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
     weight_norm: bool = Field(
@@ -81,6 +108,21 @@ class TrainingSettings(ProxySettings):
             )
         return value
 
+    @field_validator("rungs")
+    @classmethod
+    def _rising(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError(f"expected rising numbers of tokens, found {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _possible_rungs(self) -> Self:
+        if self.rungs and self.schedule != "trunk":
+            raise ValueError(f"rungs need `schedule: trunk`: a {self.schedule} serves one budget")
+        if self.rungs and self.rungs[-1] >= self.tokens:
+            raise ValueError(f"the last rung, {self.rungs[-1]:,} tokens, is not below `tokens`, {self.tokens:,}")
+        return self
+
     @model_validator(mode="after")
     def _possible_step(self) -> Self:
         if (step := self.batch * self.sequence) > _LARGEST_STEP:
@@ -99,18 +141,21 @@ class TrainingSettings(ProxySettings):
         name, _, size = self.tokenizer.partition(":")
         return int(size) if name == "bpe" else load_tokenizer(self.tokenizer).vocab
 
-    def fidelity(self, data: str, device: str) -> Fidelity:
-        """What a loss is measured with, on data of this digest and a device of this kind, "cpu" or "cuda"."""
+    def fidelity(self, data: str, device: str, tokens: int | None = None) -> Fidelity:
+        """What a loss is measured with, on data of this digest and a device of this kind, "cpu" or "cuda"; after so
+        many tokens, by default `self.tokens`."""
+        ends = f"decay {self.decay:g}" if self.schedule == "trunk" else "cosine"
         recipe = [
-            f"learning rate {self.learning_rate:g}",
-            f"warm-up {self.warmup:g}",
+            f"{self.optimizer} {self.learning_rate:g}",
+            f"warm-up {self.warmup * self.tokens:g}",
+            ends,
             f"weight decay {self.weight_decay:g}",
             f"clip {self.clip:g}",
-            f"weight norm {'on' if self.weight_norm else 'off'}",
+            f"weight norm {f'to {self.output_scale}' if self.weight_norm else 'off'}",
             f"validation {self.validation_tokens}",
             "bf16" if device == "cuda" else "fp32",
         ]
-        return Fidelity(self.tokens, self.sequence, self.batch, ", ".join(recipe), data, self.narrow)
+        return Fidelity(tokens or self.tokens, self.sequence, self.batch, ", ".join(recipe), data, self.narrow)
 
 
 def _anchored(text: str) -> str:

@@ -13,18 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from nfsearch.ops.model import HybridLM
+from nfsearch.proxies.optimizers import Optimizers
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.weight_norm import WeightNorm
 from nfsearch.support.errors import typed_line
 from nfsearch.support.notes import note
 
-_BETAS = (0.9, 0.95)
 _BEFORE_CAPTURE = 3  # steps in which kernels are compiled and checked, and libraries and AdamW make what they keep
 _FEWEST = 10  # steps in a run that is worth a capture
+_WEIGHTS = "model."  # before the names of weights among those of a state
 
 
 class Step:
-    """Loss, its gradients, clipped, a step of AdamW and the projection of the weights.
+    """Loss, its gradients, clipped, a step of the optimizers and the projection of the weights.
 
     The first `eager` calls launch all of it; the next one captures it, which executes nothing, and then replays it, as
     all later ones do. Where it cannot be captured, that is logged and all calls launch. The updates are the same.
@@ -34,19 +35,18 @@ class Step:
         device = model.embedding.weight.device
         self._model, self._clip, self._eager = model, settings.clip, eager
         self._windows = torch.zeros(settings.batch, settings.sequence + 1, dtype=torch.int64, device=device)
-        # A tensor, because a graph would keep a number. AdamW reads it as float32 on CUDA, as float64 on a CPU.
-        self._rate = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
-        self._optimizer = optimizer(model, settings, self._rate)
-        self._project = WeightNorm(model) if settings.weight_norm else None
+        self._optimizers = Optimizers(model, settings)
+        self._micro = settings.micro_batch or settings.batch
+        self._project = WeightNorm(model, settings.output_scale) if settings.weight_norm else None
         self._captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = None  # and the loss that it writes
         model.train()
         if self._project:
             self._project()
 
     def __call__(self, windows: np.ndarray, rate: float) -> Tensor:
-        """The loss before the update, on the device: windows int64 [batch, sequence + 1], `rate` for AdamW."""
+        """The loss before the update, on the device: windows int64 [batch, sequence + 1], and the learning rate."""
         self._windows.copy_(upload(windows, self._windows.device))
-        self._rate.fill_(rate)
+        self._optimizers.set_rate(rate)
         if self._eager == 0 and not self._captured:
             self._capture()
         if self._captured:
@@ -56,28 +56,43 @@ class Step:
         self._eager -= 1
         return self._update()
 
+    def state(self) -> dict[str, Tensor]:
+        """Weights and what the optimizers keep, by name, as they are and not copied."""
+        weights = {f"{_WEIGHTS}{name}": parameter.detach() for name, parameter in self._model.named_parameters()}
+        return weights | self._optimizers.state()
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Takes over what `state` gave earlier, in place."""
+        for name, parameter in self._model.named_parameters():
+            parameter.copy_(state[f"{_WEIGHTS}{name}"])
+        self._optimizers.load(state)
+
     def close(self) -> None:
         """Frees the graph with its memory, in which the gradients lie."""
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizers.zero_grad()
         if self._captured:
             self._captured[0].reset()
             self._captured = None
             torch.cuda.empty_cache()  # the memory of a graph serves nothing else before this
 
     def _update(self) -> Tensor:
-        loss = mean_loss(self._model, self._windows)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self._optimizers.zero_grad()
+        losses = []
+        for part in self._windows.split(self._micro):
+            loss = mean_loss(self._model, part) * (len(part) / len(self._windows))
+            loss.backward()
+            losses.append(loss.detach())
         nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
-        self._optimizer.step()
+        self._optimizers.step()
         if self._project:
             self._project()
-        return loss.detach()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _capture(self) -> None:
         graph, pool, stream = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
-        self._optimizer.zero_grad(set_to_none=True)  # so that the graph makes its own
-        self._capturable(True)
+        self._optimizers.zero_grad()  # so that the graph makes its own
+        self._optimizers.capturable(True)
         refusal = called_off = ""
         try:
             with torch.cuda.graph(graph, pool, stream):
@@ -92,16 +107,12 @@ class Step:
             self._captured = graph, loss
             return
         self._eager = math.inf
-        self._optimizer.zero_grad(set_to_none=True)  # those that were never computed
-        self._capturable(False)
+        self._optimizers.zero_grad()  # those that were never computed
+        self._optimizers.capturable(False)
         if called_off:
             _end_capture(pool, stream)
         reason = refusal or called_off
         note(f"a training step was launched operation by operation, as it could not be one CUDA graph: {reason}")
-
-    def _capturable(self, value: bool) -> None:
-        for group in self._optimizer.param_groups:
-            group["capturable"] = value  # AdamW wants it in a capture, and warns of it outside
 
 
 @contextmanager
@@ -128,16 +139,6 @@ def upload(windows: np.ndarray, device: torch.device) -> Tensor:
     """On the device, for which the host does not wait: it would, if it copied from memory that is not pinned."""
     there = torch.from_numpy(windows)
     return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there
-
-
-def optimizer(model: HybridLM, settings: TrainingSettings, rate: Tensor) -> torch.optim.AdamW:
-    """Decays the matrices of linear layers; not the embedding, norms, convolutions, biases or meta tokens."""
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) in matrices], "weight_decay": settings.weight_decay},
-        {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, betas=_BETAS, fused=True)
 
 
 # --- capturing -------------------------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from nfsearch.ops.model import HybridLM
+from nfsearch.proxies.checkpoints import Checkpoints, Trunk
 from nfsearch.proxies.data import Corpus, batch, validation_batches
 from nfsearch.proxies.job import Evaluation, Report
+from nfsearch.proxies.schedule import Schedule
 from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, TrainingSettings
-from nfsearch.proxies.step import mean_loss, training_step, upload
+from nfsearch.proxies.step import Step, mean_loss, training_step, upload
 from nfsearch.space import Architecture
 from nfsearch.support.metrics import Measurement
 
@@ -26,7 +28,6 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _memory: Any = torch.utils.deterministic
 
 _REPORTS = 50  # in a run, and so points in a curve
-_LAST_RATE = 0.1  # of the peak, where the cosine ends
 
 
 class Diverged(ArithmeticError):
@@ -40,34 +41,44 @@ def train_model(
     *,
     seed: int,
     device: torch.device | str,
+    tokens: int | None = None,
+    checkpoints: Checkpoints | None = None,
     report: Report | None = None,
 ) -> tuple[HybridLM, Evaluation]:
-    """Trains a new model on `settings.tokens` tokens (whole steps, at least one) and measures its validation loss.
+    """Trains a new model on `tokens` tokens, by default `settings.tokens` (whole steps, at least one), and measures its
+    validation loss, and that at each of the rungs below.
 
     `seed` decides the initial weights and the order of the data; with it, losses repeat bit for bit on one machine with
-    one number of threads. The caller's random state is left alone. `report` is called about every 2 % of the run; what
-    it raises ends the run. bf16 autocast on CUDA, float32 on a CPU.
+    one number of threads, whatever rungs there are and whether the training was stopped at one of them and gone on with
+    from `checkpoints`, where it is kept then. The caller's random state is left alone. `report` is called about every
+    2 % of the run; what it raises ends the run. bf16 autocast on CUDA, float32 on a CPU.
 
     Raises ValueError when the architecture's vocabulary is smaller than the corpus's or the corpus is shorter than one
-    window, `Diverged` when a loss is not finite.
+    window, `Diverged` when a loss is not finite, OSError for a checkpoint that is damaged.
     """
     if architecture.vocab < corpus.vocab:
         raise ValueError(f"a vocabulary of {architecture.vocab} is too small for {corpus.name}: it has {corpus.vocab}")
     started = time.perf_counter()
-    device = torch.device(device)
+    device, tokens = torch.device(device), tokens or settings.tokens
     with _repeatable(device, seed):
         model = HybridLM(architecture).to(device)
-        tokens, curve = _fit(model, corpus, settings, seed, report)
+        training = _Training(model, corpus, settings, seed, tokens, checkpoints, report)
+        training.run()
         loss = evaluate(model, corpus, settings, device)
+    seen = training.schedule.steps * training.per_step
     if not math.isfinite(loss):
-        raise Diverged(f"the validation loss is {loss} after {tokens} tokens")
+        raise Diverged(f"the validation loss is {loss} after {seen} tokens")
+    if checkpoints:
+        checkpoints.save_loss(tokens, loss)
+        checkpoints.save_weights(tokens, model)
     metrics = {
         LOSS.name: loss,
         BITS_PER_BYTE.name: loss / math.log(2) / corpus.bytes_per_token,
         PERPLEXITY.name: math.exp(min(loss, 700.0)),  # the largest that a float holds
     }
-    seconds = time.perf_counter() - started
-    return model, Evaluation({name: Measurement(v) for name, v in metrics.items()}, tokens, seconds, tuple(curve))
+    found = {name: Measurement(value) for name, value in metrics.items()}
+    seconds, rungs = time.perf_counter() - started, tuple(training.rungs.items())
+    return model, Evaluation(found, seen, seconds, tuple(training.curve), rungs=rungs)
 
 
 @torch.no_grad()
@@ -82,45 +93,116 @@ def evaluate(model: HybridLM, corpus: Corpus, settings: TrainingSettings, device
     return total.item() / count
 
 
-def _fit(
-    model: HybridLM, corpus: Corpus, settings: TrainingSettings, seed: int, report: Report | None
-) -> tuple[int, list[tuple[int, float]]]:
-    """All steps of the optimizer. Returns the tokens seen and the curve."""
-    shard = corpus.tokens("train")
-    per_step = settings.batch * settings.sequence
-    steps = max(1, settings.tokens // per_step)
-    interval = math.ceil(steps / _REPORTS)
-    losses: list[Tensor] = []  # since the last report, left on the device: reading each would wait for it
-    curve: list[tuple[int, float]] = []
-    with training_step(model, settings, steps) as update:
-        for step in range(steps):
-            windows = batch(shard, seed, step, settings.batch, settings.sequence)
-            losses.append(update(windows, learning_rate(settings, step, steps)))
-            if len(losses) == interval or step + 1 == steps:
-                mean = _mean(losses, step + 1)
-                losses = []
-                curve.append(((step + 1) * per_step, mean))
-                if report:
-                    report(*curve[-1])
-    return steps * per_step, curve
+class _Training:
+    """All steps of the optimizer up to one budget, by way of the rungs below it.
 
+    The trunk's steps are the same for every budget. At a budget's branch the rate begins to decay. When it has, at a
+    rung the loss is measured and all is put back to how it was at the branch.
+    """
 
-def _mean(losses: list[Tensor], step: int) -> float:
-    """Of the losses up to and including step number `step`. Raises `Diverged` with the first that is not finite."""
-    values = torch.stack(losses).float().tolist()
-    for number, value in enumerate(values, step - len(values) + 1):
-        if not math.isfinite(value):
-            raise Diverged(f"the training loss is {value} at step {number}")
-    return math.fsum(values) / len(values)
+    def __init__(
+        self,
+        model: HybridLM,
+        corpus: Corpus,
+        settings: TrainingSettings,
+        seed: int,
+        tokens: int,
+        checkpoints: Checkpoints | None,
+        report: Report | None,
+    ) -> None:
+        self.model, self.corpus, self.settings, self.seed = model, corpus, settings, seed
+        self.checkpoints, self.report = checkpoints if settings.schedule == "trunk" else None, report
+        self.schedule = Schedule.of(settings, tokens)
+        self.budgets = [rung for rung in settings.rungs if rung < tokens]
+        self.per_step = settings.batch * settings.sequence
+        self.shard = corpus.tokens("train")
+        self.losses: list[float] = []  # of every step of the trunk, then of the last branch
+        self.waiting: list[Tensor] = []  # those that are on the device: reading each would wait for it
+        self.rungs: dict[int, float] = {}
 
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """(tokens, mean training loss since the last point), about fifty points."""
+        interval = self._interval
+        return [
+            (end * self.per_step, math.fsum(self.losses[first:end]) / (end - first))
+            for first in range(0, len(self.losses), interval)
+            for end in [min(first + interval, len(self.losses))]
+        ]
 
-def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
-    """Linear from zero over the warm-up, then a cosine that reaches a tenth of the peak at the last step."""
-    warm = round(settings.warmup * steps)
-    if step < warm:
-        return settings.learning_rate * (step + 1) / (warm + 1)
-    progress = (step - warm) / max(1, steps - 1 - warm)
-    return settings.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
+    @property
+    def _interval(self) -> int:
+        return math.ceil(self.schedule.steps / _REPORTS)
+
+    def run(self) -> None:
+        with training_step(self.model, self.settings, self.schedule.steps) as update:
+            step = self._resumed(update)
+            for tokens in self.budgets:
+                rung = Schedule.of(self.settings, tokens)
+                if tokens not in self.rungs:
+                    step = self._go(update, self.schedule, step, rung.branch)
+                    self._measure(update, rung, tokens)
+            step = self._go(update, self.schedule, step, self.schedule.branch)
+            if self.checkpoints:
+                self._keep(step, update.state())
+            self._go(update, self.schedule, step, self.schedule.steps)
+
+    def _resumed(self, update: Step) -> int:
+        """Takes up the trunk where it was left, unless beyond what is to be measured; returns the next step."""
+        if not self.checkpoints:
+            return 0
+        self.rungs = {tokens: loss for tokens, loss in self.checkpoints.losses.items() if tokens in self.budgets}
+        lacking = [Schedule.of(self.settings, tokens).branch for tokens in self.budgets if tokens not in self.rungs]
+        trunk = self.checkpoints.load(min([*lacking, self.schedule.branch]))
+        if trunk is None:
+            return 0
+        update.load(trunk.tensors)
+        self.losses = trunk.losses
+        return trunk.step
+
+    def _measure(self, update: Step, rung: Schedule, tokens: int) -> None:
+        """The validation loss at a rung, from a branch of the trunk to which all is put back."""
+        step, losses = rung.branch, list(self.losses)
+        kept = {name: tensor.clone() for name, tensor in update.state().items()}
+        if self.checkpoints:
+            self._keep(step, kept)
+        report, self.report = self.report, None
+        self._go(update, rung, step, rung.steps)
+        loss = evaluate(self.model, self.corpus, self.settings, self.model.embedding.weight.device)
+        if not math.isfinite(loss):
+            raise Diverged(f"the validation loss is {loss} after {tokens} tokens")
+        self.model.train()
+        update.load(kept)
+        self.losses, self.report, self.rungs[tokens] = losses, report, loss
+        if self.checkpoints:
+            self.checkpoints.save_loss(tokens, loss)
+
+    def _keep(self, step: int, state: dict[str, Tensor]) -> None:
+        assert self.checkpoints
+        self.checkpoints.save(Trunk(step, state, self.losses))
+
+    def _go(self, update: Step, schedule: Schedule, first: int, last: int) -> int:
+        """The steps from `first` up to `last`, which is returned."""
+        for step in range(first, last):
+            windows = batch(self.shard, self.seed, step, self.settings.batch, self.settings.sequence)
+            self.waiting.append(update(windows, schedule.rate(step)))
+            if (step + 1) % self._interval == 0 or step + 1 == schedule.steps:
+                self._read()
+                if self.report:
+                    self.report(*self.curve[-1])
+        self._read()
+        return max(first, last)
+
+    def _read(self) -> None:
+        """Fetches the losses that wait on the device. Raises `Diverged` with the first that is not finite."""
+        if not self.waiting:
+            return
+        values = torch.stack(self.waiting).float().tolist()
+        self.waiting = []
+        for value in values:
+            self.losses.append(value)
+            if not math.isfinite(value):
+                raise Diverged(f"the training loss is {value} at step {len(self.losses)}")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from nfsearch.proxies.data import prepare
@@ -27,6 +28,7 @@ class TrainingProxy:
     def __init__(self, settings: TrainingSettings, device: str) -> None:
         """Tokenises the data, or finds it done. Raises ValueError for data that cannot be read or is too short."""
         self.settings, self.device = settings, device
+        self.checkpoints: Path | None = None  # a folder to keep trunks and weights in
         self.corpus = prepare(settings)
 
     @property
@@ -69,15 +71,23 @@ class TrainingProxy:
     def train(self, job: Job, report: Report | None = None) -> tuple[HybridLM, Evaluation]:
         """The model of a job (of its narrowed twin, at such a fidelity), trained, and its evaluation. Raises OSError on
         a machine that does not have the tokens."""
+        from nfsearch.proxies.checkpoints import Checkpoints
         from nfsearch.proxies.trainer import train_model
 
         self.corpus.verify()
-        settings = self.settings.model_copy(update={"tokens": job.fidelity.tokens})
-        if job.fidelity != settings.fidelity(self.corpus.digest, self.device):
+        settings, tokens = self.settings, job.fidelity.tokens
+        if job.fidelity != settings.fidelity(self.corpus.digest, self.device, tokens):
             raise ValueError(f"these settings cannot train at {job.fidelity}")
-        if job.continues:
-            raise ValueError("training starts anew: it cannot go on from another evaluation")
         architecture = job.architecture
         if settings.narrow > 1:
             architecture = narrowed(architecture, settings.narrow, self.vocab)
-        return train_model(architecture, self.corpus, settings, seed=job.seed, device=self.device, report=report)
+        return train_model(
+            architecture,
+            self.corpus,
+            settings,
+            seed=job.seed,
+            device=self.device,
+            tokens=tokens,
+            checkpoints=Checkpoints.of(self.checkpoints, job) if self.checkpoints else None,
+            report=report,
+        )

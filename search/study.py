@@ -26,7 +26,7 @@ from nfsearch.search.trials import Choices, from_trial, to_trial
 from nfsearch.support.errors import typed_line
 from nfsearch.support.metrics import Metric
 
-FORMAT = 3  # of what the study keeps; higher when older runs cannot be read any more
+FORMAT = 4  # of what the study keeps; higher when older runs cannot be read any more
 _OURS = "nfsearch:"  # how the names of the study's system attributes begin
 
 

@@ -62,7 +62,6 @@ class _Record(_Part):
     architecture: dict[str, Any]
     fidelity: Fidelity
     seed: int
-    continues: str | None
     index: int
     origin: str
     generation: int
@@ -103,7 +102,7 @@ def from_trial(trial: FrozenTrial) -> Candidate:
     """The inverse of `to_trial`. Raises ValueError for a trial that is no candidate."""
     try:
         kept = _Record.model_validate(trial.system_attrs[RECORD])
-        job = Job(Architecture.from_dict(kept.architecture), kept.fidelity, kept.seed, kept.continues)
+        job = Job(Architecture.from_dict(kept.architecture), kept.fidelity, kept.seed)
         proposal = Proposal(
             index=kept.index,
             job=job,
@@ -134,7 +133,6 @@ def _record(candidate: Candidate) -> _Record:
         architecture=proposal.architecture.to_dict(),
         fidelity=proposal.job.fidelity,
         seed=proposal.job.seed,
-        continues=proposal.job.continues,
         index=proposal.index,
         origin=proposal.origin,
         generation=proposal.generation,

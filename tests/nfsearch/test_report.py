@@ -100,7 +100,6 @@ def test_every_file_is_written_and_agrees(result: RunResult, tmp_path: Path) -> 
         loss = record.value("loss")
         assert (row.loss == pytest.approx(loss)) if loss else pd.isna(row.loss)
         assert (row.job, row.seed, row.fidelity) == (record.job, 0, str(record.fidelity))
-        assert pd.isna(row.continues)
         assert (row.notes == NOTE) if row.number in NOTED else pd.isna(row.notes)
         assert row.state == record.state
     assert (tmp_path / "run" / "front.png").read_bytes().startswith(b"\x89PNG")

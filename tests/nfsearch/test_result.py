@@ -38,7 +38,7 @@ def test_the_file_holds_what_the_candidates_are(result: RunResult, tmp_path: Pat
         loss = candidate.metrics.get("loss")
         assert record["metrics"].get("loss") == (loss and {"value": loss.value, "error": 0})
         job = candidate.proposal.job
-        assert (record["job"], record["seed"], record["continues"]) == (job.digest, job.seed, None)
+        assert (record["job"], record["seed"]) == (job.digest, job.seed)
         assert record["fidelity"] == job.fidelity.to_dict()
         assert record["state"] == candidate.state
 
@@ -123,12 +123,12 @@ def test_what_workers_had_to_say_is_kept_with_the_candidates(result: RunResult, 
 
 def test_many_seeds_of_one_architecture_are_told_apart() -> None:
     first, *_ = fake_candidates()
-    job = replace(first.proposal.job, seed=1, continues=first.proposal.job.digest)
+    job = replace(first.proposal.job, seed=1)
     second = replace(first, number=1, proposal=replace(first.proposal, job=job))
     one, other = make_result([first, second]).candidates
     assert one.digest == other.digest
     assert one.job != other.job
-    assert (other.seed, other.continues) == (1, one.job)
+    assert other.seed == 1
 
 
 def test_the_hypervolume_grows_to_the_area_under_the_front(result: RunResult) -> None:

@@ -16,8 +16,9 @@ from nfsearch.ops.model import HybridLM
 from nfsearch.proxies import Evaluation
 from nfsearch.proxies import step as step_module
 from nfsearch.proxies.data import Corpus, batch
-from nfsearch.proxies.step import Step, optimizer
-from nfsearch.proxies.trainer import learning_rate
+from nfsearch.proxies.optimizers import Optimizers
+from nfsearch.proxies.schedule import Schedule
+from nfsearch.proxies.step import Step
 from nfsearch.proxies.weight_norm import WeightNorm
 from nfsearch.space import Architecture
 from nfsearch.support.notes import listening
@@ -35,25 +36,27 @@ class _Replay:
         self.replays += 1
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("eager", [3, math.inf])
-def test_steps_are_those_of_a_plain_loop(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, eager: float) -> None:
-    settings = SMALL.model_copy(update={"weight_decay": 0.1})
+def test_steps_are_those_of_a_plain_loop(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, eager: float, optimizer: str
+) -> None:
+    settings = SMALL.model_copy(update={"weight_decay": 0.1, "optimizer": optimizer})
     windows = [batch(corpus.tokens("train"), 0, number, settings.batch, settings.sequence) for number in range(6)]
-    rates = [learning_rate(settings, number, 6) for number in range(6)]
+    rates = [Schedule.of(settings, 6 * 64).rate(number) for number in range(6)]
     torch.manual_seed(0)
     plain = HybridLM(architecture())
-    adam = optimizer(plain, settings, torch.tensor(0.0))
+    optimizers = Optimizers(plain, settings)
     project = WeightNorm(plain)
     project()
     expected = []
     for tokens, rate in zip(map(torch.from_numpy, windows), rates, strict=True):
-        for group in adam.param_groups:
-            group["lr"] = rate
-        adam.zero_grad()
+        optimizers.set_rate(rate)
+        optimizers.zero_grad()
         loss = plain.loss(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         nn.utils.clip_grad_norm_(plain.parameters(), settings.clip)
-        adam.step()
+        optimizers.step()
         project()
         expected.append(loss.item())
 

@@ -46,7 +46,7 @@ def candidates_frame(result: RunResult) -> pd.DataFrame:
         *("number", "state", "front", "notation", "width", "digest"),
         *(metric.column + end for metric in shown for end, having in ends.items() if metric.name in having),
         *_confirmed_columns(result),
-        *("origin", "generation", "parents", "tokens", "fidelity", "seed", "job", "continues"),
+        *("origin", "generation", "parents", "tokens", "fidelity", "seed", "job"),
         *("seconds", "attempts", "notes", "error"),
     ]
     rows = [

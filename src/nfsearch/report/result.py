@@ -30,7 +30,7 @@ from nfsearch.search.pareto import hypervolume, members, ranked, reference_point
 from nfsearch.support.files import write_atomically
 from nfsearch.support.metrics import SECONDS, Measurement, Measurements, Metric
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MISFIT = "it did not fit into memory when it was timed as a whole model"
 
 # Digest of an architecture -> workload -> the whole model measured; None: it did not fit into memory.
@@ -85,7 +85,6 @@ class CandidateRecord(Part):
     job: str = Field(description="names the evaluation: equal digests are the same model, fidelity and seed")
     fidelity: Fidelity = Field(description="what it was measured with; losses are compared where this is equal")
     seed: int = Field(description="of the evaluation")
-    continues: str | None = Field(default=None, description="the job whose evaluation it went on from")
     metrics: dict[str, Measurement] = Field(
         description="by name: the value in the metric's unit, and its error bar. Of an estimated time about a 95 % "
         "interval: the noise of the table's rows, and bias and spread of the table's check. Of a measured one, the "
@@ -345,7 +344,6 @@ def _record(candidate: Candidate, doubts: Mapping[str, Doubt], timed: Mapping[st
         job=job.digest,
         fidelity=job.fidelity,
         seed=job.seed,
-        continues=job.continues,
         # JSON has no infinity: the error of a proxy that saw too little to tell is one that is not known.
         metrics={
             name: each if math.isfinite(each.error) else Measurement(each.value)
