@@ -22,7 +22,7 @@ def test_saved_and_loaded_again_it_is_the_same(result: RunResult, tmp_path: Path
 def test_the_file_holds_what_the_candidates_are(result: RunResult, tmp_path: Path) -> None:
     result.save(tmp_path / "result.json")
     fields = json.loads((tmp_path / "result.json").read_text())
-    assert fields["schema_version"] == 3
+    assert fields["schema_version"] == 4
     units = {metric["name"]: metric["unit"]["name"] for metric in fields["metrics"]}
     assert (units["loss"], units["tpot"], units["memory"]) == ("nats per token", "seconds", "bytes")
     for record, candidate in zip(fields["candidates"], fake_candidates(), strict=True):
@@ -182,7 +182,7 @@ def test_a_huge_space_keeps_its_exact_count(result: RunResult, tmp_path: Path) -
     assert RunResult.load(tmp_path / "result.json").space.count == count
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": {}}', '{"schema_version": 3, "candidates": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": {}}', '{"schema_version": 4, "candidates": 3}'])
 def test_another_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
@@ -195,7 +195,7 @@ def test_another_schema_version_is_refused(result: RunResult, tmp_path: Path) ->
     for version in (2, 4):
         result.model_copy(update={"schema_version": version}).save(path)
         with pytest.raises(
-            ValueError, match=f"result.json has schema version {version}, this nfsearch reads 3"
+            ValueError, match=f"result.json has schema version {version}, this nfsearch reads 4"
         ) as said:
             RunResult.load(path)
         assert len(str(said.value).splitlines()) == 1
@@ -204,7 +204,7 @@ def test_another_schema_version_is_refused(result: RunResult, tmp_path: Path) ->
 def test_a_result_of_the_first_schema_is_refused_as_such(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text('{"schema_version": 1, "objectives": [{"name": "loss", "unit": "nats"}], "candidates": []}')
-    with pytest.raises(ValueError, match="has schema version 1, this nfsearch reads 3"):
+    with pytest.raises(ValueError, match="has schema version 1, this nfsearch reads 4"):
         RunResult.load(path)
 
 

@@ -232,11 +232,11 @@ def test_a_full_disk_leaves_no_part_of_a_record(journal: Path) -> None:
     assert len(load_store(journal).candidates()) == 11
 
 
-@pytest.mark.parametrize(("record", "version"), [(b'{"format":1}', 1), (b'{"formed":2}', 1), (b'{"format":4}', 4)])
+@pytest.mark.parametrize(("record", "version"), [(b'{"format":1}', 1), (b'{"formed":2}', 1), (b'{"format":5}', 5)])
 def test_a_run_of_another_format_is_refused(journal: Path, record: bytes, version: int) -> None:
-    journal.write_bytes(journal.read_bytes().replace(b'{"format":3}', record))
+    journal.write_bytes(journal.read_bytes().replace(b'{"format":4}', record))
     for attempt in (lambda: again(journal), lambda: load_store(journal)):
-        with pytest.raises(ValueError, match=rf"another version of nfsearch \(format {version}, this one reads 3\)"):
+        with pytest.raises(ValueError, match=rf"another version of nfsearch \(format {version}, this one reads 4\)"):
             attempt()
 
 
