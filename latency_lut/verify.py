@@ -14,7 +14,7 @@ from nfsearch.latency_lut.device import provenance, resolve
 from nfsearch.latency_lut.errors import OutOfMemory, TableError
 from nfsearch.latency_lut.places import keys_for
 from nfsearch.latency_lut.table import LatencyTable
-from nfsearch.latency_lut.timing import bounds, warm_up
+from nfsearch.latency_lut.timing import Bounds, bounds, warm_up
 from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.latency_lut.whole import build_model, clean_up, time_models
 from nfsearch.latency_lut.workload import Span, Workload
@@ -91,15 +91,22 @@ def time_whole(
     """Whole models measured end to end, each under its workloads, on this machine's device of `kind`, "cpu" or "cuda".
 
     All are timed, then all again, `rounds` times: of each the fastest time counts, and what disturbed another round
-    shows in the error bar. Yields the digest of a model each time that it was timed, with what is known of it when the
-    last round is done, and with nothing before; None under a workload for which it does not fit into memory after all.
+    shows in the error bar. The rounds share the time that is given to a model. Yields the digest of a model each time
+    that it was timed, with what is known of it when the last round is done, and with nothing before; None under a
+    workload for which it does not fit into memory after all.
     `timing.warm_up` comes before the first.
     """
     before: dict[str, dict[str, Check | None]] = {}
+    within = bounds(kind)
+    # In all twice as long as for a look at a row: a long pass is disturbed more often than a short one.
+    within = replace(within, seconds=2 * within.seconds / rounds)
     for number in range(1, rounds + 1):
         for architecture, workloads in models:
             model = build_model(architecture, dtype, kind)
-            found = {name: _checked(table, model, name, workload, dtype, kind) for name, workload in workloads.items()}
+            found = {
+                name: _checked(table, model, name, workload, dtype, kind, within)
+                for name, workload in workloads.items()
+            }
             del model
             clean_up(kind)
             digest = architecture.digest
@@ -119,13 +126,13 @@ def _faster(one: Check | None, other: Check | None) -> Check | None:
 
 
 def _checked(
-    table: LatencyTable, model: HybridLM, name: str, workload: Workload, dtype: str, kind: str
+    table: LatencyTable, model: HybridLM, name: str, workload: Workload, dtype: str, kind: str, within: Bounds
 ) -> Check | None:
     """A model under one workload; None where it does not fit into memory after all."""
     architecture = model.architecture
     choice = table.choice(architecture, workload, dtype)
     try:
-        seconds, spread, peak = _measure(model, choice, kind)
+        seconds, spread, peak = _measure(model, choice, kind, within)
     except torch.OutOfMemoryError:
         logger.warning("%s was estimated to fit into memory under %s, and did not", architecture, name)
         return None
@@ -169,11 +176,11 @@ def _held_out(
     return list(chosen.values())
 
 
-def _measure(model: HybridLM, workload: Workload, kind: str) -> tuple[float, float, float | None]:
+def _measure(model: HybridLM, workload: Workload, kind: str, within: Bounds) -> tuple[float, float, float | None]:
     """Seconds of a workload, their spread, and the most bytes it took, the model's included (None where that is not
     known)."""
     passes = [each for span in workload.spans for each in _sampled(span)]
-    found = [(times, *_time(model, span, kind)) for times, span in passes]
+    found = [(times, *_time(model, span, kind, within)) for times, span in passes]
     seconds = sum(times * each for times, each, _, _ in found)
     spread = math.hypot(*(times * each for times, _, each, _ in found))
     return seconds, spread, found[0][3] if len(found) == 1 else None
@@ -186,10 +193,8 @@ def _sampled(span: Span) -> list[tuple[float, Span]]:
     return [(span.count / shares, Span(span.phase, span.batch, context)) for context in middles]
 
 
-def _time(model: HybridLM, span: Span, kind: str) -> tuple[float, float, float | None]:
+def _time(model: HybridLM, span: Span, kind: str, within: Bounds) -> tuple[float, float, float | None]:
     """Seconds of the first pass of a span, their spread, and the most bytes that it and the model took."""
-    within = bounds(kind)
-    within = replace(within, seconds=2 * within.seconds)  # a long pass is disturbed more often than a short one
     timed = time_models([model], span, [1.0], kind, within)
     seconds, spread = timed.samples.combine(1.0)
     peak = timed.peak

@@ -10,7 +10,7 @@ import torch
 
 from nfsearch.latency_lut import LatencyTable, TableError, Workload, device, keys_for, profiler, verify
 from nfsearch.latency_lut.agreement import Doubt, Trust, doubt_of
-from nfsearch.latency_lut.timing import CPU
+from nfsearch.latency_lut.timing import CPU, Bounds
 from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.latency_lut.workload import Span
 from nfsearch.space.notation import parse
@@ -160,6 +160,23 @@ def test_in_several_rounds_all_are_timed_before_any_is_timed_again(table: Latenc
     assert [sorted(checks) for _, checks in found] == [[], [], ["tpot", "ttft"], ["tpot"]]
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_rounds_share_the_time_of_two_looks_at_a_row(
+    table: LatencyTable, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    given: list[float] = []
+
+    def time(model: object, span: Span, kind: str, within: Bounds) -> tuple[float, float, None]:
+        given.append(within.seconds)
+        return 1.0, 0.1, None
+
+    monkeypatch.setattr(verify, "_time", time)
+    model = (SPACE.sample(random.Random(1)).architecture, {"tpot": WORKLOADS["tpot"]})
+    list(verify.time_whole(table, [model], rounds, dtype="float32", kind="cpu"))
+    assert len(given) == rounds
+    assert sum(given) == pytest.approx(2 * verify.bounds("cpu").seconds)
+
+
 def test_what_did_not_fit_is_passed_over(table: LatencyTable) -> None:
     for key in KEYS:
         if key.block.startswith("A"):
@@ -204,7 +221,7 @@ def test_generations_and_throughput_are_measured(table: LatencyTable, monkeypatc
     times = {"decode": 1.0, "prefill": 100.0}
     asked: list[Span] = []
 
-    def time(model: object, span: Span, kind: str) -> tuple[float, float, None]:
+    def time(model: object, span: Span, kind: str, within: Bounds) -> tuple[float, float, None]:
         asked.append(span)
         return times[span.phase] + span.first / 1e3, 0.1, None
 
@@ -246,7 +263,7 @@ def test_memory_agreement_counts_what_was_measured() -> None:
 def test_a_model_that_does_not_fit_is_told_and_passed_over(
     table: LatencyTable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def time(model: object, span: Span, kind: str) -> tuple[float, float, None]:
+    def time(model: object, span: Span, kind: str, within: Bounds) -> tuple[float, float, None]:
         if span.phase == "prefill":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 1.0, 0.1, None
