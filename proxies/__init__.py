@@ -2,13 +2,14 @@
 
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.job import Evaluation, Job, Report
-from nfsearch.proxies.proxy import PROXIES, Proxy, ProxySettings, Reads, TokenSource, Trains
+from nfsearch.proxies.proxy import PROXIES, Keeps, Proxy, ProxySettings, Reads, TokenSource, Trains
 
 __all__ = [
     "PROXIES",
     "Evaluation",
     "Fidelity",
     "Job",
+    "Keeps",
     "Proxy",
     "ProxySettings",
     "Reads",

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from nfsearch.proxies.cache import digest
 from nfsearch.proxies.job import Job
 from nfsearch.support.files import whole, write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _TRUNK, _LOSSES = "trunk.safetensors", "losses.json"
 _ABOUT = "about"  # in a file's metadata, as JSON
@@ -75,18 +75,23 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / _LOSSES, json.dumps(self.losses | {tokens: loss}))
 
-    def save_weights(self, tokens: int, model: torch.nn.Module) -> None:
+    def save_weights(self, tokens: int, model: nn.Module) -> None:
         """A model at the end of a budget."""
         self._write(self._weights(tokens).name, dict(model.named_parameters()), {"tokens": tokens})
 
-    def load_weights(self, tokens: int, model: torch.nn.Module) -> bool:
-        """Fills a model in, if its weights at the end of a budget are here."""
+    def load_weights(self, tokens: int, model: nn.Module) -> bool:
+        """Fills a model in, if its weights at the end of a budget are here. Raises OSError for a file that is
+        damaged."""
         path = self._weights(tokens)
         if not path.is_file():
             return False
-        from safetensors.torch import load_model
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
-        load_model(model, path)
+        try:
+            model.load_state_dict(load_file(path), strict=False)  # there are buffers too
+        except (SafetensorError, RuntimeError) as error:
+            raise OSError(f"{path} is damaged ({error}); delete it, and the candidate is trained again") from None
         return True
 
     def _weights(self, tokens: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
@@ -75,6 +76,25 @@ class Trains(Protocol):
 
     def train(self, job: Job, report: Report | None = None) -> tuple[HybridLM, Evaluation]:
         """The trained model of a job, and its evaluation."""
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A proxy that can keep what it trained, to go on with it and to export it. Where workers do not share a disk with
+    the search, each keeps its own."""
+
+    def keep_in(self, folder: Path) -> None:
+        """Keeps it there from now on."""
+
+    def kept(self, job: Job) -> Path | None:
+        """The folder where a job's is kept, if there is any yet; None where nothing is to be kept."""
+
+    @property
+    def most_kept(self) -> float:
+        """Bytes on disk that all of it may take."""
+
+    def weights(self, job: Job) -> HybridLM | None:
+        """The trained model of a job, if its weights are here. Raises OSError where they cannot be read."""
 
 
 @dataclass(frozen=True)

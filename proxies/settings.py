@@ -79,6 +79,13 @@ class TrainingSettings(ProxySettings):
         description="train a twin of each candidate, for designs too large for this machine: the same operators, the "
         "width and the sizes of heads and states divided by this, the tokenizer's vocabulary; 1 = the candidate itself",
     )
+    keep_gb: float = Field(
+        default=10,
+        ge=0,
+        le=1e6,
+        description="trained weights that a run keeps, in 1e9 bytes: those of the front, and of "
+        "others while there is room; 0 = none",
+    )
     validation_tokens: int = Field(default=200_000, gt=0, le=10**10, description="tokens of the fixed validation set")
 
     @field_validator("data")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from nfsearch.proxies.checkpoints import Checkpoints
 from nfsearch.proxies.data import prepare
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.job import Evaluation, Job, Report
@@ -65,13 +66,31 @@ class TrainingProxy:
 
         self.corpus.verify()
 
+    def keep_in(self, folder: Path) -> None:
+        self.checkpoints = folder if self.settings.keep_gb else None
+
+    def kept(self, job: Job) -> Path | None:
+        return Checkpoints.of(self.checkpoints, job).folder if self.checkpoints else None
+
+    @property
+    def most_kept(self) -> float:
+        return self.settings.keep_gb * 1e9
+
+    def weights(self, job: Job) -> HybridLM | None:
+        from nfsearch.ops.model import HybridLM
+
+        if self.checkpoints is None:
+            return None
+        model = HybridLM(job.architecture)
+        found = Checkpoints.of(self.checkpoints, job).load_weights(job.fidelity.tokens, model)
+        return model if found else None
+
     def evaluate(self, job: Job, report: Report) -> Evaluation:
         return self.train(job, report)[1]
 
     def train(self, job: Job, report: Report | None = None) -> tuple[HybridLM, Evaluation]:
         """The model of a job (of its narrowed twin, at such a fidelity), trained, and its evaluation. Raises OSError on
         a machine that does not have the tokens."""
-        from nfsearch.proxies.checkpoints import Checkpoints
         from nfsearch.proxies.trainer import train_model
 
         self.corpus.verify()

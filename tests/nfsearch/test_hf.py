@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -204,11 +205,16 @@ def test_the_card_says_what_it_is_and_a_wrong_candidate_is_refused(result: RunRe
 
 
 def test_an_hf_export_is_the_model_that_the_search_trained(
-    transformers: Any, finished_run: Path, command: Callable[..., tuple[str, str]]
+    transformers: Any, finished_run: Path, tmp_path: Path, command: Callable[..., tuple[str, str]]
 ) -> None:
     err = command("export", finished_run, "--best", "--to", "hf", "-o", "model")[1]
+    assert "are those that the search kept" in err
+    shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("weights"))
+    err = command("export", "run", "--best", "--to", "hf", "-o", "again")[1]
     trained, searched = err.split("loss ")[1].split(", in the search ")
     assert trained == searched.split()[0]
+    same, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("model", "again"))
+    assert same == again
     model = transformers.AutoModelForCausalLM.from_pretrained("model").eval()
     ids = transformers.AutoTokenizer.from_pretrained("model")("import os", return_tensors="pt").input_ids
     assert ids.tolist() == [list(b"import os")]

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nfsearch.export import EXPORTERS, Winner, choose
-from nfsearch.proxies import Job, Proxy, Trains
+from nfsearch.proxies import Job, Keeps, Proxy, Trains
 from nfsearch.report.outputs import write_outputs
 from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.run.config import read_config, validated
 from nfsearch.run.records import CONFIG, result_of, study_place
 from nfsearch.run.tables import proxy_of
+from nfsearch.run.weights import WEIGHTS
 from nfsearch.run.yaml_file import read_yaml
 from nfsearch.search.study import Store, load_store
 from nfsearch.space import Architecture
@@ -44,11 +45,11 @@ def export_candidate(folder: Path, to: str, output: Path, *, pick: int | None, m
     config = validated(result.config.resolved)
     record = choose(result, pick=pick, max_latency_ms=max_latency_ms)
     proxy = cache(partial(proxy_of, config))
-    return exporter.export(Winner(result, record, proxy, lambda: _trained(proxy(), result, record)), output)
+    return exporter.export(Winner(result, record, proxy, lambda: _trained(folder, proxy(), result, record)), output)
 
 
-def _trained(proxy: Proxy, result: RunResult, record: CandidateRecord) -> HybridLM:
-    """The weights of a candidate, trained again as the search trained it."""
+def _trained(folder: Path, proxy: Proxy, result: RunResult, record: CandidateRecord) -> HybridLM:
+    """The weights of a candidate, as the search kept them, or trained again as the search trained it."""
     job = Job(Architecture.from_dict(record.architecture), record.fidelity, record.seed)
     if record.fidelity.twin > 1:
         raise ValueError(
@@ -62,6 +63,12 @@ def _trained(proxy: Proxy, result: RunResult, record: CandidateRecord) -> Hybrid
             f"the data has changed since the search, or the device: candidate {record.number} cannot be trained again "
             f"({record.fidelity}, data {record.fidelity.data}; now {proxy.fidelity}, data {proxy.fidelity.data})"
         )
+    if isinstance(proxy, Keeps):
+        proxy.keep_in(folder / WEIGHTS)
+        model = proxy.weights(job)
+        if model is not None:
+            say(f"The weights of candidate {record.number} are those that the search kept")
+            return model
     say(f"Training candidate {record.number} as the search did ({duration(record.seconds)} there)")
     try:
         model, found = proxy.train(job)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from nfsearch.latency_lut import LatencyTable, keys_for
 from nfsearch.latency_lut.verification import known_verification
-from nfsearch.proxies import Proxy
+from nfsearch.proxies import Keeps, Proxy
 from nfsearch.run.config import Config, load_config
 from nfsearch.run.metrics import energy_of, require_power
 from nfsearch.run.records import CONFIG, JOURNAL, STUDY, fingerprint
 from nfsearch.run.tables import budgets_of, check_layers, given_table, is_here, proxy_of, training_kind
+from nfsearch.run.weights import WEIGHTS
 from nfsearch.run.yaml_file import YamlFile
 from nfsearch.search import EXECUTORS, RULES, STRATEGIES, Budgets, Executor, History, Problem, Rule, Strategy
 from nfsearch.search.known import fitting, locate
@@ -79,6 +80,8 @@ def read_plan(config_path: Path | None, out: Path | None, resume: Path | None, a
     check_layers(config, space)
     proxy.check(space)
     known = locate(space, config.search.seeds_known)
+    if isinstance(proxy, Keeps):
+        proxy.keep_in(folder.resolve() / WEIGHTS)
     table = given_table(config)
     kind, workers = training_kind(config), config.workers
     executor = EXECUTORS.find(workers.executor)(workers, proxy, kind)

@@ -39,9 +39,11 @@ from nfsearch.run.sources import tell_sources
 from nfsearch.run.summary import distrust, print_summary
 from nfsearch.run.tables import checked, is_here, measure
 from nfsearch.run.view import search_line, search_view
+from nfsearch.run.weights import Weights
 from nfsearch.run.work import work
 from nfsearch.run.yaml_file import YamlFile
 from nfsearch.search.loop import Loop
+from nfsearch.search.progress import Progress
 from nfsearch.search.study import Store, create_study, delete_study, open_store
 from nfsearch.support.errors import WorkFailed
 from nfsearch.support.files import whole, write_atomically
@@ -134,7 +136,13 @@ def _carry_out(plan: Plan, store: Store) -> None:
             stop=interrupted.is_set,
         )
         first = config.metrics[config.objective_names[0]]
-        last = loop.run(lambda now: show(search_view(now, first), search_line(now, first), False))
+        weights = Weights(plan.proxy)
+
+        def tell(now: Progress) -> None:
+            weights.bound(now.history, now.standing.front)
+            show(search_view(now, first), search_line(now, first), False)
+
+        last = loop.run(tell)
         show(search_view(last, first), search_line(last, first), True)
     if interrupted.is_set():
         raise KeyboardInterrupt
