@@ -34,9 +34,9 @@ class TrainingSettings(ProxySettings):
         "by a hash of its documents",
     )
     tokenizer: str = Field(default="bytes", description="bytes, bpe:VOCAB (trained on the data), or a tokenizer.json")
-    tokens: int = Field(default=2_000_000, gt=0, le=10**12, description="training tokens per candidate")
+    tokens: int = Field(default=6_000_000, gt=0, le=10**12, description="training tokens per candidate")
     sequence: int = Field(default=512, gt=1, le=2**20, description="tokens in a training sequence")
-    batch: int = Field(default=32, gt=0, le=2**16, description="sequences in a step")
+    batch: int = Field(default=16, gt=0, le=2**16, description="sequences in a step")
     micro_batch: int | None = Field(
         default=None,
         gt=0,
