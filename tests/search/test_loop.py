@@ -352,15 +352,37 @@ def test_what_is_kept_as_a_search_grows_is_what_all_of_it_gives() -> None:
     assert tally.standing.states == {"done": 257, "failed": 43}
 
 
+class Unread(list[Candidate]):
+    """A list that nobody goes through."""
+
+    def __iter__(self) -> Iterator[Candidate]:
+        pytest.fail("the whole history is gone through")
+
+
+class Long(History):
+    """A history that can be asked and added to."""
+
+    def __iter__(self) -> Iterator[Candidate]:
+        pytest.fail("the whole history is gone through")
+
+
+def long(history: History) -> History:
+    """The same one from here on."""
+    history.__class__, history._all = Long, Unread(history._all)
+    return history
+
+
 @pytest.mark.parametrize("name", ["aging", "random"])
 def test_no_decision_goes_through_all_that_has_finished(name: str) -> None:
-    class Long(History):
-        def __iter__(self) -> Iterator[Candidate]:
-            pytest.fail("the whole history is gone through")
-
     chosen = strategy(name)
-    history = Long(search(chosen, 20))
+    history = long(search(chosen, 20))
     proposal = chosen.propose(20, history)
     rule = Median(MedianSettings(kind="median", least=2))
     assert rule.go_on(proposal.job, [(50, 0.0)], history)
     assert not rule.go_on(proposal.job, [(50, 9.0)], history)
+
+
+def test_no_step_of_a_search_goes_through_all_that_has_finished(tmp_path: Path) -> None:
+    made = loop(tmp_path)
+    long(made.history)
+    assert made.run().standing.finished == 12

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from nfsearch.proxies import Evaluation, Job
 from nfsearch.search import History
 from nfsearch.search.executors.cluster import RaySettings
 from nfsearch.search.executors.ray import RayExecutor
+from nfsearch.search.executors.scratch import PREFIX
 from nfsearch.search.executors.worker import Worker, resident_bytes
 from nfsearch.search.loop import Loop
 from nfsearch.search.progress import Progress
@@ -293,3 +296,43 @@ def test_threads_are_limited() -> None:
 class TestSuite(ExecutorSuite):
     name = "ray"
     settings = {"count": 1}  # noqa: RUF012
+
+
+# --- who else could reach it ------------------------------------------------------------------------------------------
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+def family(process: int) -> list[int]:
+    """A process and all that descend from it."""
+    parents: dict[int, list[int]] = {}
+    for line in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            parents.setdefault(int(line.read_text().rpartition(")")[2].split()[1]), []).append(int(line.parent.name))
+    found = [process]
+    for each in found:
+        found += parents.get(each, [])
+    return found
+
+
+def listening(processes: Sequence[int]) -> list[str]:
+    """The addresses at which these processes accept connections, as the kernel writes them."""
+    sockets: set[str] = set()
+    for process in processes:
+        for held in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(OSError):
+                sockets.add(str(held.readlink()))
+    lines = [line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()]
+    return [line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets]
+
+
+def test_nobody_else_reaches_ray() -> None:
+    """It listens on the loopback interface alone; its folder, which it opens to all, lies in one of ours."""
+    found = listening(family(os.getpid()))
+    assert len(found) > 2
+    assert set(found) <= LOOPBACK
+    from ray._private import worker
+
+    session = Path(worker._global_node.get_session_dir_path())
+    assert session.parents[1].name.startswith(PREFIX)
+    assert stat.S_IMODE(session.parents[1].stat().st_mode) == 0o700

@@ -48,6 +48,10 @@ def test_names_of_names_are_counted_once() -> None:
     space = read_space(doubled)
     assert space.count() == 2**1024
     assert len(space.alphabet()) == 1
+    began = time.process_time()
+    either = "n0; n27 = D; " + "; ".join(f"n{i} = n{i + 1} | F n{i + 1}" for i in range(27))
+    assert read_space(either).count() == 2**27
+    assert time.process_time() - began < 10  # a moment; to follow each name anew would take minutes
 
 
 def test_membership_of_hundreds_of_layers_is_found_in_time() -> None:
