@@ -9,8 +9,10 @@ from nfsearch.cli.describe import check_member, read_space
 from nfsearch.export import load_architecture
 from nfsearch.latency_lut import keys_for, load_table
 from nfsearch.latency_lut.bundled import bundled_table
-from nfsearch.run.config import load_config
+from nfsearch.run.config import Config, load_config
+from nfsearch.run.yaml_file import read_yaml
 from nfsearch.space.notation import parse_layers
+from nfsearch.studies.config import load_study
 from tests.latency_lut.helpers import made_up_row, made_up_table
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -18,9 +20,14 @@ LATENCY_WINNER = "(D F M2 F A F M2 F){2} (D F M2 F){2}"
 PARAMETER_WINNER = "(M2 F A F A F D){3} M2 F A F D F F"
 
 
+def config_of(path: Path) -> Config:
+    """That of a run, or of a study's trainings."""
+    return load_study(path).run if "study" in read_yaml(path).values else load_config(path)[0]
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/config.yaml")), ids=lambda path: path.parent.name)
 def test_every_config_is_valid(path: Path) -> None:
-    load_config(path)
+    config_of(path)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("1b", 965.4), ("3b", 2750.0)])
@@ -71,6 +78,7 @@ def test_what_the_check_of_a_member_says(tmp_path: Path, capsys: pytest.CaptureF
     [
         ("h200_table", 131072),
         ("equal_latency", 131072),
+        ("fidelity", 32000),
         ("laptop_for_h200", 131072),
         ("paper_space", 32000),
         ("published_space", 32000),
@@ -79,7 +87,7 @@ def test_what_the_check_of_a_member_says(tmp_path: Path, capsys: pytest.CaptureF
 def test_the_table_that_is_shipped_serves_the_experiments(name: str, vocab: int) -> None:
     """A change of an operator's code makes its rows useless: measure them anew, as experiments/h200_table says."""
     table = load_table(bundled_table("nvidia-h200"), "nvidia-h200")
-    config, _ = load_config(EXPERIMENTS / name / "config.yaml")
+    config = config_of(EXPERIMENTS / name / "config.yaml")
     table.require(keys_for(config.space.build(vocab), config.latency.workloads, "bfloat16"))
 
 

@@ -17,6 +17,7 @@ import typer
 from nfsearch import __version__
 from nfsearch.cli.bench import bench
 from nfsearch.cli.lut import Set, lut
+from nfsearch.cli.study import study
 from nfsearch.support.errors import WorkFailed, of_the_disk
 from nfsearch.support.interrupt import interrupts_raise
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(lut)
 app.add_typer(bench)
+app.add_typer(study)
 
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import TypeAdapter
 
 from nfsearch.latency_lut import LatencyTable, load_table
@@ -63,6 +64,16 @@ def fingerprint(config: Config) -> dict[str, Any]:
     values["objectives"] = list(config.objective_names)
     del values["search"]["evaluations"], values["latency"]["verify"], values["latency"]["trust"]
     return values
+
+
+def config_text(file: YamlFile, source: Path | None, assignments: Sequence[str]) -> str:
+    """The config as the folder keeps it: the text that was given, or its values, where some were assigned, or where
+    paths were not absolute, which elsewhere would mean other files."""
+    if YamlFile(file.text, file.name).values == file.values:
+        return file.text
+    changes = [f"--set {shlex.quote(assignment)}" for assignment in assignments]
+    values = yaml.safe_dump(file.values, sort_keys=False, allow_unicode=True)
+    return f"# {' '.join([str(source), *changes])}, local paths made absolute\n{values}"
 
 
 def table_meta(table: LatencyTable, folder: Path) -> dict[str, Any]:

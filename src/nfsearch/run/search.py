@@ -18,8 +18,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nfsearch.latency_lut import LatencyTable, device
 from nfsearch.latency_lut.profiler import rows_of
 from nfsearch.run.finalists import time_front
@@ -29,6 +27,7 @@ from nfsearch.run.records import (
     JOURNAL,
     STUDY,
     TABLE,
+    config_text,
     fingerprint,
     result_of,
     run_meta,
@@ -41,7 +40,6 @@ from nfsearch.run.tables import checked, is_here, measure
 from nfsearch.run.view import search_line, search_view
 from nfsearch.run.weights import Weights
 from nfsearch.run.work import work
-from nfsearch.run.yaml_file import YamlFile
 from nfsearch.search.loop import Loop
 from nfsearch.search.progress import Progress
 from nfsearch.search.study import Store, create_study, delete_study, open_store
@@ -76,7 +74,7 @@ def search(
     }
     if not plan.resumed:
         began = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        _begin(plan, asked, {**meta, "started": began}, _config_text(plan.file, config_path, assignments))
+        _begin(plan, asked, {**meta, "started": began}, config_text(plan.file, config_path, assignments))
     with open_store(
         *study_place(plan.config, plan.folder),
         metrics=plan.config.metrics,
@@ -85,7 +83,7 @@ def search(
         choices=lambda answers: {question.name: question.options for question in plan.space.build(answers).questions},
     ) as store:
         if plan.resumed and assignments:
-            write_atomically(plan.folder / CONFIG, _config_text(plan.file, plan.folder / CONFIG, assignments))
+            write_atomically(plan.folder / CONFIG, config_text(plan.file, plan.folder / CONFIG, assignments))
         start, before = time.monotonic(), float(store.meta.get("seconds", 0.0))
 
         def end(status: str) -> None:
@@ -189,13 +187,3 @@ def _begin(plan: Plan, asked: Mapping[str, Any], meta: Mapping[str, Any], config
                 write_atomically(place / STUDY, f"{name}\n")
             write_atomically(place / CONFIG, config)
         undo.pop_all()
-
-
-def _config_text(file: YamlFile, source: Path | None, assignments: Sequence[str]) -> str:
-    """The config as the folder keeps it: the text that was given, or its values, where some were assigned, or where
-    paths were not absolute, which elsewhere would mean other files."""
-    if YamlFile(file.text, file.name).values == file.values:
-        return file.text
-    changes = [f"--set {shlex.quote(assignment)}" for assignment in assignments]
-    values = yaml.safe_dump(file.values, sort_keys=False, allow_unicode=True)
-    return f"# {' '.join([str(source), *changes])}, local paths made absolute\n{values}"
