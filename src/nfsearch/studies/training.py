@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nfsearch.latency_lut import device
-from nfsearch.proxies import Evaluation, Job, Proxy
+from nfsearch.proxies import Evaluation, Job, Keeps, Proxy
 from nfsearch.search.executor import attempt
 from nfsearch.space import Architecture
 from nfsearch.studies.config import StudySettings
@@ -143,8 +143,8 @@ class Sitting:
     def _evaluate(self, training: Training, tokens: int, place: Path) -> Entry:
         proxy = self.proxies[training.recipe]
         fidelity = replace(proxy.fidelity, tokens=tokens)
-        if hasattr(proxy, "checkpoints"):
-            proxy.checkpoints = place
+        if isinstance(proxy, Keeps):
+            proxy.keep_in(place)
         clock = Clock(lambda seen: self._tell(training, tokens, seen))
         began = time.perf_counter()
         outcome = attempt(proxy, Job(training.architecture, fidelity, training.seed), clock)
