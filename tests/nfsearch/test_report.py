@@ -259,9 +259,9 @@ def test_a_confirmed_front_comes_first_with_both_bars_and_the_sentence(tmp_path:
 
 
 def test_a_newcomer_finds_the_words(result: RunResult) -> None:
-    page = Page(render(result))
+    html = render(result)
     for word in ("answer set", "fidelity", "tournament", "skipped (refused)"):
-        assert word in page.text
+        assert f"<dt>{word}</dt>" in html
 
 
 def test_markup_in_texts_stays_text() -> None:
@@ -286,6 +286,17 @@ def test_every_candidate_has_one_row(result: RunResult) -> None:
     page = Page(render(result))
     rows = [a["id"] for tag, a in page.tags if tag == "tr" and re.fullmatch(r"c\d+", a.get("id") or "")]
     assert sorted(rows, key=lambda row: int(str(row)[1:])) == [f"c{record.number}" for record in result.candidates]
+
+
+@pytest.mark.parametrize(
+    ("count", "cue"), [(28, "; the table scrolls sideways"), (60, "; the table scrolls, down and")]
+)
+def test_few_rows_all_show_and_many_say_that_they_scroll(count: int, cue: str) -> None:
+    html = render(make_result(fake_candidates(count)))
+    assert cue in html
+    assert ("scroll high" in html) == (count > 40)
+    heads = re.findall(r'<button type="button">(.*?)</button></th>', html)
+    assert heads.index("Origin") < len(heads) / 2  # it is on the first screen
 
 
 def test_ancestry_ends_at_the_candidate_and_survives_a_lost_parent(result: RunResult) -> None:

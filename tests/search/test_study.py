@@ -273,6 +273,10 @@ def test_not_a_study(tmp_path: Path) -> None:
         load_store(tmp_path / "empty")
     with pytest.raises(ValueError, match="cannot open the study"):
         new_store("nosuchdb://x/y")
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    optuna.create_study(storage=other, study_name="s")
+    with pytest.raises(ValueError, match="holds the study 's', which is not one of nfsearch"):
+        load_store(other, "s")
 
 
 def test_numbers_follow_each_other(tmp_path: Path) -> None:
