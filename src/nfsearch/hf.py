@@ -1,176 +1,92 @@
-"""Hybrid models in Hugging Face's clothes. Importing this module registers them with transformers' Auto classes.
+"""The form of a folder that `nfsearch export --to hf` writes, and the way back: from a folder to nfsearch's own model.
 
-import nfsearch.hf
-model = AutoModelForCausalLM.from_pretrained(folder)      # a folder that `nfsearch export --to hf` wrote
+The folder needs nothing of nfsearch, transformers opens it. `load` makes a `HybridLM` of it, which decodes and trains
+on nfsearch's kernels, and needs no transformers.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from nfsearch.ops.model import HybridLM
-from nfsearch.space import Architecture
-from nfsearch.support.versions import to_install
+from nfsearch.space import Architecture, Layer
 
-try:
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-    from transformers.configuration_utils import PretrainedConfig
-    from transformers.modeling_outputs import CausalLMOutputWithPast
-except ImportError as error:
-    raise ImportError(f"nfsearch.hf needs transformers ({error}): {to_install('hf')}") from error
-
-_FIRST_RESERVE = 256  # text tokens a new cache has room for, beyond the prompt
-
-
-class NFSearchConfig(PretrainedConfig):
-    """The fields of `Architecture.to_dict()`, as fields of the config."""
-
-    model_type = "nfsearch"
-    attribute_map = {"hidden_size": "width", "vocab_size": "vocab"}  # noqa: RUF012 (transformers' own form)
-
-    width: int = 128
-    layers: str = "F"
-    vocab: int = 32000
-    meta_tokens: int = 0
-    head_norm: bool = False
-    norm_eps: float = 1e-6
-
-    @property
-    def architecture(self) -> Architecture:
-        """Raises ValueError if the fields describe no architecture."""
-        names = ("width", "layers", "vocab", "meta_tokens", "head_norm", "norm_eps")
-        return Architecture.from_dict({name: getattr(self, name) for name in names})
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Residual layers, token mixers and feed-forward ones counted alike."""
-        return len(self.architecture.layers)
+MODEL_TYPE = "nfsearch"
+OPERATORS = ("attention", "deltanet", "gated_deltanet", "gated_linear_attention", "mamba2", "ffn")  # it has code for
+_NAMES = (
+    ("embedding.", "model.embed_tokens."),
+    ("meta", "model.meta_tokens"),
+    ("blocks.", "model.layers."),
+    ("norm.", "model.norm."),
+)  # how weights are called by HybridLM, and in the folder
 
 
-class NFSearchCache:
-    """The state of a `HybridLM` after some tokens. Room for attention's keys and values is doubled when it runs out."""
+def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:
+    """The model of a folder, in the dtype in which its weights are kept there.
 
-    is_compileable = False  # read by `generate`
-
-    def __init__(self, model: HybridLM, batch: int, length: int) -> None:
-        self._model, self._batch, self._length = model, batch, length
-        self.state = model.init_state(batch, length)
-        self.seen = 0  # text tokens; meta tokens are the model's own business
-
-    @property
-    def position(self) -> int:
-        """As the operators count: meta tokens included, 0 before anything was read."""
-        return self.seen + self._model.architecture.meta_tokens if self.seen else 0
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Text tokens read."""
-        return self.seen
-
-    def reserve(self, length: int) -> None:
-        """Makes room for `length` text tokens.
-
-        A longer state begins as a shorter one does: slots of keys and values are in order of position until the first
-        of them is used again, which happens only in a state that is as long as its window, and that one never grows.
-        """
-        if length <= self._length:
-            return
-        self._length = max(length, 2 * self._length)
-        grown = self._model.init_state(self._batch, self._length)
-        for new, old in zip(grown, self.state, strict=True):
-            for name, tensor in old.items():
-                new[name][tuple(slice(size) for size in tensor.shape)] = tensor
-        self.state = grown
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keeps the sequences that beam search goes on with: beam_idx int64 [batch]."""
-        for held in self.state:
-            for name, tensor in held.items():
-                held[name] = tensor.index_select(0, beam_idx.to(tensor.device))
+    Also of one that transformers has saved after training. Raises ValueError where the folder holds another model, or
+    other weights than its model has, and OSError where there is none.
+    """
+    folder = Path(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE or not config.get("notation"):
+        raise ValueError(f"{folder} holds no model that this version of `nfsearch export --to hf` wrote")
+    architecture = Architecture.parse(
+        config["notation"],
+        width=config["hidden_size"],
+        vocab=config["vocab_size"],
+        meta_tokens=config["meta_tokens"],
+        head_norm=config["head_norm"],
+        norm_eps=config["rms_norm_eps"],
+    )
+    if config["layers"] != folder_layers(architecture):
+        raise ValueError(f"{folder}/config.json: the layers are not those of its notation, {config['notation']}")
+    files = sorted(folder.glob("*.safetensors"))
+    weights = {name: tensor for file in files for name, tensor in load_file(file, device=str(device)).items()}
+    weights.pop("lm_head.weight", None)  # the embedding once more
+    with torch.device("meta"):
+        model = HybridLM(architecture)
+    wanted = {folder_name(name): name for name in model.state_dict()}
+    if odd := sorted(wanted.keys() ^ weights.keys()):
+        which = "lacks" if odd[0] in wanted else "has, but its config does not,"
+        raise ValueError(f"{folder} {which} {odd[0]}{f' and {len(odd) - 1} other weights' if odd[1:] else ''}")
+    model.load_state_dict({wanted[name]: tensor for name, tensor in weights.items()}, assign=True)
+    return model.eval().requires_grad_(True)
 
 
-class NFSearchForCausalLM(PreTrainedModel, GenerationMixin):
-    """A `HybridLM` that transformers can load, save and generate with."""
-
-    config_class = NFSearchConfig
-    base_model_prefix = "model"
-    _is_stateful = True  # recurrent states cannot be wound back: no assisted generation
-
-    def __init__(self, config: NFSearchConfig, model: HybridLM | None = None) -> None:
-        super().__init__(config)
-        self.model = HybridLM(config.architecture) if model is None else model
-        self.post_init()
-
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        """HybridLM draws its own weights; transformers must not draw others over them."""
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # `generate` then leaves making the cache to `forward`
-
-    def get_input_embeddings(self) -> torch.nn.Module:
-        return self.model.embedding
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: NFSearchCache | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits [batch, time, vocab] of input_ids [batch, time]; with labels also the loss of each next token.
-
-        With a cache, continues after the tokens it holds, without gradients; `use_cache` alone makes one. Left out, it
-        is taken for inference only. `logits_to_keep` > 0 gives logits of the last tokens only.
-
-        Raises ValueError for padding, which recurrent operators would read as text, and for inputs other than tokens.
-        """
-        if input_ids is None or kwargs.get("inputs_embeds") is not None:
-            raise ValueError("NFSearchForCausalLM reads input_ids, and no inputs_embeds")
-        if past_key_values is not None and not isinstance(past_key_values, NFSearchCache):
-            raise ValueError(f"past_key_values must come from this model, not be a {type(past_key_values).__name__}")
-        fresh = past_key_values is None or not past_key_values.seen
-        if fresh and attention_mask is not None and not attention_mask.all():
-            raise ValueError(
-                "attention_mask hides tokens, but recurrent operators read every token: padding would change the "
-                "result. Batch only sequences of equal length, or give them one at a time"
-            )
-        if use_cache is None:
-            use_cache = not self.training and not torch.is_grad_enabled()
-        if past_key_values is None and use_cache:
-            batch, time = input_ids.shape
-            past_key_values = NFSearchCache(self.model, batch, time + _FIRST_RESERVE)
-        if past_key_values is None:
-            logits = self.model.head(self.model.hidden(input_ids)[:, -logits_to_keep:])  # -0: all of them
-        else:
-            logits = self._continue(input_ids, past_key_values, logits_to_keep)
-        loss = None
-        if labels is not None:
-            if logits_to_keep:
-                raise ValueError("labels need the logits of every token, but logits_to_keep cuts them off")
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(logits.device))
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
-        return output.to_tuple() if return_dict is False else output
-
-    @torch.no_grad()
-    def _continue(self, tokens: Tensor, cache: NFSearchCache, keep: int) -> Tensor:
-        """Logits [batch, keep or time, vocab] after the tokens in the cache, which takes up the new ones."""
-        cache.reserve(cache.seen + tokens.shape[1])
-        if cache.seen and tokens.shape[1] == 1:
-            position = torch.tensor(cache.position, device=tokens.device)
-            logits = self.model.step(tokens[:, 0], cache.state, position)[:, None]
-        else:
-            logits = self.model.head(self.model.hidden(tokens, cache.state, cache.position)[:, -keep:])
-        cache.seen += tokens.shape[1]
-        return logits
+def folder_layers(architecture: Architecture) -> list[dict[str, Any]]:
+    """What `layers` of the folder's config.json says. Raises ValueError, with the layer, for operators that the folder
+    has no code for."""
+    return [_folder_layer(i, layer, architecture.width) for i, layer in enumerate(architecture.layers)]
 
 
-AutoConfig.register(NFSearchConfig.model_type, NFSearchConfig, exist_ok=True)
-AutoModelForCausalLM.register(NFSearchConfig, NFSearchForCausalLM, exist_ok=True)
+def _folder_layer(index: int, layer: Layer, width: int) -> dict[str, Any]:
+    shape = layer.shape(width)
+    if layer.op.startswith("fla:"):
+        where = {"package": "flash-linear-attention", "module": "fla.layers", "name": shape["layer"]}
+        return {"operator": "foreign", **where, "arguments": {"hidden_size": width, **shape["settings"]}}
+    if layer.spec.long_name not in OPERATORS or not layer.spec.module.startswith("nfsearch."):
+        raise ValueError(
+            f"layer {index} is {layer}, of {layer.spec.module.split(':')[0]}: a folder that needs nothing of nfsearch "
+            f"has no code for it, only for {', '.join(OPERATORS)} and fla:LAYER; --to yaml writes the design"
+        )
+    return {"operator": layer.spec.long_name, **shape}
+
+
+def folder_weights(model: HybridLM) -> dict[str, Tensor]:
+    """The weights of a model by the names that they have in the folder."""
+    return {folder_name(name): tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def folder_name(name: str) -> str:
+    """What a weight of HybridLM is called in the folder."""
+    for ours, theirs in _NAMES:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours).replace(".operator.", ".mixer.", 1)
+    raise ValueError(f"unknown weight {name}")

@@ -1,23 +1,27 @@
-"""Candidates as Hugging Face models, and whatever else needs transformers."""
+"""Candidates as folders that transformers opens, and back; and whatever else needs transformers."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nfsearch import hf
 from nfsearch.bench.model import qwen3
 from nfsearch.export import Winner
-from nfsearch.export.hub import export_hf
+from nfsearch.export.hub import CODE, export_hf
 from nfsearch.ops.attention import Attention
 from nfsearch.ops.model import HybridLM
 from nfsearch.proxies.tokenizers import load_tokenizer
@@ -27,9 +31,6 @@ from nfsearch.space import Architecture
 from nfsearch.support.metrics import SECONDS
 from tests.fla_stand_in import stand_in
 from tests.nfsearch.runs import invented_table, tiny_config
-
-if TYPE_CHECKING:
-    from nfsearch.hf import NFSearchForCausalLM
 
 EVERY_OPERATOR = (
     "A[head_dim=16] F D[head_dim=16] M2[head_dim=16,state=16] GDN[head_dim=16] GLA F[act=relu2] A[head_dim=16,window=8]"
@@ -41,10 +42,15 @@ def unneeded() -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def transformers() -> Any:
+def transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Imported by these tests, not by their file, which every test process imports: it takes five seconds. So whatever
-    is held against transformers is in this file, which one process runs."""
-    return pytest.importorskip("transformers")
+    is held against transformers is in this file and the next, each of which one process runs."""
+    found = pytest.importorskip("transformers")
+    with pytest.MonkeyPatch.context() as patch:
+        modules = str(tmp_path_factory.mktemp("modules"))  # where transformers copies the code of folders to
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
+        yield found
+        sys.path[:] = [path for path in sys.path if path != modules]
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +65,8 @@ def folder(model: HybridLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(transformers: Any, folder: Path) -> NFSearchForCausalLM:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+def loaded(transformers: Any, folder: Path) -> Any:
+    return opened(transformers, folder)
 
 
 @pytest.fixture(scope="module")
@@ -68,113 +74,125 @@ def tokens() -> Tensor:
     return torch.randint(0, 256, (3, 19), generator=torch.Generator().manual_seed(1))
 
 
-def test_loaded_by_its_auto_class_it_is_the_same_model(
-    model: HybridLM, loaded: NFSearchForCausalLM, tokens: Tensor
-) -> None:
-    from nfsearch.hf import NFSearchForCausalLM
+def opened(transformers: Any, folder: Path | str, kind: str = "AutoModelForCausalLM") -> Any:
+    return getattr(transformers, kind).from_pretrained(folder, trust_remote_code=True).eval()
 
-    assert isinstance(loaded, NFSearchForCausalLM)
-    assert loaded.config.architecture == model.architecture
-    assert loaded.config.num_hidden_layers == len(model.architecture.layers)
-    assert loaded.config.vocab_size == 257
-    assert sum(p.numel() for p in loaded.parameters()) == model.architecture.parameters
+
+def logits(model: Any, tokens: Tensor) -> Tensor:
     with torch.no_grad():
-        torch.testing.assert_close(loaded(tokens).logits, model(tokens), atol=1e-5, rtol=0)
+        return model(tokens).logits
+
+
+def test_the_auto_classes_open_the_folder(model: HybridLM, loaded: Any, folder: Path, transformers: Any) -> None:
+    assert type(loaded).__module__.startswith("transformers_modules."), "not the folder's code"
+    assert loaded.config.num_hidden_layers == len(model.architecture.layers)
+    assert loaded.config.notation == model.architecture.notation
+    assert sum(p.numel() for p in loaded.parameters()) == model.architecture.parameters
+    assert loaded.generation_config.eos_token_id == loaded.generation_config.pad_token_id == 256
+    assert loaded.dtype == torch.float32
+    tokens = torch.arange(12).view(2, 6)
+    torch.testing.assert_close(logits(loaded, tokens), model(tokens), atol=1e-5, rtol=0)
+    body = opened(transformers, folder, "AutoModel")
+    with torch.no_grad():
+        features = body(tokens).last_hidden_state
+    torch.testing.assert_close(features, model.hidden(tokens), atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
-def test_a_new_process_gives_the_same_logits(model: HybridLM, folder: Path, tokens: Tensor, tmp_path: Path) -> None:
+def test_it_opens_where_nfsearch_is_not(model: HybridLM, folder: Path, tokens: Tensor, tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", tokens.numpy())
-    code = (
-        "import sys, numpy, torch, nfsearch.hf\n"
-        "from transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
-        "tokens = torch.from_numpy(numpy.load('tokens.npy'))\n"
-        "with torch.no_grad():\n"
-        "    numpy.save('logits.npy', model(tokens).logits.numpy())\n"
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("nfsearch", "fla", "mamba_ssm", "triton"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import numpy, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)
+tokens = torch.from_numpy(numpy.load("tokens.npy"))
+with torch.no_grad():
+    numpy.save("logits.npy", model(tokens).logits.numpy())
+tokenizer = AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=True)
+batch = tokenizer(["import os", "x"], return_tensors="pt", padding=True)
+print(batch.attention_mask[1].tolist(), model.generate(**batch, max_new_tokens=5, do_sample=False).shape)
+assert not [name for name in sys.modules if name.partition(".")[0] == "nfsearch"]
+"""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
-    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=tmp_path, check=True)
+    assert said.stdout == "[0, 0, 0, 0, 0, 0, 0, 0, 1] torch.Size([2, 14])\n"
     with torch.no_grad():
         np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), model(tokens).numpy(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_generate_is_the_same_with_and_without_the_cache(
-    loaded: NFSearchForCausalLM, tokens: Tensor, beams: int
-) -> None:
-    arguments = dict(max_new_tokens=24, do_sample=False, num_beams=beams, eos_token_id=None)
-    with_cache = loaded.generate(tokens, use_cache=True, **arguments)
-    assert with_cache.shape == (3, 43)
-    assert torch.equal(with_cache, loaded.generate(tokens, use_cache=False, **arguments))
-
-
-def test_generate_decodes_by_single_steps(
-    loaded: NFSearchForCausalLM, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = []
-    step = loaded.model.step
-    monkeypatch.setattr(loaded.model, "step", lambda *arguments: steps.append(1) or step(*arguments))
-    loaded.generate(tokens, max_new_tokens=10, do_sample=False, eos_token_id=None)
-    assert len(steps) == 9  # the first new token comes from the prompt
-
-
-def test_a_cache_that_grew_gives_the_same_logits(loaded: NFSearchForCausalLM, tokens: Tensor) -> None:
-    from nfsearch.hf import NFSearchCache
-
-    cache = NFSearchCache(loaded.model, len(tokens), 2)
-    with torch.no_grad():
-        parts = [loaded(part, past_key_values=cache).logits for part in tokens.split((2, 1, 5, 1, 1, 9), dim=1)]
-        expected = loaded.model(tokens)
-    assert cache.get_seq_length() == tokens.shape[1]
-    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-4, rtol=0)
-
-
-def test_loss_is_of_the_next_token_and_can_be_learned_from(loaded: NFSearchForCausalLM, tokens: Tensor) -> None:
-    output = loaded(tokens, labels=tokens)
-    torch.testing.assert_close(output.loss, loaded.model.loss(tokens[:, :-1], tokens[:, 1:]))
-    output.loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in loaded.parameters())
-    loaded.zero_grad()
-    some = torch.where(torch.arange(19) < 10, -100, tokens)
-    assert loaded(tokens, labels=some).loss != output.loss
-
-
-def test_padding_is_refused(transformers: Any, loaded: NFSearchForCausalLM, tokens: Tensor) -> None:
-    mask = torch.ones_like(tokens)
-    loaded(tokens, attention_mask=mask)
-    mask[0, 0] = 0
-    with pytest.raises(ValueError, match="padding"):
-        loaded(tokens, attention_mask=mask)
-    with pytest.raises(ValueError, match="padding"):
-        loaded.generate(tokens, attention_mask=mask, max_new_tokens=2)
-    with pytest.raises(ValueError, match="DynamicCache"):
-        loaded(tokens, past_key_values=transformers.DynamicCache())
-    with pytest.raises(ValueError, match="input_ids"):
-        loaded(inputs_embeds=torch.zeros(1, 2, 64))
-
-
 def test_the_byte_tokenizer_is_the_one_of_the_search(transformers: Any, folder: Path) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     text = "def f():\n\treturn 'Grüße 😀'  # \x00\x7f\u00ad\n"
     ids = tokenizer(text).input_ids
     assert ids == load_tokenizer("bytes").encode([text])[0][:-1].tolist()
     assert tokenizer.decode(ids) == text
     assert tokenizer.eos_token_id == 256
+    assert tokenizer.padding_side == "left"
 
 
-def test_saved_again_it_loads_again(
-    transformers: Any, loaded: NFSearchForCausalLM, tokens: Tensor, tmp_path: Path
+def test_saved_again_it_opens_again_here_and_there(
+    transformers: Any, folder: Path, tokens: Tensor, tmp_path: Path
 ) -> None:
-    loaded.save_pretrained(tmp_path / "again")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    model = opened(transformers, folder)
+    model.resize_token_embeddings(300, mean_resizing=False)
+    expected = logits(model, tokens)
+    assert expected.shape[-1] == 300
+    model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / CODE.name).read_text() == CODE.read_text()
+    again = opened(transformers, tmp_path / "again")
+    assert torch.equal(logits(again, tokens), expected)
     with torch.no_grad():
-        assert torch.equal(again(tokens).logits, loaded(tokens).logits)
+        torch.testing.assert_close(hf.load(tmp_path / "again")(tokens), expected, atol=1e-5, rtol=0)
+
+
+def test_a_folder_becomes_our_model_again(model: HybridLM, folder: Path, tokens: Tensor) -> None:
+    again = hf.load(folder)
+    assert again.architecture == model.architecture
+    assert torch.equal(again(tokens), model(tokens))
+    again.loss(tokens, tokens).backward()
+    assert all(p.grad is not None for p in again.parameters())
+
+
+def test_what_is_wrong_with_a_folder_is_said(folder: Path, tmp_path: Path) -> None:
+    def changed(
+        config: dict[str, Any] | None = None, weights: Callable[[dict[str, Tensor]], None] | None = None
+    ) -> str:
+        there = tmp_path / "there"
+        shutil.rmtree(there, ignore_errors=True)
+        shutil.copytree(folder, there)
+        if config:
+            kept = json.loads((there / "config.json").read_text())
+            (there / "config.json").write_text(json.dumps({**kept, **config}))
+        if weights:
+            held = load_file(there / "model.safetensors")
+            weights(held)
+            save_file(held, there / "model.safetensors")
+        with pytest.raises(ValueError) as said:  # noqa: PT011  (the text is compared)
+            hf.load(there)
+        return str(said.value).replace(str(there), "THERE")
+
+    assert changed({"model_type": "llama"}) == (
+        "THERE holds no model that this version of `nfsearch export --to hf` wrote"
+    )
+    assert "the layers are not those of its notation" in changed({"notation": "F"})
+    assert changed(weights=lambda held: held.pop("model.meta_tokens")) == "THERE lacks model.meta_tokens"
+    assert "has, but its config does not, extra" in changed(weights=lambda held: held.update(extra=torch.ones(1)))
+    with pytest.raises(OSError, match=r"config\.json"):
+        hf.load(tmp_path)
 
 
 def test_the_folder_is_whole_or_absent(
     model: HybridLM, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = {"config.json", "generation_config.json", "model.safetensors", "README.md"}
+    names = {"config.json", "generation_config.json", "model.safetensors", "README.md", "modeling_nfsearch.py"}
     assert {path.name for path in folder.iterdir()} == names | {"tokenizer.json", "tokenizer_config.json"}
     with pytest.raises(FileExistsError, match="model"):
         export_hf(model, folder)
@@ -202,6 +220,7 @@ def test_the_card_says_what_it_is_and_a_wrong_candidate_is_refused(result: RunRe
     assert f"| tpot | {SECONDS.words(time.value)} ± {SECONDS.words(time.error, 2)} |" in card
     assert f"| training | {record.fidelity} |" in card
     assert result.run.command in card
+    assert 'from_pretrained("a", trust_remote_code=True)' in card
 
 
 def test_an_hf_export_is_the_model_that_the_search_trained(
@@ -215,8 +234,9 @@ def test_an_hf_export_is_the_model_that_the_search_trained(
     assert trained == searched.split()[0]
     same, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("model", "again"))
     assert same == again
-    model = transformers.AutoModelForCausalLM.from_pretrained("model").eval()
-    ids = transformers.AutoTokenizer.from_pretrained("model")("import os", return_tensors="pt").input_ids
+    model = opened(transformers, "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("model", trust_remote_code=True)
+    ids = tokenizer("import os", return_tensors="pt").input_ids
     assert ids.tolist() == [list(b"import os")]
     cached, plain = (model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=use) for use in (True, False))
     assert torch.equal(cached, plain)
@@ -241,18 +261,32 @@ def test_a_search_over_foreign_layers_from_its_config_to_an_export(
         best = min(result.candidates, key=lambda candidate: candidate.metrics["loss"].value)
         assert "fla:GatedMemory[" in best.notation
         export_candidate(tmp_path / "run", "hf", tmp_path / "best", pick=None, max_latency_ms=None)
-        assert "pip install '.[hf,fla-layers]'" in (tmp_path / "best" / "README.md").read_text()
-        from nfsearch.hf import NFSearchForCausalLM
-
-        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "best").eval()
-        assert isinstance(model, NFSearchForCausalLM)
-        assert model.config.layers == best.notation
+        assert "pip install flash-linear-attention" in (tmp_path / "best" / "README.md").read_text()
+        model = opened(transformers, tmp_path / "best")
         tokens = torch.tensor([[5, 6, 7]])
+        torch.testing.assert_close(logits(model, tokens), hf.load(tmp_path / "best")(tokens), atol=1e-5, rtol=0)
         got = model.generate(tokens, max_new_tokens=4, do_sample=False)
         for _ in range(4):
-            logits = model(tokens, use_cache=False).logits
-            tokens = torch.cat((tokens, logits[:, -1:].argmax(-1)), dim=1)
+            tokens = torch.cat((tokens, logits(model, tokens)[:, -1:].argmax(-1)), dim=1)
         assert torch.equal(got, tokens)
+        with pytest.raises(ValueError, match="GatedMemory of flash-linear-attention cannot be continued from a cache"):
+            model(tokens, use_cache=True)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fla", None)
+        said = r"layer 0 is GatedMemory of flash-linear-attention .*: pip install flash-linear-attention"
+        with pytest.raises(ImportError, match=said):
+            opened(transformers, tmp_path / "best")
+
+
+def test_an_operator_that_the_folder_has_no_code_for_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architecture = Architecture.parse("F GLA F", width=32)
+    monkeypatch.setattr(hf, "OPERATORS", ("ffn",))
+    said = "layer 1 is GLA, of nfsearch.ops.gla: a folder that needs nothing of nfsearch has no code for it"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        export_hf(HybridLM(architecture), tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("width", "inner"), [(1024, 3072), (2048, 6144)])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,22 +12,23 @@ from nfsearch.export.exporter import Winner
 from nfsearch.proxies import Trains
 from nfsearch.space import Architecture
 from nfsearch.support.files import whole
-from nfsearch.support.versions import to_install, versions
+from nfsearch.support.versions import versions
 
 if TYPE_CHECKING:
     from nfsearch.ops.model import HybridLM
 
+CODE, MODEL = Path(__file__).with_name("modeling_nfsearch.py"), "NFSearchForCausalLM"
+
 
 class HubExporter:
-    """A folder that `AutoModelForCausalLM.from_pretrained` opens once `nfsearch.hf` was imported: the candidate trained
-    as the search trained it."""
+    """A folder that `AutoModelForCausalLM.from_pretrained` opens, with PyTorch and transformers alone: the candidate
+    trained as the search trained it."""
 
     def export(self, winner: Winner, out: Path) -> Path:
+        from nfsearch.hf import folder_layers
+
         require_free(out)
-        try:
-            import nfsearch.hf  # noqa: F401  (before the training: it may be missing)
-        except ImportError as error:
-            raise ValueError(f"an export to hf cannot be made here: {error}") from None
+        folder_layers(winner.architecture)  # before the training: it may not be possible
         model = winner.train()
         proxy = winner.proxy()
         tokenizer = proxy.tokenizer if isinstance(proxy, Trains) else None
@@ -42,9 +42,11 @@ def export_hf(
 
     `tokenizer` is what `Corpus.tokenizer` holds: `bytes`, or the path of a tokenizer.json. The winner goes into the
     model card. Raises FileExistsError if the folder exists and is not empty, ValueError if the winner's digest is not
-    the model's, ImportError without transformers.
+    the model's, or for a layer that the folder has no code for.
     """
-    from nfsearch.hf import NFSearchConfig, NFSearchForCausalLM
+    from safetensors.torch import save_file
+
+    from nfsearch.hf import folder_layers, folder_weights
 
     folder, architecture = Path(folder), model.architecture
     require_free(folder)
@@ -52,31 +54,49 @@ def export_hf(
         raise ValueError(
             f"candidate {winner.record.number} is {winner.record.digest}, but the model given is {architecture.digest}"
         )
+    layers = folder_layers(architecture)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with whole(folder) as scratch:
         scratch.mkdir()
         end = _write_tokenizer(tokenizer, scratch) if tokenizer else None
-        config = NFSearchConfig(**architecture.to_dict())
-        config.eos_token_id = config.pad_token_id = end
-        config.architectures = [NFSearchForCausalLM.__name__]
-        with _no_progress_bar():
-            NFSearchForCausalLM(config, model).save_pretrained(scratch)
+        weights = folder_weights(model)
+        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        said = {"eos_token_id": end, "pad_token_id": end, "use_cache": not _foreign(architecture)}
+        _write_json(scratch / "config.json", _config(architecture, layers) | said | {"dtype": dtype})
+        _write_json(scratch / "generation_config.json", said)
+        shutil.copyfile(CODE, scratch / CODE.name)
+        save_file(weights, scratch / "model.safetensors", metadata={"format": "pt"})
         (scratch / "README.md").write_text(_card(architecture, folder.name, winner), encoding="utf-8")
     return folder
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar even for one small file."""
-    from transformers.utils import logging
+def _config(architecture: Architecture, layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """config.json, without the ids of tokens."""
+    from nfsearch.hf import MODEL_TYPE
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    classes = {"AutoConfig": "NFSearchConfig", "AutoModel": "NFSearchModel", "AutoModelForCausalLM": MODEL}
+    return {
+        "architectures": [MODEL],
+        "auto_map": {auto: f"{CODE.stem}.{name}" for auto, name in classes.items()},
+        "model_type": MODEL_TYPE,
+        "vocab_size": architecture.vocab,
+        "hidden_size": architecture.width,
+        "notation": architecture.notation,
+        "layers": layers,
+        "meta_tokens": architecture.meta_tokens,
+        "head_norm": architecture.head_norm,
+        "rms_norm_eps": architecture.norm_eps,
+        "tie_word_embeddings": True,
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _foreign(architecture: Architecture) -> bool:
+    """Whether a layer is another package's, which is imported for it."""
+    return any(layer.op.startswith("fla:") for layer in architecture.layers)
 
 
 def _write_tokenizer(name: str, folder: Path) -> int | None:
@@ -89,6 +109,7 @@ def _write_tokenizer(name: str, folder: Path) -> int | None:
     last = loaded.encode([""])[0]
     end = int(last[-1]) if len(last) else None
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    settings["padding_side"] = "left"  # so that what is generated follows the text
     if end is not None:
         from tokenizers import Tokenizer
 
@@ -114,18 +135,26 @@ def _byte_tokenizer() -> str:
 
 def _card(architecture: Architecture, name: str, winner: Winner | None) -> str:
     """The model card."""
-    extras = "hf,fla-layers" if any(layer.op.startswith("fla:") for layer in architecture.layers) else "hf"
+    foreign = _foreign(architecture)
     lines = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [nfsearch, hybrid]\n---",
         f"# {name}",
         "A hybrid language model found by architecture search with nfsearch. It was trained only as long as the search "
         "trains a candidate: good for checking the model, not for use.",
         f"    {architecture}",
-        f"```python\nimport nfsearch.hf  # registers the classes; {to_install(extras)}\n"
-        "from transformers import AutoModelForCausalLM\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n```',
-        "Sequences in a batch must have equal lengths: recurrent layers cannot skip padding.",
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)\n```',
+        f"It needs PyTorch and transformers (5.20 or newer): `{CODE.name}` is its code. With nfsearch installed, "
+        f'`nfsearch.hf.load("{name}")` gives the same model on fused kernels.',
+        "Texts of unequal length in a batch are padded on either side, with an `attention_mask`; several texts in one "
+        "row are refused, because recurrent layers would mix them.",
     ]
+    if foreign:
+        lines.append(
+            "Some layers are imported from flash-linear-attention (`pip install flash-linear-attention`); it then "
+            "generates without a cache, reading the whole text for every token."
+        )
     rows = {"parameters": f"{architecture.parameters:,}", "digest": architecture.digest}
     if winner is not None:
         result, record = winner.result, winner.record
