@@ -7,7 +7,6 @@ import resource
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
@@ -142,5 +141,4 @@ def test_exporting_after_the_data_changed(
     shutil.copytree(finished_run, tmp_path / "run")
     prepare = training.prepare
     monkeypatch.setattr(training, "prepare", lambda settings: dataclasses.replace(prepare(settings), digest="other"))
-    monkeypatch.setitem(sys.modules, "nfsearch.hf", ModuleType("nfsearch.hf"))  # not needed, and slow to import
     assert "has changed since the search" in fails("export", "run", "--to", "hf", "-o", "model")

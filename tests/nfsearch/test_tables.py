@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -222,7 +220,6 @@ def test_a_run_plans_for_another_device_and_trains_twins_here(
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Losses here are of narrowed twins" in page
     assert "The latency table was never checked" in page
-    monkeypatch.setitem(sys.modules, "nfsearch.hf", ModuleType("nfsearch.hf"))  # not needed, and slow to import
     _, err = command("export", tmp_path / "run", "--to", "hf", "-o", tmp_path / "model", status=2)
     assert "trained as twins narrowed 2 times" in err
 

@@ -20,7 +20,7 @@ WIDTH = 1024  # of the layers that are asked for, which all defaults fit
 GIVES = {
     "fla": "fla-core's kernels, baselines of `nfsearch bench`",
     "fla-layers": "the layers of flash-linear-attention as operators, fla:KimiDeltaAttention and others, on CUDA",
-    "hf": "exports as Hugging Face models, data sets from the hub",
+    "hf": "opening exports as Hugging Face models, data sets from the hub",
     "eval": "evaluation of an exported model",
     "dashboard": "looking into a running study in the browser",
     "dev": "the project's tests, and those that nfsearch.testing.operators has for your own operators",
