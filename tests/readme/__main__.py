@@ -33,6 +33,9 @@ def main() -> int:
         venv.create(root / "env", with_pip=True)
         lines = [*shortened(steps((clone / "README.md").read_text(encoding="utf-8")))]
         lines = [step for step in lines if not (step.installs and step.kind == "named")]  # again, of what a block holds
+        lines.sort(
+            key=lambda step: not step.installs
+        )  # a sentence may name a command before the page says how to install
         failed = [play(step, clone, clone) for step in lines].count(False)
         failed += [play(step, elsewhere, clone) for step in lines if not step.installs].count(False)
     print(f"{failed} lines failed" if failed else "Every line works")
