@@ -18,8 +18,9 @@ from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.weight_norm import WeightNorm
 from nfsearch.support.errors import typed_line
 from nfsearch.support.notes import note
+from nfsearch.support.phases import phase
 
-_BEFORE_CAPTURE = 3  # steps in which kernels are compiled and checked, and libraries and AdamW make what they keep
+BEFORE_CAPTURE = 3  # steps in which kernels are compiled and checked, and libraries and AdamW make what they keep
 _FEWEST = 10  # steps in a run that is worth a capture
 _WEIGHTS = "model."  # before the names of weights among those of a state
 
@@ -43,18 +44,22 @@ class Step:
         if self._project:
             self._project()
 
-    def __call__(self, windows: np.ndarray, rate: float) -> Tensor:
+    def __call__(self, windows: np.ndarray | Tensor, rate: float) -> Tensor:
         """The loss before the update, on the device: windows int64 [batch, sequence + 1], and the learning rate."""
         self._windows.copy_(upload(windows, self._windows.device))
         self._optimizers.set_rate(rate)
         if self._eager == 0 and not self._captured:
-            self._capture()
+            with phase("capture"):
+                self._capture()
         if self._captured:
             graph, loss = self._captured
             graph.replay()
             return loss.clone()
+        if self._eager == math.inf:
+            return self._update()
         self._eager -= 1
-        return self._update()
+        with phase("first steps"):
+            return self._update()
 
     def state(self) -> dict[str, Tensor]:
         """Weights and what the optimizers keep, by name, as they are and not copied."""
@@ -119,9 +124,10 @@ class Step:
 def training_step(model: HybridLM, settings: TrainingSettings, steps: int) -> Iterator[Step]:
     """The step of a run of `steps` steps. On CUDA what is inside runs on a stream of its own, which a capture needs."""
     device = model.embedding.weight.device
-    eager = _BEFORE_CAPTURE if device.type == "cuda" and steps >= _FEWEST else math.inf
-    with _own_stream(device):
-        step = Step(model, settings, eager)
+    eager = BEFORE_CAPTURE if device.type == "cuda" and steps >= _FEWEST else math.inf
+    with own_stream(device):
+        with phase("model"):
+            step = Step(model, settings, eager)
         try:
             yield step
         finally:
@@ -135,8 +141,11 @@ def mean_loss(model: HybridLM, windows: Tensor) -> Tensor:
         return model.loss(windows[:, :-1], windows[:, 1:])
 
 
-def upload(windows: np.ndarray, device: torch.device) -> Tensor:
-    """On the device, for which the host does not wait: it would, if it copied from memory that is not pinned."""
+def upload(windows: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """On the device, for which the host does not wait: it would, if it copied from memory that is not pinned. A tensor
+    is there already."""
+    if isinstance(windows, Tensor):
+        return windows
     there = torch.from_numpy(windows)
     return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there
 
@@ -145,7 +154,7 @@ def upload(windows: np.ndarray, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _own_stream(device: torch.device) -> Iterator[None]:
+def own_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return

@@ -21,6 +21,7 @@ from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, TrainingS
 from nfsearch.proxies.step import Step, mean_loss, training_step, upload
 from nfsearch.space import Architecture
 from nfsearch.support.metrics import Measurement
+from nfsearch.support.phases import phase
 
 # cuBLAS repeats its sums only with fixed workspaces, and reads this before its first product.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -60,8 +61,9 @@ def train_model(
         raise ValueError(f"a vocabulary of {architecture.vocab} is too small for {corpus.name}: it has {corpus.vocab}")
     started = time.perf_counter()
     device, tokens = torch.device(device), tokens or settings.tokens
-    with _repeatable(device, seed):
-        model = HybridLM(architecture).to(device)
+    with repeatable(device, seed):
+        with phase("model"):
+            model = HybridLM(architecture).to(device)
         training = _Training(model, corpus, settings, seed, tokens, checkpoints, report)
         training.run()
         loss = evaluate(model, corpus, settings, device)
@@ -85,12 +87,13 @@ def train_model(
 def evaluate(model: HybridLM, corpus: Corpus, settings: TrainingSettings, device: torch.device | str) -> float:
     """Mean loss in nats per token over the fixed validation windows, which are the same for every candidate."""
     device = torch.device(device)
-    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     model.eval()
-    for windows in validation_batches(corpus, settings.batch, settings.sequence):
-        total += mean_loss(model, upload(windows, device)).double() * len(windows)
-        count += len(windows)
-    return total.item() / count
+    with phase("validation"):
+        total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+        for windows in validation_batches(corpus, settings.batch, settings.sequence):
+            total += mean_loss(model, upload(windows, device)).double() * len(windows)
+            count += len(windows)
+        return total.item() / count
 
 
 class _Training:
@@ -183,6 +186,11 @@ class _Training:
 
     def _go(self, update: Step, schedule: Schedule, first: int, last: int) -> int:
         """The steps from `first` up to `last`, which is returned."""
+        with phase("steps"):
+            self._steps(update, schedule, first, last)
+        return max(first, last)
+
+    def _steps(self, update: Step, schedule: Schedule, first: int, last: int) -> None:
         for step in range(first, last):
             windows = batch(self.shard, self.seed, step, self.settings.batch, self.settings.sequence)
             self.waiting.append(update(windows, schedule.rate(step)))
@@ -191,7 +199,6 @@ class _Training:
                 if self.report:
                     self.report(*self.curve[-1])
         self._read()
-        return max(first, last)
 
     def _read(self) -> None:
         """Fetches the losses that wait on the device. Raises `Diverged` with the first that is not finite."""
@@ -206,7 +213,7 @@ class _Training:
 
 
 @contextmanager
-def _repeatable(device: torch.device, seed: int) -> Iterator[None]:
+def repeatable(device: torch.device, seed: int) -> Iterator[None]:
     """Seeds torch and, on CUDA, makes the device the current one, on which kernels are launched, and allows only those
     whose sums have one order; puts all back as it was.
 

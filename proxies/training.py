@@ -15,6 +15,7 @@ from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, TrainingS
 from nfsearch.proxies.twin import check_narrowing, narrowed
 from nfsearch.space import SearchSpace
 from nfsearch.support.metrics import Metric
+from nfsearch.support.phases import phase
 
 if TYPE_CHECKING:
     from nfsearch.ops.model import HybridLM
@@ -93,7 +94,8 @@ class TrainingProxy:
         a machine that does not have the tokens."""
         from nfsearch.proxies.trainer import train_model
 
-        self.corpus.verify()
+        with phase("data"):
+            self.corpus.verify()
         settings, tokens = self.settings, job.fidelity.tokens
         if job.fidelity != settings.fidelity(self.corpus.digest, self.device, tokens):
             raise ValueError(f"these settings cannot train at {job.fidelity}")

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from nfsearch.bench.flops import bf16_peak
 from nfsearch.bench.schema import Bandwidth, Comparison, Entry
-from nfsearch.latency_lut.device import free_memory, provenance
+from nfsearch.latency_lut.device import device_name, free_memory, provenance
 from nfsearch.latency_lut.timing import CPU, CUDA, Bounds, Run, prepared, take
 from nfsearch.support.errors import typed_line
 from nfsearch.support.terminal import say
@@ -44,11 +45,14 @@ class Setup:
     dtype: torch.dtype
     compile: CompileMode
 
-    def compiled(self, function: Callable[..., Any], what: str = "torch.compile") -> Callable[..., Any]:
-        """Raises Absent if compilation is switched off. Anything that would silently run uncompiled raises later."""
+    def compiled(
+        self, function: Callable[..., Any], what: str = "torch.compile", *, breaks: bool = False
+    ) -> Callable[..., Any]:
+        """Raises Absent if compilation is switched off. Unless the function may have `breaks`, where it calls what
+        cannot be compiled, anything that would silently run uncompiled raises later."""
         if self.compile == "none":
             raise Absent(f"{what} is switched off (--compile none)")
-        return torch.compile(function, fullgraph=True, dynamic=False, mode=COMPILE_MODES[self.compile])
+        return torch.compile(function, fullgraph=not breaks, dynamic=False, mode=COMPILE_MODES[self.compile])
 
     @property
     def dtype_name(self) -> str:
@@ -79,6 +83,7 @@ class Group:
     contenders: Sequence[Contender]
     tolerance: float
     bytes: int | None = None  # of one unit of work
+    flops: float | None = None  # of one unit of work
     units: int = 1  # in one run
 
 
@@ -118,7 +123,7 @@ def race_as_they_are(
             outcome.seconds, outcome.spread = samples.combine(*(float(i == j) for j in range(len(timed))))
             outcome.samples = samples.count
         clock = _busy_clock(runs[0], timed[0].seconds, setup.kind)
-    found = [_comparison(g, row, bandwidth, clock) for g, row in zip(groups, outcomes, strict=True)]
+    found = [_comparison(g, row, bandwidth, clock, setup.kind) for g, row in zip(groups, outcomes, strict=True)]
     del outcomes, timed
     release(setup.kind)
     return found
@@ -153,8 +158,11 @@ def _prepare(outcome: _Outcome, contender: Contender, prepare: Callable[[Run], R
     outcome.run = prepare(contender.work())
 
 
-def _comparison(group: Group, outcomes: Sequence[_Outcome], bandwidth: Bandwidth, clock: float | None) -> Comparison:
+def _comparison(
+    group: Group, outcomes: Sequence[_Outcome], bandwidth: Bandwidth, clock: float | None, kind: str
+) -> Comparison:
     floor = group.bytes / bandwidth.bytes_per_s if group.bytes else None
+    peak = bf16_peak(device_name(kind)) if group.flops else None
     entries = []
     for contender, outcome in zip(group.contenders, outcomes, strict=True):
         seconds = outcome.seconds / group.units if outcome.run else None
@@ -169,6 +177,7 @@ def _comparison(group: Group, outcomes: Sequence[_Outcome], bandwidth: Bandwidth
                 median_us=1e6 * seconds if seconds else None,
                 iqr_us=1e6 * outcome.spread / group.units if seconds else None,
                 samples=outcome.samples,
+                mfu_percent=100 * group.flops / seconds / peak if group.flops and seconds and peak else None,
                 first_call_s=contender.first_call(),
                 bandwidth_percent=100 * floor / seconds if floor and seconds else None,
                 floor_ratio=seconds / floor if floor and seconds else None,
@@ -183,6 +192,7 @@ def _comparison(group: Group, outcomes: Sequence[_Outcome], bandwidth: Bandwidth
         tolerance=group.tolerance,
         bytes=group.bytes,
         floor_us=1e6 * floor if floor else None,
+        flops=group.flops,
         units=group.units,
         clock_mhz=clock,
         entries=entries,

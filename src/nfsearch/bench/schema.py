@@ -26,6 +26,7 @@ class Entry(_Part):
     median_us: float | None = Field(default=None, description="microseconds of one unit of work")
     iqr_us: float | None = Field(default=None, description="interquartile range of the samples")
     samples: int = 0
+    mfu_percent: float | None = Field(default=None, description="FLOPs / time, of the device's bf16 peak")
     first_call_s: float | None = Field(default=None, description="wall time of its first call, compilation included")
     bandwidth_percent: float | None = Field(default=None, description="bytes / time, of the measured copy bandwidth")
     floor_ratio: float | None = Field(default=None, description="time over floor")
@@ -39,6 +40,7 @@ class Comparison(_Part):
     tolerance: float = Field(description="of `error`")
     bytes: int | None = Field(default=None, description="weights and state read, recurrent state written; of one unit")
     floor_us: float | None = Field(default=None, description="bytes / measured copy bandwidth")
+    flops: float | None = Field(default=None, description="of one unit")
     units: int = Field(default=1, description="units with weights of their own that one sample runs through")
     clock_mhz: float | None = Field(default=None, description="SM clock under this load")
     entries: list[Entry]
@@ -47,11 +49,49 @@ class Comparison(_Part):
 
 
 class Ratio(_Part):
-    """Two models: tokens a second of one over tokens a second of its reference, all sequences of a batch counted."""
+    """Tokens a second of one model over tokens a second of its reference, all sequences of a batch counted."""
 
     model: str
     reference: str
     speedup: float
+    spread: float | None = Field(default=None, description="that it has from both interquartile ranges")
+
+
+class Kernel(_Part):
+    """All calls of one kernel in a training step."""
+
+    name: str
+    calls: int
+    us: float = Field(description="microseconds of all its calls")
+    percent: float = Field(description="of the time of all kernels")
+
+
+class Pass(_Part):
+    """One candidate of the training proxy, from job to score."""
+
+    name: str
+    phases: dict[str, float] = Field(description="seconds, each without the phases inside it; `steps` are the replays")
+    seconds: float
+    tokens: int
+    tokens_per_s: float = Field(description="of `steps`")
+    mfu_percent: float | None = Field(default=None, description="of the device's bf16 peak, during `steps`")
+    memory_gb: float | None = Field(default=None, description="peak, 1e9 bytes")
+    loss: float
+    notes: list[str] = []
+
+
+class Candidate(_Part):
+    """Where the time of a candidate goes."""
+
+    notation: str
+    width: int
+    vocab: int
+    parameters: int
+    batch: int
+    sequence: int
+    flops_per_token: float = Field(description="forward and backward")
+    passes: list[Pass]
+    kernels: list[Kernel] = Field(default=[], description="of one launched step, the most expensive first")
 
 
 class Bandwidth(_Part):
@@ -66,7 +106,7 @@ class BenchResult(_Part):
     """One run of `nfsearch bench`."""
 
     format: Literal["nfsearch.bench/1"] = "nfsearch.bench/1"
-    suite: Literal["ops", "model", "training"]
+    suite: Literal["ops", "model", "training", "candidate"]
     provenance: dict[str, Any] = Field(
         description="device, driver, versions, clock, date, command; as of a latency table"
     )
@@ -76,6 +116,7 @@ class BenchResult(_Part):
     seconds: float = Field(description="wall time so far")
     comparisons: list[Comparison]
     ratios: list[Ratio] = []
+    candidate: Candidate | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> BenchResult:

@@ -9,16 +9,21 @@ from typing import Any, Literal
 
 import torch
 
+from nfsearch.bench.candidate import bench_candidate, process_age
 from nfsearch.bench.figure import draw, markdown
 from nfsearch.bench.model import bench_model, read_model
 from nfsearch.bench.ops import PARTS, bench_ops
 from nfsearch.bench.race import CompileMode, Setup, copy_bandwidth
-from nfsearch.bench.schema import BenchResult, Comparison, Ratio
+from nfsearch.bench.schema import BenchResult, Candidate, Comparison, Ratio
 from nfsearch.bench.show import show_comparison, show_summary
 from nfsearch.bench.training import bench_training, mixer
+from nfsearch.bench.whole import bench_whole
 from nfsearch.latency_lut.device import provenance, resolve
 from nfsearch.latency_lut.timing import warm_up
-from nfsearch.space import Layer
+from nfsearch.proxies.settings import TrainingSettings
+from nfsearch.proxies.training import TrainingProxy
+from nfsearch.run.yaml_file import YamlFile
+from nfsearch.space import Architecture, Layer
 from nfsearch.space.notation import parse_layers
 from nfsearch.support.files import write_atomically
 from nfsearch.support.terminal import stdout
@@ -34,7 +39,7 @@ class Session:
 
     def __init__(
         self,
-        suite: Literal["ops", "model", "training"],
+        suite: Literal["ops", "model", "training", "candidate"],
         settings: dict[str, Any],
         device: str,
         dtype: str,
@@ -64,6 +69,10 @@ class Session:
             self._save([comparison], [])
             show_comparison(comparison, self.console)
         self._save([], ratios)
+
+    def take_candidate(self, found: Candidate) -> None:
+        self.result = self.result.model_copy(update={"candidate": found})
+        self._save([], [])
 
     def end(self) -> None:
         show_summary(self.result, self.console)
@@ -124,6 +133,40 @@ def run_training(
     session = Session("training", settings | {"batch": batch}, **where)
     for width, layers in rounds:
         session.take(bench_training(layers, width, sequences, batch, session.setup, session.result.bandwidth))
+    session.end()
+
+
+def run_whole_training(
+    models: Sequence[str], widths: Sequence[int], vocab: int, sequences: Sequence[int], batch: int, **where: Any
+) -> None:
+    if len(widths) not in (1, len(models)):
+        raise ValueError(f"--width is given {len(widths)} times for {len(models)} models: expected one, or one each")
+    widths = list(widths) * (len(models) // len(widths))
+    architectures = [Architecture.parse(m, width=w, vocab=vocab) for m, w in zip(models, widths, strict=True)]
+    settings = {"models": list(models), "widths": widths, "vocab": vocab, "sequences": list(sequences), "batch": batch}
+    session = Session("training", settings, **where)
+    for architecture in architectures:
+        for sequence in sequences:
+            session.take(*bench_whole(architecture, batch, sequence, session.setup, session.result.bandwidth))
+    session.end()
+
+
+def run_candidate(
+    notation: str, width: int, assignments: Sequence[str], profiled: bool, device: str, output: Path | None
+) -> None:
+    file = YamlFile("{}", "the proxy")
+    for assignment in assignments:
+        file.set(assignment)
+    settings = file.validate(TrainingSettings)
+    kind = resolve(device)
+    torch.zeros((), device=kind)
+    before = {"start": process_age()}
+    started = time.perf_counter()
+    proxy = TrainingProxy(settings, kind)
+    architecture = Architecture.parse(notation, width=width, vocab=proxy.vocab)
+    before["data"] = time.perf_counter() - started
+    session = Session("candidate", settings.model_dump(mode="json"), device, "auto", "none", output)
+    session.take_candidate(bench_candidate(architecture, proxy, before, profiled))
     session.end()
 
 

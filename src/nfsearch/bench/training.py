@@ -225,7 +225,7 @@ def _half(like: Tensor, *tensors: Tensor) -> list[Tensor]:
 
 
 @cache
-def _ask_fla_for_gated_gradients() -> None:
+def ask_fla_for_gated_gradients() -> None:
     """Raises RuntimeError where fla-core refuses them: of itself it says so only in the backward pass, after it has
     tuned its forward kernels for minutes."""
     from fla.ops.common.chunk_o import chunk_bwd_dqkwg
@@ -246,7 +246,7 @@ def _fla_delta(
     else:
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-        _ask_fla_for_gated_gradients()
+        ask_fla_for_gated_gradients()
         out, last = chunk_gated_delta_rule(
             q=q, k=k, v=v, g=log_decay, beta=beta, scale=1.0, initial_state=state, output_final_state=True
         )
@@ -268,7 +268,7 @@ def _fla_shared_linear(
 ) -> tuple[Tensor, Tensor]:
     from fla.ops.simple_gla import chunk_simple_gla
 
-    _ask_fla_for_gated_gradients()
+    ask_fla_for_gated_gradients()
     q, k, v = _half(like, q, k, v)
     q, k = (z[:, :, None].expand(-1, -1, v.shape[2], -1).contiguous() for z in (q, k))
     out, last = chunk_simple_gla(q=q, k=k, v=v, g=log_decay, scale=1.0, initial_state=state, output_final_state=True)

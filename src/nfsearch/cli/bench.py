@@ -84,19 +84,56 @@ def model(
 @bench.command("training")
 def training(
     operators: Operators = None,
-    width: Annotated[list[int], typer.Option(min=1, help="Hidden size; repeatable.")] = [512, 1024],  # noqa: B006
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NOTATION", help="A whole model instead of operators; repeatable."),
+    ] = None,
+    width: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Hidden size; repeatable. 512 and 1024 if none is given; of models, one or one each."),
+    ] = None,
     head_dim: Annotated[list[int], typer.Option(min=1, help="Key size of a head; repeatable.")] = [64, 128],  # noqa: B006
+    vocab: Annotated[int, typer.Option(min=1, help="Vocabulary of models.")] = 16384,
     sequence: Annotated[list[int], typer.Option(min=1, help="Tokens; repeatable.")] = [1024, 4096],  # noqa: B006
     batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 8,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    compile: Compile = "default",
     output: Output = None,
 ) -> None:
-    """Time forward and backward of each mixer, gradients checked against float64. `--op` takes names alone."""
-    from nfsearch.bench.session import OPERATORS, run_training
+    """Time forward and backward of each mixer, gradients checked against float64. `--op` takes names alone.
 
-    where = dict(device=device, dtype=dtype, compile="none", output=output)
-    run_training(operators or OPERATORS[1:], width, head_dim, sequence, batch, **where)
+    With --model: one training step of a whole model as the search trains it, beside one of library parts.
+    """
+    from nfsearch.bench.session import OPERATORS, run_training, run_whole_training
+
+    where = dict(device=device, dtype=dtype, compile=compile, output=output)
+    if models and operators:
+        raise ValueError("--model and --op: expected one of them")
+    if models:
+        if not width:
+            raise ValueError("--model needs --width")
+        run_whole_training(models, width, vocab, sequence, batch, **where)
+    else:
+        run_training(operators or OPERATORS[1:], width or [512, 1024], head_dim, sequence, batch, **where)
+
+
+@bench.command("candidate")
+def candidate(
+    notation: Annotated[str, typer.Argument(metavar="NOTATION", help="The architecture's layers.")],
+    width: Annotated[int, typer.Option(min=1, help="Hidden size.")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the training proxy; repeatable."),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Also list the kernels of a step by their time.")] = False,
+    device: Device = "auto",
+    output: Output = None,
+) -> None:
+    """Break one candidate of the training proxy down, from job to score: cold, and again in the warm process."""
+    from nfsearch.bench.session import run_candidate
+
+    run_candidate(notation, width, assignments or [], profile, device, output)
 
 
 @bench.command("show")
