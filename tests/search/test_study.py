@@ -279,6 +279,16 @@ def test_not_a_study(tmp_path: Path) -> None:
         load_store(other, "s")
 
 
+def test_a_study_that_was_killed_while_it_was_made_is_refused(journal: Path) -> None:
+    lines = journal.read_bytes().splitlines(keepends=True)
+    whole = next(number for number, line in enumerate(lines) if b'"format"' in line)  # it is written last
+    assert whole > 3
+    for kept in range(whole):
+        journal.write_bytes(b"".join(lines[:kept]))
+        with pytest.raises(ValueError, match=r"holds no run|not one of nfsearch|another version"):
+            load_store(journal)
+
+
 def test_numbers_follow_each_other(tmp_path: Path) -> None:
     found = search(strategy(), 2)
     with new_store(tmp_path / "s") as store, pytest.raises(RuntimeError, match="number 0 comes next"):
