@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 
@@ -22,6 +22,7 @@ from nfsearch.support.phases import phase
 
 BEFORE_CAPTURE = 3  # steps in which kernels are compiled and checked, and libraries and AdamW make what they keep
 _FEWEST = 10  # steps in a run that is worth a capture
+Loss = Callable[[HybridLM, Tensor], Tensor]  # of a model on windows int64 [sequences, columns]: a mean
 _WEIGHTS = "model."  # before the names of weights among those of a state
 
 
@@ -32,10 +33,18 @@ class Step:
     all later ones do. Where it cannot be captured, that is logged and all calls launch. The updates are the same.
     """
 
-    def __init__(self, model: HybridLM, settings: TrainingSettings, eager: float) -> None:
+    def __init__(
+        self,
+        model: HybridLM,
+        settings: TrainingSettings,
+        eager: float,
+        loss: Loss | None = None,
+        columns: int | None = None,
+    ) -> None:
         device = model.embedding.weight.device
-        self._model, self._clip, self._eager = model, settings.clip, eager
-        self._windows = torch.zeros(settings.batch, settings.sequence + 1, dtype=torch.int64, device=device)
+        self._model, self._clip, self._eager, self._loss = model, settings.clip, eager, loss or mean_loss
+        shape = settings.batch, columns or settings.sequence + 1
+        self._windows = torch.zeros(shape, dtype=torch.int64, device=device)
         self._optimizers = Optimizers(model, settings)
         self._micro = settings.micro_batch or settings.batch
         self._project = WeightNorm(model, settings.output_scale) if settings.weight_norm else None
@@ -45,7 +54,8 @@ class Step:
             self._project()
 
     def __call__(self, windows: np.ndarray | Tensor, rate: float) -> Tensor:
-        """The loss before the update, on the device: windows int64 [batch, sequence + 1], and the learning rate."""
+        """The loss before the update, on the device: windows int64 [batch, sequence + 1], or [batch, columns] on the
+        device already, and the learning rate."""
         self._windows.copy_(upload(windows, self._windows.device))
         self._optimizers.set_rate(rate)
         if self._eager == 0 and not self._captured:
@@ -85,7 +95,7 @@ class Step:
         self._optimizers.zero_grad()
         losses = []
         for part in self._windows.split(self._micro):
-            loss = mean_loss(self._model, part) * (len(part) / len(self._windows))
+            loss = self._loss(self._model, part) * (len(part) / len(self._windows))
             loss.backward()
             losses.append(loss.detach())
         nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
@@ -121,13 +131,20 @@ class Step:
 
 
 @contextmanager
-def training_step(model: HybridLM, settings: TrainingSettings, steps: int) -> Iterator[Step]:
-    """The step of a run of `steps` steps. On CUDA what is inside runs on a stream of its own, which a capture needs."""
+def training_step(
+    model: HybridLM,
+    settings: TrainingSettings,
+    steps: int,
+    loss: Loss | None = None,
+    columns: int | None = None,
+) -> Iterator[Step]:
+    """The step of a run of `steps` steps, on windows of `columns` tokens whose loss is `loss`; by default of the next
+    token. On CUDA what is inside runs on a stream of its own, which a capture needs."""
     device = model.embedding.weight.device
     eager = BEFORE_CAPTURE if device.type == "cuda" and steps >= _FEWEST else math.inf
     with own_stream(device):
         with phase("model"):
-            step = Step(model, settings, eager)
+            step = Step(model, settings, eager, loss, columns)
         try:
             yield step
         finally:

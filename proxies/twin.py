@@ -23,15 +23,15 @@ def narrowed(architecture: Architecture, by: int, vocab: int) -> Architecture:
     return twin
 
 
-def check_narrowing(space: SearchSpace, by: int) -> None:
-    """Raises ValueError if some member of the space cannot be narrowed so."""
+def check_narrowing(space: SearchSpace, by: int, setting: str = "proxy.narrow") -> None:
+    """Raises ValueError, naming the setting, if some member of the space cannot be narrowed so."""
     if by == 1:
         return
     for width in space.widths:
         try:
             narrowed(Architecture(width, space.alphabet()), by, space.vocab)
         except ValueError as error:
-            raise ValueError(f"proxy.narrow: designs of width {width} cannot be narrowed {by} times: {error}") from None
+            raise ValueError(f"{setting}: designs of width {width} cannot be narrowed {by} times: {error}") from None
 
 
 def _narrowed(layer: Layer, by: int) -> Layer:

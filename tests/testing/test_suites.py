@@ -17,6 +17,32 @@ class TestTraining(ProxySuite):
     settings = {"tokens": 1024, "sequence": 16, "batch": 4, "validation_tokens": 512}  # noqa: RUF012
 
 
+class TestMqar(ProxySuite):
+    name = "mqar"
+    settings = {"pairs": 2, "sequence": 8, "symbols": 8, "examples": 48, "batch": 8, "test": 8}  # noqa: RUF012
+
+
+class TestInContextRecall(ProxySuite):
+    name = "in_context_recall"
+    settings = {"sequence": 9, "symbols": 6, "examples": 48, "batch": 8, "test": 8}  # noqa: RUF012
+
+
+class TestSelectiveCopying(ProxySuite):
+    name = "selective_copying"
+    settings = {"sequence": 12, "copied": 2, "examples": 48, "batch": 8, "test": 8}  # noqa: RUF012
+
+
+class TestCompression(ProxySuite):
+    name = "compression"
+    settings = {"sequence": 8, "examples": 48, "batch": 8, "test": 8}  # noqa: RUF012
+
+
+class TestZeroCost(ProxySuite):
+    name = "zero-cost"
+    settings = {"sequence": 16, "batch": 2}  # noqa: RUF012
+    reports = False
+
+
 class TestMedian(RuleSuite):
     name = "median"
 
