@@ -9,7 +9,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"
-SECTIONS = ("space", "latency", "proxy", "search", "rule", "objectives", "limits", "workers", "storage")  # of a config
+SECTIONS = (
+    "space",
+    "latency",
+    "proxy",
+    "also",
+    "search",
+    "rule",
+    "objectives",
+    "limits",
+    "workers",
+    "storage",
+)  # of a config
 SPACE = {"width": 64, "layers": "D[head_dim=32] F[ratio=2|3]{0..1}"}  # four rows of a table: fewer cannot be calibrated
 _SMALL = """
 import yaml

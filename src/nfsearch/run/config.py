@@ -1,7 +1,7 @@
 """The config of a search: one model, its sections defined beside what they set.
 
-Some sections name a kind: a strategy, a proxy, a stopping rule, an executor. The kind decides which fields the section
-has, so the model is made for the kinds that a config names.
+Some sections name a kind: a strategy, a proxy, a stopping rule, an executor; `also:` names several proxies. The kind
+decides which fields the section has, so the model is made for the kinds that a config names.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 
@@ -39,6 +39,11 @@ class Config(Settings):
     space: SpaceSettings = Field(description="what may be built")
     latency: LatencySettings = Field(default_factory=LatencySettings, description="what is timed, and on what")
     proxy: ProxySettings = Field(description="how candidates are scored")
+    also: Settings = Field(
+        default_factory=Settings,
+        description="proxies that score each candidate beside `proxy`, each with its settings, such as "
+        "{mqar: {pairs: 64}}; their metrics can be objectives and limits",
+    )
     search: SearchSettings = Field(description="how candidates are chosen")
     rule: RuleSettings | None = Field(default=None, description="which candidates are stopped early; null: none")
     objectives: tuple[str, ...] = Field(
@@ -64,6 +69,8 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
+        if self.proxy.kind in self.others:
+            raise SettingError("is the kind of `proxy` already", "also", self.proxy.kind)
         names = self.metrics
         for number, name in enumerate(self.objectives):
             if name not in names:
@@ -79,7 +86,17 @@ class Config(Settings):
     @property
     def metrics(self) -> dict[str, Metric]:
         """All that candidates of this config are measured by, by name."""
-        return known_metrics(PROXIES.find(self.proxy.kind).metrics, self.latency.workloads)
+        return known_metrics(self.scores, self.latency.workloads)
+
+    @property
+    def others(self) -> dict[str, ProxySettings]:
+        """The settings of the proxies beside `proxy`, by kind."""
+        return {name: getattr(self.also, name) for name in type(self.also).model_fields}
+
+    @property
+    def scores(self) -> list[Metric]:
+        """What proxies measure, the main one's first."""
+        return [metric for kind in (self.proxy.kind, *self.others) for metric in PROXIES.find(kind).metrics]
 
     @property
     def objective_names(self) -> tuple[str, ...]:
@@ -104,6 +121,8 @@ def model_for(values: Mapping[str, Any]) -> type[Config]:
             named.append((section, registry.find(_default(section, key) if name is None else str(name)).Settings))
         except ValueError as error:
             raise ValueError(f"{section}.{key}: {error}") from None
+    also = values.get("also")
+    named.append(("also", _others(tuple(also) if isinstance(also, Mapping) else ())))
     return _model(tuple(named))
 
 
@@ -115,6 +134,20 @@ def validated(values: Mapping[str, Any]) -> Config:
 def _default(section: str, key: str) -> str:
     settings: dict[str, type[BaseModel]] = {"proxy": ProxySettings, "search": SearchSettings, "workers": WorkerSettings}
     return str(settings[section].model_fields[key].default)
+
+
+@cache
+def _others(kinds: tuple[Any, ...]) -> type[Settings]:
+    """The section with a key for each of these kinds of proxy. Raises ValueError as `model_for` does."""
+    fields: dict[str, Any] = {}
+    for kind in map(str, kinds):
+        try:
+            settings = PROXIES.find(kind).Settings
+        except ValueError as error:
+            raise ValueError(f"also.{kind}: {error}") from None
+        fixed: Any = (Literal[kind], kind)
+        fields[kind] = (create_model(settings.__name__, __base__=settings, kind=fixed), ...)
+    return create_model("Also", __base__=Settings, **fields)
 
 
 @cache
@@ -183,12 +216,13 @@ def read_config(file: YamlFile) -> Config:
     config = file.validate(model)
     anchored = {
         "proxy": config.proxy.anchored(),
+        "also": config.also.model_copy(update={name: each.anchored() for name, each in config.others.items()}),
         "latency": config.latency.anchored(),
         "storage": _anchored(config.storage),
     }
     found = config.model_copy(update=anchored)
     before, after = config.model_dump(mode="json"), found.model_dump(mode="json")
-    for section in ("proxy", "latency"):
+    for section in ("proxy", "also", "latency"):
         changed = {key: value for key, value in after[section].items() if value != before[section][key]}
         if changed:
             file.values[section] = {**file.values.get(section, {}), **changed}

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from nfsearch.proxies import PROXIES, Fidelity, Job
+from nfsearch.proxies import Fidelity, Job
 from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.run.config import Config, validated
 from nfsearch.run.finalists import finalists, time_whole
@@ -82,7 +82,7 @@ def _check(result: RunResult, config: Config, fidelity: Fidelity, tokens: int | 
     """Raises ValueError where there is nothing to confirm, or not at this fidelity."""
     if not result.admitted():
         raise ValueError("no candidate of this run has finished within its limits, so there is nothing to confirm")
-    measured = {metric.name for metric in PROXIES.find(config.proxy.kind).metrics}
+    measured = {metric.name for metric in config.scores}
     if not measured.intersection(result.objectives):
         raise ValueError(f"no objective of this run ({', '.join(result.objectives)}) hangs on a seed")
     before = result.admitted()[0].fidelity

@@ -13,6 +13,7 @@ from nfsearch.latency_lut.provenance import BUSY, KERNELS
 from nfsearch.latency_lut.rows import Row
 from nfsearch.latency_lut.verification import Verification, known_verification
 from nfsearch.proxies import PROXIES, Proxy
+from nfsearch.proxies.combined import combined
 from nfsearch.run.config import Config
 from nfsearch.run.metrics import costs_of
 from nfsearch.search import Budgets
@@ -27,7 +28,9 @@ def vocabulary(config: Config) -> int:
 
 def proxy_of(config: Config) -> Proxy:
     """What scores the candidates. Raises ValueError or OSError for settings that cannot be served."""
-    return PROXIES.find(config.proxy.kind)(config.proxy, training_kind(config))
+    device = training_kind(config)
+    others = {kind: PROXIES.find(kind)(settings, device) for kind, settings in config.others.items()}
+    return combined(PROXIES.find(config.proxy.kind)(config.proxy, device), others)
 
 
 def check_layers(config: Config, space: SearchSpace) -> None:
