@@ -54,6 +54,7 @@ class _Evaluation(_Part):
     seconds: FiniteFloat
     curve: tuple[tuple[int, _Float], ...]
     notes: tuple[str, ...]
+    rungs: tuple[tuple[int, FiniteFloat], ...] = ()
 
 
 class _Record(_Part):
@@ -148,6 +149,7 @@ def _record(candidate: Candidate) -> _Record:
             seconds=found.seconds,
             curve=found.curve,
             notes=found.notes,
+            rungs=found.rungs,
         ),
         seconds=candidate.seconds,
         attempts=candidate.attempts,
@@ -156,7 +158,7 @@ def _record(candidate: Candidate) -> _Record:
 
 
 def _evaluation(kept: _Evaluation) -> Evaluation:
-    return Evaluation(_measurements(kept.metrics), kept.tokens, kept.seconds, kept.curve, kept.notes)
+    return Evaluation(_measurements(kept.metrics), kept.tokens, kept.seconds, kept.curve, kept.notes, kept.rungs)
 
 
 def _pairs(measured: Measurements) -> dict[str, _Measured]:

@@ -50,7 +50,8 @@ NOTE = "D trains in plain torch: the kernel gave other gradients (0.3 off)"
 def _evaluation(loss: float, rng: random.Random, notes: tuple[str, ...]) -> Evaluation:
     curve = tuple((t * 100_000, loss + 2.4 * math.exp(-t / 5) + rng.gauss(0, 0.01)) for t in range(1, 21))
     values = {"loss": loss, "bits_per_byte": loss / math.log(2), "perplexity": math.exp(loss)}
-    return Evaluation({name: Measurement(value) for name, value in values.items()}, 2_000_000, 6.0, curve, notes)
+    metrics = {name: Measurement(value) for name, value in values.items()}
+    return Evaluation(metrics, 2_000_000, 6.0, curve, notes, rungs=((1_000_000, loss + 0.3),))
 
 
 def fake_candidates(n: int = 40, seed: int = 0, workloads: tuple[str, ...] = ("tpot",)) -> list[Candidate]:

@@ -40,6 +40,8 @@ def test_the_file_holds_what_the_candidates_are(result: RunResult, tmp_path: Pat
         job = candidate.proposal.job
         assert (record["job"], record["seed"]) == (job.digest, job.seed)
         assert record["fidelity"] == job.fidelity.to_dict()
+        found = candidate.evaluation
+        assert record["rungs"] == ([list(rung) for rung in found.rungs] if found else [])
         assert record["state"] == candidate.state
 
 

@@ -244,7 +244,12 @@ def test_one_architecture_has_many_seeds_and_budgets(tmp_path: Path) -> None:
     first, *_ = search(strategy(), 1)
     job = first.proposal.job
     jobs = [job, replace(job, seed=1), replace(job, fidelity=replace(job.fidelity, tokens=200))]
-    found = [replace(first, number=i, proposal=replace(first.proposal, job=each)) for i, each in enumerate(jobs)]
+    assert first.evaluation
+    passed = replace(first.evaluation, rungs=((50, 3.5), (100, 3.0)))
+    found = [
+        replace(first, number=i, proposal=replace(first.proposal, job=each), evaluation=passed)
+        for i, each in enumerate(jobs)
+    ]
     assert len({each.digest for each in jobs}) == 3
     assert jobs[0].fidelity < jobs[2].fidelity
     with new_store(tmp_path / "s") as store:

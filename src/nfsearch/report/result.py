@@ -100,6 +100,9 @@ class CandidateRecord(Part):
     attempts: int
     tokens: int | None = Field(description="training tokens seen")
     curve: list[tuple[int, float | None]] = Field(description="(tokens seen, training loss); null: not finite")
+    rungs: list[tuple[int, float]] = Field(
+        default=[], description="(tokens, the proxy's first metric) at smaller budgets that the training passed"
+    )
     notes: list[str] = Field(default=[], description="what the worker had to say: a kernel that was refused, ...")
     error: str | None
 
@@ -357,6 +360,7 @@ def _record(candidate: Candidate, doubts: Mapping[str, Doubt], timed: Mapping[st
         attempts=candidate.attempts,
         tokens=found.tokens if found else None,
         curve=[(tokens, loss if math.isfinite(loss) else None) for tokens, loss in curve],
+        rungs=list(found.rungs) if found else [],
         notes=[*([MISFIT] if misfit else ()), *(found.notes if found else ())],
         error=candidate.error,
     )
