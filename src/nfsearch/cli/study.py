@@ -32,3 +32,12 @@ def fidelity(
     from nfsearch.studies.fidelity import study_fidelity
 
     return study_fidelity(config, output, share, assignments or [])
+
+
+@study.command("report")
+def report(folder: StudyFolder) -> None:
+    """Tell what a study has found so far: tables, a figure, and which budget to use."""
+    from nfsearch.studies.report import write_report
+
+    for path in write_report(folder):
+        print(path)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from nfsearch.search import Budgets
 from nfsearch.space import Architecture, SearchSpace
 
+ARCHITECTURES = "architectures.json"  # in a study's folder
 _POOL = 20  # architectures that keep the latency, for each one that is taken
 _TRIES = 500  # random members looked at, for each one that is taken
 _GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An architecture of a study and its latencies by the table, in seconds by the name of the workload."""
+
+    architecture: Architecture
+    latencies: Mapping[str, float]
 
 
 def draw(
@@ -86,3 +98,18 @@ def _in_order(chosen: list[Architecture]) -> list[Architecture]:
     places = sorted(range(len(ranked)), key=lambda turn: (turn * _GOLDEN) % 1)
     turns = {turn: place for place, turn in enumerate(places)}
     return [ranked[turns[turn]] for turn in range(len(ranked))]
+
+
+def read_architectures(folder: Path) -> list[Drawn]:
+    """Those of a study. Raises ValueError where the file is damaged."""
+    path = folder / ARCHITECTURES
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            Drawn(Architecture.from_dict({k: v for k, v in each.items() if k != "latencies"}), each["latencies"])
+            for each in listed
+        ]
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no study: it has no {ARCHITECTURES}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None

@@ -12,9 +12,8 @@ import fcntl
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from nfsearch.latency_lut import LatencyTable, keys_for
@@ -23,25 +22,16 @@ from nfsearch.run.log import LOG, logged
 from nfsearch.run.records import CONFIG, TABLE, config_text
 from nfsearch.run.sources import tell_sources
 from nfsearch.run.tables import budgets_of, check_layers, given_table, measure, training_kind
-from nfsearch.space import Architecture, SearchSpace
+from nfsearch.space import SearchSpace
 from nfsearch.studies.config import StudyConfig, load_study, require_same
-from nfsearch.studies.draw import draw
+from nfsearch.studies.draw import ARCHITECTURES, Drawn, draw, read_architectures
 from nfsearch.studies.journal import Journal, read
 from nfsearch.studies.training import Sitting, trainings
 from nfsearch.support.files import write_atomically
 from nfsearch.support.interrupt import interruptible
 from nfsearch.support.terminal import say
 
-ARCHITECTURES = "architectures.json"
 _LOCK = ".beginning"
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """An architecture of a study and its latencies by the table, in seconds by the name of the workload."""
-
-    architecture: Architecture
-    latencies: Mapping[str, float]
 
 
 def study_fidelity(config_path: Path, folder: Path, share: str, assignments: Sequence[str]) -> int:
@@ -82,6 +72,11 @@ def study_fidelity(config_path: Path, folder: Path, share: str, assignments: Seq
     known = read(folder)
     if left := sum(bool(training.lacking(known)) for training in trainings(config.study, architectures)):
         say(f"{left} trainings of other shares lack; `nfsearch study report {folder}` tells what there is so far")
+        return 0
+    from nfsearch.studies.report import write_report
+
+    for path in write_report(folder):
+        print(path)
     return 0
 
 
@@ -125,21 +120,6 @@ def _kept(folder: Path, config: StudyConfig, space: SearchSpace, drawn: Sequence
         listed = [{**each.architecture.to_dict(), "latencies": dict(each.latencies)} for each in drawn]
         write_atomically(folder / ARCHITECTURES, json.dumps(listed, indent=1))
     return read_architectures(folder)
-
-
-def read_architectures(folder: Path) -> list[Drawn]:
-    """Those of a study. Raises ValueError where the file is damaged."""
-    path = folder / ARCHITECTURES
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            Drawn(Architecture.from_dict({k: v for k, v in each.items() if k != "latencies"}), each["latencies"])
-            for each in listed
-        ]
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no study: it has no {ARCHITECTURES}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from nfsearch.proxies.training import TrainingProxy
 from nfsearch.run.tables import budgets_of, given_table
 from nfsearch.studies import journal
 from nfsearch.studies.config import StudyConfig, load_study
-from nfsearch.studies.draw import draw, operators
-from nfsearch.studies.fidelity import read_architectures, study_fidelity
+from nfsearch.studies.draw import draw, operators, read_architectures
+from nfsearch.studies.fidelity import study_fidelity
 from nfsearch.studies.training import Clock, trainings
 from nfsearch.support.errors import WorkFailed
 from tests.nfsearch.studies.tiny import STUDY, study_config

@@ -1,0 +1,127 @@
+"""The report of a study whose losses are made up."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nfsearch.space import Architecture
+from nfsearch.studies import agreement
+from nfsearch.studies.draw import operators
+from nfsearch.studies.report import write_report
+from tests.nfsearch.studies.made_up import made_up_study
+from tests.nfsearch.studies.tiny import study_config
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "RESAMPLES", 100)
+
+
+def noise(*parts: object) -> float:
+    """Between -1 and 1, the same for the same parts."""
+    return random.Random(repr(parts)).uniform(-1, 1)
+
+
+def quality(number: int) -> float:
+    return 0.4 * noise("quality", number)
+
+
+def reference(number: int, design: Architecture, tokens: int, seed: int) -> float:
+    """At few tokens nearly noise; a power law in the tokens."""
+    early = 1.5 * noise("early", number) * (1e6 / tokens)
+    return 3 + quality(number) + (tokens / 1e6) ** -0.5 + early + 0.01 * noise(number, tokens, seed)
+
+
+def good(number: int, design: Architecture, tokens: int, seed: int) -> float:
+    return 3.5 + quality(number) + 0.05 * noise("good", number, tokens, seed)
+
+
+def partisan(number: int, design: Architecture, tokens: int, seed: int) -> float:
+    """For Mamba2."""
+    return good(number, design, tokens, seed) - 0.5 * (operators(design)["M2"] > 0)
+
+
+def fails(number: int, design: Architecture, tokens: int, seed: int) -> float:
+    return math.nan if number % 4 == 0 else good(number, design, tokens, seed)
+
+
+RECIPES = {"long": reference, "good": good, "partisan": partisan, "fails": fails}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = made_up_study(tmp_path_factory.mktemp("made") / "up", 30, RECIPES, more_seeds=8)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(agreement, "RESAMPLES", 100)
+        write_report(folder)
+    return folder
+
+
+def test_the_report_names_the_cheapest_budget_that_is_believed(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    assert "Use this budget: good at 1M tokens (1 s a candidate, the median). Spearman 0.9" in text
+    assert "The long training is long at 16M tokens: 30 architectures" in text
+    assert "4 to 24 layers" in text
+
+
+def test_every_predictor_has_a_row_and_the_reference_none(folder: Path) -> None:
+    table = pd.read_csv(folder / "predictors.csv").set_index(["predictor", "tokens_m"])
+    assert ("long", 16.0) not in table.index
+    assert table.loc[("good", 4.0), "spearman"] > 0.9 > table.loc[("partisan", 4.0), "spearman"]
+    assert table.loc[("long", 4.0), "spearman"] > table.loc[("long", 1.0), "spearman"]
+    assert table.loc[("long, extrapolated", 4.0), "architectures"] == 30
+    assert table.loc[("long, curve", 2.0), "architectures"] == 30
+    assert {"most parameters", "most FLOPs", "most layers"} <= set(table.index.get_level_values(0))
+    assert table.loc[("good", 1.0), "seed_spread"] == pytest.approx(0.05 / 3**0.5, rel=0.6)
+    assert table.loc[("fails", 1.0), "architectures"] == 30  # a candidate that diverges comes last, in a search too
+    assert table.loc[("fails", 4.0), "spearman"] < 0.7
+
+
+def test_a_favourite_is_told(tmp_path: Path) -> None:
+    said = report_of(tmp_path / "only", partisan)
+    assert "Beware: it places M2" in said
+    assert "of the list too high." in said
+    assert "No budget reaches a Spearman of 0.85. The nearest is partisan" in said
+
+
+def report_of(folder: Path, recipe: Callable[..., float]) -> str:
+    """Of a study with a reference at one budget and one recipe beside it."""
+
+    def late(number: int, design: Architecture, tokens: int, seed: int) -> float:
+        return 3 + (quality(number) if tokens == 16_000_000 else noise("late", number, tokens))
+
+    made_up_study(folder, 30, {"long": late, "partisan": recipe})
+    write_report(folder)
+    return (folder / "report.md").read_text()
+
+
+def test_the_results_are_one_parquet_file(folder: Path) -> None:
+    frame = pd.read_parquet(folder / "results.parquet")
+    assert len(frame) == (30 + 2 * 8) * 13
+    row = frame[(frame["recipe"] == "good") & (frame["tokens"] == 4_000_000)].iloc[0]
+    assert row["loss"] == good(int(row["number"]), None, 4_000_000, int(row["seed"]))  # type: ignore[arg-type]
+    assert row["training_loss"] == pytest.approx(row["loss"] + 0.1)
+    assert len(row["curve_tokens"]) == len(row["curve_losses"]) == 10
+    counts = [name for name in frame if name.startswith("layers_")]
+    assert (frame[counts].sum(axis=1) == frame["depth"]).all()
+    assert (frame["flops_per_token"] > 2 * 257 * frame["width"]).all()
+    assert set(frame.loc[frame["state"] == "diverged", "recipe"]) == {"fails"}
+
+
+def test_a_study_without_its_reference_says_so(tmp_path: Path) -> None:
+    folder = made_up_study(tmp_path / "up", 30, RECIPES)
+    lines = [line for line in (folder / "share-1-of-1.journal").read_text().splitlines() if "16000000" not in line]
+    (folder / "share-1-of-1.journal").write_text("\n".join(lines))
+    with pytest.raises(
+        ValueError, match="fewer than 3 architectures have the loss of the reference, long at 16,000,000"
+    ):
+        write_report(folder)
+    assert not (folder / "report.md").exists()
+    with pytest.raises(ValueError, match="holds no study"):
+        write_report(study_config(tmp_path).parent)
