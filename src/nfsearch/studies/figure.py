@@ -65,8 +65,15 @@ def _draw_cost(axes: Axes, found: Sequence[Judged], target: float) -> None:
         axes.scatter([], [], marker=marker, s=26, color="0.4", label=f"{kind} (power law)")
     for place, each in enumerate(each for each in found if each.predictor.kind == "free"):
         axes.axhline(each.spearman.value, color="0.6", linewidth=0.8, linestyle=":")
-        where = {"x": 0.01 + 0.2 * place, "y": each.spearman.value, "transform": axes.get_yaxis_transform()}
-        axes.text(**where, s=each.predictor.name, fontsize=7, color="0.4", va="bottom")
+        axes.text(
+            0.01 + 0.2 * place,  # beside one another, as the lines may nearly meet
+            each.spearman.value,
+            each.predictor.name,
+            transform=axes.get_yaxis_transform(),
+            fontsize=7,
+            color="0.4",
+            va="bottom",
+        )
     axes.axhline(target, color="#0f766e", linewidth=1, linestyle="--")
     axes.set(xscale="log", xlabel="seconds a candidate (median)", ylabel="Spearman with the long order")
     axes.xaxis.set_major_formatter("{x:g}")

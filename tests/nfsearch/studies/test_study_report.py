@@ -17,6 +17,8 @@ from nfsearch.studies.report import write_report
 from tests.nfsearch.studies.made_up import made_up_study
 from tests.nfsearch.studies.tiny import study_config
 
+FILES = ("results.parquet", "predictors.csv", "operators.csv", "report.md", "figure.png")
+
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +114,14 @@ def test_the_results_are_one_parquet_file(folder: Path) -> None:
     assert (frame[counts].sum(axis=1) == frame["depth"]).all()
     assert (frame["flops_per_token"] > 2 * 257 * frame["width"]).all()
     assert set(frame.loc[frame["state"] == "diverged", "recipe"]) == {"fails"}
+
+
+def test_the_command_line_writes_the_report_anew(folder: Path, command: Callable[..., tuple[str, str]]) -> None:
+    (folder / "report.md").unlink()
+    out, _ = command("study", "report", folder)
+    assert out.split() == [str(folder / name) for name in FILES]
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "report.md").is_file()
 
 
 def test_a_study_without_its_reference_says_so(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ SPACE = {
     "layers": "(mixer F[ratio=2]{0..1}){1..3}",
 }
 STUDY: dict[str, Any] = {
-    "architectures": 4,
+    "architectures": 3,
     "within": 0.5,
-    "more_seeds": {"architectures": 2, "seeds": 2},
+    "more_seeds": {"architectures": 1, "seeds": 2},
     "recipes": {
         "default": {"budgets": [512, 1024]},
         "eager": {"budgets": [512], "optimizer": "adamw", "schedule": "cosine"},
