@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nfsearch.ops.model import HybridLM
+from nfsearch.proxies.head_loss import head_loss
 from nfsearch.proxies.optimizers import Optimizers
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.weight_norm import WeightNorm
@@ -152,10 +153,14 @@ def training_step(
 
 
 def mean_loss(model: HybridLM, windows: Tensor) -> Tensor:
-    """windows int64 [batch, sequence + 1]: inputs, and the same shifted by one as targets. bf16 autocast on CUDA."""
-    on_cuda = windows.device.type == "cuda"
+    """windows int64 [batch, sequence + 1]: inputs, and the same shifted by one as targets. bf16 autocast on CUDA, where
+    training takes the gradients of the head along."""
+    on_cuda, tokens, targets = windows.device.type == "cuda", windows[:, :-1], windows[:, 1:]
     with torch.autocast(windows.device.type, torch.bfloat16, enabled=on_cuda):
-        return model.loss(windows[:, :-1], windows[:, 1:])
+        if on_cuda and torch.is_grad_enabled() and not model.architecture.head_norm:
+            hidden = model.hidden(tokens).flatten(0, 1)
+            return head_loss(hidden, model.embedding.weight, targets.flatten(), torch.bfloat16)
+        return model.loss(tokens, targets)
 
 
 def upload(windows: np.ndarray | Tensor, device: torch.device) -> Tensor:
