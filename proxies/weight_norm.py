@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nfsearch.ops.model import HybridLM
 
@@ -27,15 +30,17 @@ class WeightNorm:
     """
 
     def __init__(self, model: HybridLM, output_scale: str = "one") -> None:
-        # Matrices [out, in], the axis whose vectors are scaled, and their length.
-        self._cases: list[tuple[Tensor, int, float]] = []
+        # Matrices [out, in] of one shape by the axis whose vectors are scaled and their length: handled at once,
+        # because each alone takes several kernels that do next to nothing.
+        self._cases: dict[tuple[torch.Size, int, float], list[Tensor]] = defaultdict(list)
         length = len(model.blocks) ** -0.5 if output_scale == "depth" else 1.0
         for operator in model.operators():
-            self._cases += [(operator.get_parameter(name), 1, 1.0) for name in operator.row_normalised]
-            self._cases += [(operator.get_parameter(name), 0, length) for name in operator.column_normalised]
+            for axis, scale, names in ((1, 1.0, operator.row_normalised), (0, length, operator.column_normalised)):
+                for weight in map(operator.get_parameter, names):
+                    self._cases[weight.shape, axis, scale].append(weight)
 
     @torch.no_grad()
     def __call__(self) -> None:
-        for weight, axis, length in self._cases:
-            norms = torch.linalg.vector_norm(weight, dim=axis, keepdim=True).clamp_min_(_SMALLEST)
-            weight.div_(norms if length == 1.0 else norms / length)
+        for (_, axis, length), weights in self._cases.items():
+            units = F.normalize(torch.stack(weights), dim=axis + 1, eps=_SMALLEST)
+            torch._foreach_copy_(weights, list((units if length == 1.0 else units * length).unbind()))

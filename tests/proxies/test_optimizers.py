@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nfsearch.ops.model import HybridLM
 from nfsearch.proxies.data import Corpus, batch
@@ -12,6 +14,16 @@ from nfsearch.proxies.optimizers import Muon, Optimizers, orthogonalised
 from nfsearch.proxies.step import Step
 from nfsearch.proxies.weight_norm import WeightNorm
 from tests.proxies.small import EVERY_MIXER, SMALL, architecture
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 24), (2, 40, 16), (1, 16, 16)])
@@ -89,3 +101,14 @@ def test_outputs_of_deep_models_are_projected_to_shorter_columns() -> None:
     for operator in model.operators():
         torch.testing.assert_close(operator.get_parameter("down.weight").norm(dim=0), torch.full((96,), 0.5))
         torch.testing.assert_close(operator.get_parameter("gate_up.weight").norm(dim=1), torch.ones(192))
+
+
+def test_matrices_of_one_shape_are_projected_together() -> None:
+    """However many layers there are, so many kernels: a small matrix alone takes as long to launch as to scale."""
+    calls = []
+    for layers in ("F A[head_dim=16]", "(F A[head_dim=16]){3}"):
+        project = WeightNorm(HybridLM(architecture(layers)))
+        with Counted() as counted:
+            project()
+        calls.append(counted.calls)
+    assert calls[0] == calls[1]
