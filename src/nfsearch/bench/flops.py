@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nfsearch.proxies.zero_cost import flops_per_token
 from nfsearch.space import Architecture
 
 # Dense bf16 products of the tensor cores as the vendor states them, in 1e12 a second, by what the driver's name holds;
@@ -26,10 +27,7 @@ def bf16_peak(device_name: str) -> float | None:
 
 
 def training_flops(architecture: Architecture, sequence: int) -> float:
-    """FLOPs of forward and backward for one token of a sequence: three times those of the operators and the head for
-    the mean position. What a backward pass computes again is not counted, as is usual for MFU (Chowdhery et al., PaLM,
-    arXiv 2204.02311, appendix B)."""
-    length = sequence + architecture.meta_tokens
-    each = {cost: sum(cost.flops(1, past) for past in range(length)) / length for cost in set(architecture.costs())}
-    operators = sum(each[cost] for cost in architecture.costs())
-    return 3 * (operators + 2 * architecture.vocab * architecture.width)
+    """FLOPs of forward and backward for one token of a sequence: three times those of the forward pass, at the mean
+    position. What a backward pass computes again is not counted, as is usual for MFU (Chowdhery et al., PaLM, arXiv
+    2204.02311, appendix B)."""
+    return 3 * sum(flops_per_token(architecture, past) for past in range(sequence)) / sequence
