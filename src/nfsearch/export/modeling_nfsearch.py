@@ -503,7 +503,8 @@ class NFSearchPreTrainedModel(PreTrainedModel):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         if is_peft_available():  # it knows which layers to adapt by the type of the model
-            known = importlib.import_module("peft.utils.constants").TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+            constants = importlib.import_module("peft.utils.constants")
+            known = getattr(constants, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", {})
             known.setdefault(NFSearchConfig.model_type, ["qkv", "in_proj", "out_proj", "gate_up", "down"])
 
     @torch.no_grad()
