@@ -138,6 +138,20 @@ def test_a_member_is_the_same_model(number: int) -> None:
     assert torch.equal(generated(model, tokens, mask, use_cache=False), torch.stack(new))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("number", range(6))
+@torch.no_grad()
+def test_a_member_is_the_same_model_on_cuda(number: int) -> None:
+    ours = drawn(member(number), number)
+    model, tokens = theirs(ours).cuda(), torch.randint(0, VOCAB, (2, 200))
+    torch.testing.assert_close(model(tokens.cuda()).logits.cpu(), ours(tokens), atol=1e-4, rtol=0)
+    rows = [torch.randint(0, VOCAB, (time,)) for time in (5, 70)]
+    alone = torch.stack([generated(model, row[None].cuda())[0] for row in rows])
+    for side in ("left", "right"):
+        assert torch.equal(generated(model, *(z.cuda() for z in padded(rows, side))), alone)
+
+
 @pytest.mark.parametrize(
     "how", [{"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"num_beams": 2, "do_sample": True}]
 )
