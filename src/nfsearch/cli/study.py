@@ -41,3 +41,15 @@ def report(folder: StudyFolder) -> None:
 
     for path in write_report(folder):
         print(path)
+
+
+@study.command("tasks")
+def tasks(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Models and tasks: see experiments/recall.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to write or go on with.")],
+    assignments: Set = None,
+) -> int:
+    """Have models learn recall, copying and compression: what can each operator do? Resumes."""
+    from nfsearch.studies.tasks import study_tasks
+
+    return study_tasks(config, output, assignments or [])
