@@ -75,6 +75,7 @@ class HybridLM(nn.Module):
         self.meta = nn.Parameter(torch.randn(architecture.meta_tokens, width)) if architecture.meta_tokens else None
         self.blocks = nn.ModuleList(Block(layer, width, architecture.norm_eps) for layer in architecture.layers)
         self.norm = RMSNorm(width, architecture.norm_eps)
+        self.recompute = False  # whether a backward pass computes each block again, and keeps their inputs alone
         self._bound = Bound()
 
     def operators(self) -> Iterator[Operator]:
@@ -194,8 +195,12 @@ class HybridLM(nn.Module):
         meta = self.meta if position == 0 else None
         if meta is not None:
             x = torch.cat((meta.expand(len(tokens), -1, -1), x), dim=1)
+        recompute = self.recompute and state is None and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
-            x = block(x, None if state is None else state[i], position)
+            if recompute:
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, None if state is None else state[i], position)
         return x if meta is None else x[:, len(meta) :]
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from nfsearch.proxies.bounds import PEAK, training_flops
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.proxy import ProxySettings
 from nfsearch.proxies.sources import Data, SplitData, paths_of, renamed
 from nfsearch.proxies.tokenizers import load_tokenizer
+from nfsearch.space import Architecture
 from nfsearch.support.files import local_path
 from nfsearch.support.metrics import NATS, Metric
 
@@ -41,8 +43,13 @@ class TrainingSettings(ProxySettings):
         default=None,
         gt=0,
         le=2**16,
-        description="sequences computed at a time, where a step needs too much memory; "
-        "their gradients are added up; null = all of a step's",
+        description="sequences computed at a time, whose gradients are added up; null = all of a step's, or on a GPU "
+        "whose memory is too small for that the half, a quarter ... of them",
+    )
+    recompute: bool = Field(
+        default=False,
+        description="compute each layer again in the backward pass (activation checkpointing): far less memory for a "
+        "third more time, and the same losses",
     )
     optimizer: Literal["muon", "adamw"] = Field(
         default="muon", description="muon: Muon for the matrices of the operators, AdamW for the rest; or AdamW alone"
@@ -147,6 +154,10 @@ class TrainingSettings(ProxySettings):
         """The tokenizer's size; what it was asked for where it is yet to be trained."""
         name, _, size = self.tokenizer.partition(":")
         return int(size) if name == "bpe" else load_tokenizer(self.tokenizer).vocab
+
+    def least_seconds(self, architecture: Architecture, device: str) -> float:
+        parameters = architecture.parameters / self.narrow**2  # about, as the twin's vocabulary is not narrowed
+        return training_flops(parameters, self.tokens) / PEAK[device]
 
     def fidelity(self, data: str, device: str, tokens: int | None = None) -> Fidelity:
         """What a loss is measured with, on data of this digest and a device of this kind, "cpu" or "cuda"; after so

@@ -50,6 +50,7 @@ class Step:
         self._micro = settings.micro_batch or settings.batch
         self._project = WeightNorm(model, settings.output_scale) if settings.weight_norm else None
         self._captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = None  # and the loss that it writes
+        model.recompute = settings.recompute
         model.train()
         if self._project:
             self._project()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nfsearch.ops.model import HybridLM
@@ -112,3 +112,24 @@ def test_matrices_of_one_shape_are_projected_together() -> None:
             project()
         calls.append(counted.calls)
     assert calls[0] == calls[1]
+
+
+def test_blocks_computed_again_train_the_same_and_keep_less(corpus: Corpus) -> None:
+    windows = batch(corpus.tokens("train"), 0, 0, 6, SMALL.sequence)
+    found, kept = [], []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[-1] += tensor.nbytes
+        return tensor
+
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = HybridLM(architecture(f"({EVERY_MIXER}){{2}}", meta_tokens=3))
+        step = Step(model, SMALL.model_copy(update={"batch": 6, "micro_batch": 4, "recompute": recompute}), math.inf)
+        losses = [step(windows, 1e-2) for _ in range(3)]
+        found.append([*losses, *(parameter.detach() for parameter in model.parameters())])
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.loss(*(torch.from_numpy(each) for each in (windows[:, :-1], windows[:, 1:])))
+    assert kept[1] < kept[0] / 5
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
