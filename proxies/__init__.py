@@ -1,13 +1,16 @@
 """What an architecture is worth: jobs, the proxies that evaluate them, and the data they train on."""
 
+from nfsearch.proxies.bounds import Bounds, TooLarge
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.job import Evaluation, Job, Report
-from nfsearch.proxies.proxy import PROXIES, Keeps, Proxy, ProxySettings, Reads, TokenSource, Trains
+from nfsearch.proxies.proxy import PROXIES, Foresees, Keeps, Proxy, ProxySettings, Reads, TokenSource, Trains
 
 __all__ = [
     "PROXIES",
+    "Bounds",
     "Evaluation",
     "Fidelity",
+    "Foresees",
     "Job",
     "Keeps",
     "Proxy",
@@ -15,5 +18,6 @@ __all__ = [
     "Reads",
     "Report",
     "TokenSource",
+    "TooLarge",
     "Trains",
 ]

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nfsearch.proxies.bounds import Bounds
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.job import Evaluation, Job, Report
-from nfsearch.proxies.proxy import Keeps, Proxy, Reads, TokenSource, Trains
+from nfsearch.proxies.proxy import Foresees, Keeps, Proxy, Reads, TokenSource, Trains
 from nfsearch.space import SearchSpace
 from nfsearch.support.metrics import Metric
 
@@ -47,6 +48,12 @@ class Combined:
     def check(self, space: SearchSpace) -> None:
         for proxy in (self.main, *self.others.values()):
             proxy.check(space)
+
+    def bound(self, bounds: Bounds) -> None:
+        """See `Foresees`."""
+        for proxy in (self.main, *self.others.values()):
+            if isinstance(proxy, Foresees):
+                proxy.bound(bounds)
 
     def start(self) -> None:
         for proxy in (self.main, *self.others.values()):

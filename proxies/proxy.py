@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 from pydantic import Field
 from typing_extensions import Self
 
+from nfsearch.proxies.bounds import Bounds
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.job import Evaluation, Job, Report
-from nfsearch.space import SearchSpace
+from nfsearch.space import Architecture, SearchSpace
 from nfsearch.support.metrics import Metric
 from nfsearch.support.registry import Registry
 from nfsearch.support.settings import Settings
@@ -34,6 +35,10 @@ class ProxySettings(Settings):
     def vocabulary(self) -> int | None:
         """The size of the vocabulary, where it is known without reading any data."""
         return None
+
+    def least_seconds(self, architecture: Architecture, device: str) -> float:
+        """What a candidate takes at least on one device of this kind, "cpu" or "cuda", as far as that is known."""
+        return 0.0
 
 
 class Proxy(Protocol):
@@ -64,8 +69,8 @@ class Proxy(Protocol):
         machine does not have it, though another may."""
 
     def evaluate(self, job: Job, report: Report) -> Evaluation:
-        """Raises ArithmeticError where the job has no metrics (a loss that diverged), OSError as `start` does; what
-        `report` raises ends it."""
+        """Raises ArithmeticError where the job has no metrics (a loss that diverged), TooLarge where it needs more than
+        this machine has or more time than it may take, OSError as `start` does; what `report` raises ends it."""
 
 
 @runtime_checkable
@@ -76,6 +81,14 @@ class Trains(Protocol):
 
     def train(self, job: Job, report: Report | None = None) -> tuple[HybridLM, Evaluation]:
         """The trained model of a job, and its evaluation."""
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """A proxy that can tell before it starts with a job what that needs, and raises TooLarge then."""
+
+    def bound(self, bounds: Bounds) -> None:
+        """Says what a job may take: an executor does, before the proxy travels to its workers."""
 
 
 @runtime_checkable

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from nfsearch.ops.model import HybridLM
+from nfsearch.proxies.bounds import Bounds
 from nfsearch.proxies.checkpoints import Checkpoints, Trunk
 from nfsearch.proxies.data import Corpus, batch, validation_batches
 from nfsearch.proxies.job import Evaluation, Report
+from nfsearch.proxies.needs import fitted, require_room
 from nfsearch.proxies.schedule import Schedule
 from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, TrainingSettings
 from nfsearch.proxies.step import Step, mean_loss, training_step, upload
@@ -45,6 +47,7 @@ def train_model(
     tokens: int | None = None,
     checkpoints: Checkpoints | None = None,
     report: Report | None = None,
+    bounds: Bounds | None = None,
 ) -> tuple[HybridLM, Evaluation]:
     """Trains a new model on `tokens` tokens, by default `settings.tokens` (whole steps, at least one), and measures its
     validation loss, and that at each of the rungs below.
@@ -55,18 +58,22 @@ def train_model(
     2 % of the run; what it raises ends the run. bf16 autocast on CUDA, float32 on a CPU.
 
     Raises ValueError when the architecture's vocabulary is smaller than the corpus's or the corpus is shorter than one
-    window, `Diverged` when a loss is not finite, OSError for a checkpoint that is damaged.
+    window, `Diverged` when a loss is not finite, OSError for a checkpoint that is damaged; before the first step
+    TooLarge for what the device has no room for, or what would take longer than `bounds` allow.
     """
     if architecture.vocab < corpus.vocab:
         raise ValueError(f"a vocabulary of {architecture.vocab} is too small for {corpus.name}: it has {corpus.vocab}")
     started = time.perf_counter()
     device, tokens = torch.device(device), tokens or settings.tokens
+    bounds = bounds or Bounds()
     with repeatable(device, seed):
         with phase("model"):
+            require_room(architecture, settings, device, bounds)
             model = HybridLM(architecture).to(device)
         training = _Training(model, corpus, settings, seed, tokens, checkpoints, report)
+        training.fit(bounds, started)
         training.run()
-        loss = evaluate(model, corpus, settings, device)
+        loss = evaluate(model, corpus, training.settings, device)
     seen = training.schedule.steps * training.per_step
     if not math.isfinite(loss):
         raise Diverged(f"the validation loss is {loss} after {seen} tokens")
@@ -90,7 +97,7 @@ def evaluate(model: HybridLM, corpus: Corpus, settings: TrainingSettings, device
     model.eval()
     with phase("validation"):
         total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-        for windows in validation_batches(corpus, settings.batch, settings.sequence):
+        for windows in validation_batches(corpus, settings.micro_batch or settings.batch, settings.sequence):
             total += mean_loss(model, upload(windows, device)).double() * len(windows)
             count += len(windows)
         return total.item() / count
@@ -121,7 +128,9 @@ class _Training:
         self.shard = corpus.tokens("train")
         self.losses: list[float] = []  # of every step of the trunk, then of the last branch
         self.waiting: list[Tensor] = []  # those that are on the device: reading each would wait for it
-        self.rungs: dict[int, float] = {}
+        known = self.checkpoints.losses if self.checkpoints else {}
+        self.rungs = {budget: known[budget] for budget in self.budgets if budget in known}
+        self.trunk = self._kept_trunk()
 
     @property
     def curve(self) -> list[tuple[int, float]]:
@@ -137,6 +146,13 @@ class _Training:
     def _interval(self) -> int:
         return math.ceil(self.schedule.steps / _REPORTS)
 
+    def fit(self, bounds: Bounds, began: float) -> None:
+        """Computes no more at a time than there is room for. Raises TooLarge: see `fitted`."""
+        steps = self.schedule.steps - (self.trunk.step if self.trunk else 0)
+        steps += sum(rung.steps - rung.branch for rung in self._lacking)
+        passes = 1 + len(self._lacking)
+        self.settings = fitted(self.model, self.settings, bounds, steps=steps, validations=passes, began=began)
+
     def run(self) -> None:
         with training_step(self.model, self.settings, self.schedule.steps) as update:
             step = self._resumed(update)
@@ -150,18 +166,25 @@ class _Training:
                 self._keep(step, update.state())
             self._go(update, self.schedule, step, self.schedule.steps)
 
-    def _resumed(self, update: Step) -> int:
-        """Takes up the trunk where it was left, unless beyond what is to be measured; returns the next step."""
+    def _kept_trunk(self) -> Trunk | None:
+        """Where it was left, unless beyond what is to be measured."""
         if not self.checkpoints:
+            return None
+        return self.checkpoints.load(min([*(rung.branch for rung in self._lacking), self.schedule.branch]))
+
+    @property
+    def _lacking(self) -> list[Schedule]:
+        """The rungs that are to be measured."""
+        return [Schedule.of(self.settings, budget) for budget in self.budgets if budget not in self.rungs]
+
+    def _resumed(self, update: Step) -> int:
+        """Takes up the trunk where it was left; returns the next step."""
+        if self.trunk is None:
             return 0
-        self.rungs = {tokens: loss for tokens, loss in self.checkpoints.losses.items() if tokens in self.budgets}
-        lacking = [Schedule.of(self.settings, tokens).branch for tokens in self.budgets if tokens not in self.rungs]
-        trunk = self.checkpoints.load(min([*lacking, self.schedule.branch]))
-        if trunk is None:
-            return 0
-        update.load(trunk.tensors)
-        self.losses = trunk.losses
-        return trunk.step
+        update.load(self.trunk.tensors)
+        self.losses, step = self.trunk.losses, self.trunk.step
+        self.trunk = None  # its tensors
+        return step
 
     def _measure(self, update: Step, rung: Schedule, tokens: int) -> None:
         """The validation loss at a rung, from a branch of the trunk to which all is put back."""

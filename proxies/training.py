@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from nfsearch.proxies.bounds import Bounds
 from nfsearch.proxies.checkpoints import Checkpoints
 from nfsearch.proxies.data import prepare
 from nfsearch.proxies.fidelity import Fidelity
@@ -31,6 +32,7 @@ class TrainingProxy:
         """Tokenises the data, or finds it done. Raises ValueError for data that cannot be read or is too short."""
         self.settings, self.device = settings, device
         self.checkpoints: Path | None = None  # a folder to keep trunks and weights in
+        self.bounds = Bounds()
         self.corpus = prepare(settings)
 
     @property
@@ -67,6 +69,9 @@ class TrainingProxy:
 
         self.corpus.verify()
 
+    def bound(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+
     def keep_in(self, folder: Path) -> None:
         self.checkpoints = folder if self.settings.keep_gb else None
 
@@ -91,7 +96,7 @@ class TrainingProxy:
 
     def train(self, job: Job, report: Report | None = None) -> tuple[HybridLM, Evaluation]:
         """The model of a job (of its narrowed twin, at such a fidelity), trained, and its evaluation. Raises OSError on
-        a machine that does not have the tokens."""
+        a machine that does not have the tokens, TooLarge before it begins where it would not end well."""
         from nfsearch.proxies.trainer import train_model
 
         with phase("data"):
@@ -111,4 +116,5 @@ class TrainingProxy:
             tokens=tokens,
             checkpoints=Checkpoints.of(self.checkpoints, job) if self.checkpoints else None,
             report=report,
+            bounds=self.bounds,
         )

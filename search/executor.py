@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 from pydantic import Field
 from typing_extensions import Self
 
-from nfsearch.proxies import Evaluation, Job, Proxy, Report
+from nfsearch.proxies import Evaluation, Job, Proxy, Report, TooLarge
 from nfsearch.support.errors import typed_line
 from nfsearch.support.notes import listening
 from nfsearch.support.registry import Registry
@@ -23,6 +23,11 @@ class WorkerSettings(Settings):
     """The field that the `workers:` section of a config has whatever the executor; its own settings extend it."""
 
     executor: str = Field(default="ray", description="who evaluates: ray (worker processes) or local (this process)")
+
+    @property
+    def longest(self) -> float:
+        """Seconds that one candidate may take."""
+        return math.inf
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def attempt(proxy: Proxy, job: Job, report: Report) -> Outcome:
             found = proxy.evaluate(job, report)
         except Cancelled:
             return Outcome(None)
-        except ArithmeticError as error:  # the numbers went bad, not the process: a loss that diverged
+        except (ArithmeticError, TooLarge) as error:  # the candidate is bad, not the process: a loss that diverged
             return Outcome(None, "; after: ".join((str(error) or type(error).__name__, *said)))
         except Exception as error:  # out of GPU memory, a broken CUDA context, a bug: start afresh
             missing = isinstance(error, OSError)  # what the machine does not have, or has no room for

@@ -54,6 +54,10 @@ class RaySettings(WorkerSettings):
         "holds more than its share of the machine's is replaced between two candidates",
     )
 
+    @property
+    def longest(self) -> float:
+        return self.timeout_s
+
     @field_validator("count")
     @classmethod
     def _positive(cls, count: int | str) -> int | str:

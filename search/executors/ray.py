@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import Self
 
-from nfsearch.proxies import Job, Proxy
+from nfsearch.proxies import Bounds, Foresees, Job, Proxy
 from nfsearch.search.executor import Ended, Handle, Outcome, Reported, Running, WorkerSettings
 from nfsearch.search.executors.cluster import RaySettings, cluster, require_room, this_machine
 from nfsearch.search.executors.places import LOOK, Places
@@ -73,6 +73,8 @@ class RayExecutor:
         self._exit = ExitStack()
         self.workers = 0
         self._alone = 0.0  # since when there is no worker that has a process
+        if isinstance(proxy, Foresees):
+            proxy.bound(Bounds(settings.longest, min(settings.gpus, 1.0) or 1.0))
         if settings.address:
             with cluster(settings):
                 Places(settings, self._cuda)

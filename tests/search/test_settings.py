@@ -3,8 +3,14 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from nfsearch.proxies import Bounds, Evaluation, Job, Report, TooLarge
+from nfsearch.proxies.combined import combined
+from nfsearch.search.executor import Outcome, attempt
 from nfsearch.search.executors.cluster import RaySettings, require_room, room_for
+from nfsearch.search.executors.ray import RayExecutor
 from nfsearch.search.strategies.aging import AgingSettings
+from nfsearch.space import Architecture
+from nfsearch.testing.samples import FIDELITY, SampleProxy
 
 
 @pytest.mark.parametrize(
@@ -39,3 +45,27 @@ def test_room_for_workers() -> None:
     for settings in (RaySettings(count=3), RaySettings(gpus=4), RaySettings(cpus=17)):
         with pytest.raises(ValueError, match="this machine has 16 CPUs, 2 GPUs"):
             require_room(settings, True, [machine], "this machine has")
+
+
+class Bounded(SampleProxy):
+    """Keeps what it is told that a job may take, and refuses all."""
+
+    given: Bounds | None = None
+
+    def bound(self, bounds: Bounds) -> None:
+        self.given = bounds
+
+    def evaluate(self, job: Job, report: Report) -> Evaluation:
+        raise TooLarge("a model needs 9 GB, and 8 GB are there")
+
+
+def test_a_proxy_is_told_what_a_candidate_may_take() -> None:
+    proxy = Bounded()
+    for settings, share in (({"gpus": 0.25}, 0.25), ({"gpus": 2}, 1.0), ({"gpus": 0}, 1.0)):
+        RayExecutor(RaySettings(count=1, timeout_s=7, **settings), combined(proxy, {"b": SampleProxy()}), "cpu")  # type: ignore[arg-type]
+        assert proxy.given == Bounds(7.0, share)
+
+
+def test_a_candidate_that_is_refused_leaves_its_worker_alone() -> None:
+    job = Job(Architecture.parse("F", width=8, vocab=8), FIDELITY)
+    assert attempt(Bounded(), job, lambda *_: None) == Outcome(None, "a model needs 9 GB, and 8 GB are there")

@@ -11,6 +11,7 @@ from nfsearch.latency_lut import LatencyTable, keys_for
 from nfsearch.latency_lut.verification import known_verification
 from nfsearch.proxies import Keeps, Proxy
 from nfsearch.run.config import Config, load_config
+from nfsearch.run.hours import tell_hours
 from nfsearch.run.metrics import energy_of, require_power
 from nfsearch.run.records import CONFIG, JOURNAL, STUDY, fingerprint
 from nfsearch.run.tables import budgets_of, check_layers, given_table, is_here, proxy_of, training_kind
@@ -75,6 +76,7 @@ def read_plan(config_path: Path | None, out: Path | None, resume: Path | None, a
         folder = _folder(config_path, out)
     else:
         raise ValueError("expected a config to begin with, nfsearch run CONFIG, or a run: nfsearch run --resume DIR")
+    tell_hours(config, training_kind(config))  # before the proxy reads its data, which may take long
     proxy = proxy_of(config)
     space = config.space.build(proxy.vocab)
     check_layers(config, space)

@@ -1,0 +1,266 @@
+"""What a training will take of a GPU's memory and of time, known before it starts.
+
+Its step is rehearsed, as it will run, on as many tokens as keep the device busy; the figures are carried on to the
+whole step, and to all steps.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nfsearch.ops.model import HybridLM
+from nfsearch.proxies.bounds import Bounds, TooLarge, training_flops
+from nfsearch.proxies.settings import TrainingSettings
+from nfsearch.proxies.step import BEFORE_CAPTURE, mean_loss, training_step, upload
+from nfsearch.space import Architecture
+from nfsearch.support.notes import note
+from nfsearch.support.terminal import duration
+
+_REHEARSED = {"cuda": 2**14, "cpu": 2**8}  # tokens at a time that keep a device as busy as more would
+_SHORTEST = 16  # tokens of one sequence, the least that is tried
+_WARM, _TIMED = BEFORE_CAPTURE + 1, 3  # calls until a step is a graph, and calls that are then timed
+_ROOM = 0.95  # of the memory that is free: the rest goes to what PyTorch does not count, and to gaps
+# A training is not rehearsed where it takes under half the memory and all of the time allowed even if a layer kept so
+# many bytes for each token and value of the width (those of nfsearch keep 20 to 120), and if the device did no more
+# than so many FLOP/s (a hundredth of its best). So candidates of 50M parameters on 10M tokens lose no second to it.
+_KEPT, _SLOW = 256, {"cuda": 1e13, "cpu": 2e9}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of a training whose steps compute so many sequences at a time: bytes of the GPU's memory at the peak, as PyTorch
+    reserves them (0 on a CPU), and seconds."""
+
+    micro_batch: int
+    memory: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Rehearsal:
+    tokens: int  # at a time
+    parts: int  # of the step, one after the other
+    memory: float  # bytes, at the peak
+    seconds: float  # of a step
+    validation: float  # seconds for as many tokens without gradients
+    state: int  # bytes of the weights and of what the optimizers keep
+
+
+def require_room(architecture: Architecture, settings: TrainingSettings, device: torch.device, bounds: Bounds) -> None:
+    """Raises TooLarge where even the weights with what belongs to them are too large for the GPU."""
+    needed, there = _least(architecture, settings), memory_there(device, bounds.share)
+    if needed > _ROOM * there:
+        raise TooLarge(
+            f"{architecture}: weights, gradients and what {settings.optimizer} keeps need {needed / 1e9:.1f} GB of GPU "
+            f"memory, and {there / 1e9:.1f} GB are there: lower space.limits.params, or set proxy.narrow"
+        )
+
+
+def fitted(
+    model: HybridLM,
+    settings: TrainingSettings,
+    bounds: Bounds,
+    *,
+    steps: int,
+    validations: int,
+    began: float,
+) -> TrainingSettings:
+    """The settings with a micro batch that the device has room for, for a training of so many steps and passes over the
+    validation set that began at `began` of `time.perf_counter`; the model's weights are as before.
+
+    Raises TooLarge where not one sequence fits (or not the `micro_batch` that is asked for), and where the training
+    would take longer than it may.
+    """
+    device, architecture = model.embedding.weight.device, model.architecture
+    there = memory_there(device, bounds.share)
+    if _small(architecture, settings, device, there, bounds.seconds, steps):
+        return settings
+    found = predict(model, settings, there, steps=steps, validations=validations)
+    wanted = settings.micro_batch or settings.batch
+    if found.memory > _ROOM * there:
+        what = f"{found.micro_batch} sequence{'s' * (found.micro_batch > 1)} of {settings.sequence} tokens"
+        remedies = ["proxy.micro_batch: null"] * bool(settings.micro_batch)
+        remedies += ["proxy.recompute: true"] * (not settings.recompute) + ["a smaller proxy.sequence"]
+        raise TooLarge(
+            f"{architecture}: training on {what} at a time needs about {found.memory / 1e9:.1f} GB of GPU memory, and "
+            f"{there / 1e9:.1f} GB are there: set {' or '.join(remedies)}"
+        )
+    seconds = time.perf_counter() - began + found.seconds
+    if seconds > bounds.seconds:
+        raise TooLarge(
+            f"{architecture} would take about {seconds:,.0f} s ({duration(seconds)}) for {steps:,} steps here, and "
+            f"workers.timeout_s is {bounds.seconds:,g}: raise it, or set fewer proxy.tokens"
+        )
+    if found.micro_batch < wanted:
+        note(f"steps were computed {found.micro_batch} of {wanted} sequences at a time, for want of GPU memory")
+    return settings.model_copy(update={"micro_batch": found.micro_batch})
+
+
+def predict(model: HybridLM, settings: TrainingSettings, there: float, *, steps: int, validations: int) -> Needs:
+    """What the training will take from now on, with the largest micro batch that `there` bytes have room for: the whole
+    batch, the half, a quarter ...; with one sequence, or what the settings say, where none has. The model's weights are
+    as before. Raises TooLarge where nothing at all fits."""
+    before = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
+    try:
+        found = _rehearsals(model, settings, steps)
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(before[name])
+    copies = found[0].state if validations > 1 else 0  # of all that a branch from a trunk has to put back
+    micro = settings.micro_batch or settings.batch
+    while (memory := copies + _memory(found, micro * settings.sequence)) > _ROOM * there:
+        if micro == 1 or settings.micro_batch:
+            break
+        micro = math.ceil(micro / 2)
+    largest = found[0]
+    validation = settings.validation_tokens * largest.validation / largest.tokens
+    seconds = steps * _seconds(found, settings.batch * settings.sequence) + validations * validation
+    return Needs(micro, memory, seconds)
+
+
+def memory_there(device: torch.device, share: float = 1.0) -> float:
+    """Bytes of a GPU that this process can have, those included that it has; a CPU's are not counted."""
+    if device.type != "cuda":
+        return math.inf
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return min(free + torch.cuda.memory_reserved(device), share * total)
+
+
+def _least(architecture: Architecture, settings: TrainingSettings) -> float:
+    """Bytes of weights and gradients, and of Muon's momenta, or the two moments of AdamW, in float32."""
+    return architecture.parameters * (12.0 if settings.optimizer == "muon" else 16.0)
+
+
+def _small(
+    architecture: Architecture,
+    settings: TrainingSettings,
+    device: torch.device,
+    there: float,
+    seconds: float,
+    steps: int,
+) -> bool:
+    at_once = (settings.micro_batch or settings.batch) * settings.sequence
+    kept = at_once * len(architecture.layers) * architecture.width * _KEPT
+    slowest = training_flops(architecture.parameters, steps * settings.batch * settings.sequence) / _SLOW[device.type]
+    return 2 * (_least(architecture, settings) + kept) < there and slowest < seconds
+
+
+# --- rehearsing ------------------------------------------------------------------------------------------------------
+
+
+def _rehearsals(model: HybridLM, settings: TrainingSettings, steps: int) -> list[_Rehearsal]:
+    """The whole step, if it is small enough to be rehearsed and fits; else the two largest parts that do, the larger
+    one first. Raises TooLarge where none does."""
+    found: list[_Rehearsal] = []
+    for sequences, length in _sizes(settings, model.embedding.weight.device.type):
+        whole = sequences == settings.batch and length == settings.sequence
+        one = _rehearse(model, settings, sequences, length, parts=1 if whole else 2, steps=steps)
+        found += [one] if one else []
+        if len(found) == 2 or (one and whole):
+            break
+    if not found:
+        raise TooLarge(f"{model.architecture}: the GPU has no room to train it on {_SHORTEST} tokens: set proxy.narrow")
+    return found
+
+
+def _sizes(settings: TrainingSettings, kind: str) -> Iterator[tuple[int, int]]:
+    """(sequences, tokens of each) to try, the largest first."""
+    sequences = min(settings.micro_batch or settings.batch, max(1, _REHEARSED[kind] // settings.sequence))
+    while sequences:
+        yield sequences, settings.sequence
+        sequences //= 2
+    length = settings.sequence // 2
+    while length >= _SHORTEST:
+        yield 1, length
+        length //= 2
+
+
+def _rehearse(
+    model: HybridLM, settings: TrainingSettings, sequences: int, length: int, *, parts: int, steps: int
+) -> _Rehearsal | None:
+    """None where the device's memory is too small for it."""
+    sizes = {"batch": parts * sequences, "micro_batch": sequences, "sequence": length}
+    _empty(model.embedding.weight.device)
+    try:
+        return _measured(model, settings.model_copy(update=sizes), parts, steps)
+    except torch.OutOfMemoryError:
+        pass  # what was computed is freed when this block, and so the error, is left
+    _empty(model.embedding.weight.device)
+    return None
+
+
+def _measured(model: HybridLM, settings: TrainingSettings, parts: int, steps: int) -> _Rehearsal:
+    device, sequences = model.embedding.weight.device, settings.batch // parts
+    tokens = np.random.default_rng(0).integers(model.architecture.vocab, size=(settings.batch, settings.sequence + 1))
+    with training_step(model, settings, steps) as update:
+
+        def validate() -> None:
+            with torch.no_grad():
+                mean_loss(model, upload(tokens[:sequences], device))
+
+        for _ in range(_WARM if device.type == "cuda" else 1):
+            update(tokens, 0.0)
+        seconds = _timed(lambda: update(tokens, 0.0), device)
+        model.eval()
+        validate()
+        validation = _timed(validate, device)
+        state = sum(tensor.nbytes for tensor in update.state().values())
+    return _Rehearsal(sequences * settings.sequence, parts, _peak(device), seconds, validation, state)
+
+
+def _timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one run, of the few that are made."""
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(_TIMED):
+        run()
+    _wait(device)
+    return (time.perf_counter() - began) / _TIMED
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _empty(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> float:
+    """Bytes reserved: the memory of a graph is not counted as allocated, though nothing else can have it."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0.0
+
+
+# --- carrying on -----------------------------------------------------------------------------------------------------
+
+
+def _memory(found: list[_Rehearsal], tokens: int) -> float:
+    """Bytes for so many tokens at a time: what was measured, or a line through it."""
+    return _on_line([(one.tokens, one.memory) for one in found], tokens)
+
+
+def _seconds(found: list[_Rehearsal], tokens: int) -> float:
+    """Seconds of a step of so many tokens: those of the optimizer once, the rest for each token."""
+    return _on_line([(one.parts * one.tokens, one.seconds) for one in found], tokens)
+
+
+def _on_line(points: list[tuple[int, float]], at: int) -> float:
+    """The value there of the line through two points, the farther one first, that does not fall; or of one through
+    zero, where there is but one."""
+    (far, value), (near, smaller) = points if len(points) == 2 else (points[0], (0, 0.0))
+    if at == far:
+        return value
+    return value + max(0.0, value - smaller) / (far - near) * (at - far)
