@@ -32,7 +32,7 @@ class TaskSettings(ProxySettings):
     symbols: int = Field(default=16, gt=3, le=2**20, description="different tokens")
     examples: int = Field(default=100_000, gt=0, le=10**9, description="sequences that a candidate learns from")
     batch: int = Field(default=128, gt=0, le=2**16, description="sequences in a step")
-    learning_rate: float = Field(default=2e-2, gt=0, le=10, description="peak learning rate")
+    learning_rate: float = Field(default=1e-2, gt=0, le=10, description="peak learning rate")
     narrow: int = Field(
         default=1, ge=1, le=2**16, description="how many times narrower the model is that stands for the candidate"
     )
@@ -50,8 +50,8 @@ class TaskSettings(ProxySettings):
 
     @property
     def recipe(self) -> TrainingSettings:
-        """How it is trained: as the training proxy trains, but for what is said here, and with free weights: columns of
-        unit length drown the embeddings, which start small, and attention learns MQAR in three times as many steps."""
+        """How it is trained: as the training proxy trains, but for what is said here, and with free weights, with which
+        attention learned recall sooner (experiments/recall)."""
         return TrainingSettings(
             tokens=self.examples * self.sequence,
             sequence=self.sequence,

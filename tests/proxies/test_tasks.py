@@ -19,7 +19,7 @@ from nfsearch.proxies.zero_cost import ZeroCostProxy, ZeroCostSettings, flops_pe
 from nfsearch.space import Architecture, SpaceSettings
 from tests.proxies.small import architecture
 
-EASY = {"pairs": 3, "sequence": 9, "symbols": 7, "examples": 64 * 140, "batch": 64, "test": 128}
+EASY = {"pairs": 3, "sequence": 9, "symbols": 7, "examples": 64 * 240, "batch": 64, "test": 128}
 
 
 def proxy_of(kind: type[TaskProxy], device: str = "cpu", **settings: Any) -> TaskProxy:
@@ -108,7 +108,7 @@ def test_a_window_does_not_reach_what_is_further_away() -> None:
 
 
 def test_compression_is_learned() -> None:
-    proxy = proxy_of(CompressionProxy, sequence=4, symbols=4, examples=64 * 60, batch=64, test=128)
+    proxy = proxy_of(CompressionProxy, sequence=4, symbols=4, examples=64 * 160, batch=64, test=128)
     assert scored(proxy, "M2[head_dim=16,state=16]").metrics["compression"].value < 0.2  # chance: 2/3
 
 
@@ -160,7 +160,7 @@ def test_impossible_tasks_are_refused(settings: dict[str, int], said: str) -> No
 def test_a_loss_that_is_not_finite_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
     head = StandIn.head
     monkeypatch.setattr(StandIn, "head", lambda *given: head(*given) * math.nan)
-    with pytest.raises(Diverged, match="the training loss is nan at step 3"):
+    with pytest.raises(Diverged, match="the training loss is nan at step 5"):
         scored(proxy_of(MqarProxy, **EASY), "F[ratio=2]")
 
 
