@@ -83,7 +83,7 @@ def on_a_gpu(test: Callable[..., None]) -> Callable[..., None]:
 
 
 LAYERS = "A[head_dim=32] D[head_dim=32] F GDN[head_dim=32] GLA A[head_dim=32, window=64] M2[head_dim=32]"
-ON_CUDA = SMALL.model_copy(update={"tokens": 24 * 4 * 512, "sequence": 512, "batch": 4, "learning_rate": 3e-3})
+ON_CUDA = SMALL.model_copy(update={"tokens": 24 * 4 * 512, "sequence": 512, "batch": 4, "learning_rate": 2e-2})
 
 
 def on_cuda(layers: str = LAYERS) -> Architecture:
