@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Winner:
     """A candidate that is to leave its search: its record, all that the search found, and ways to the weights.
 
-    `proxy` makes what scored it, which may read and tokenise data. `train` trains the candidate again as the search did
-    and gives its weights; it raises ValueError where it cannot, and WorkFailed where training fails."""
+    `proxy` makes what scored it, which may read and tokenise data. `train` gives the weights, those that the run kept
+    or trained again as the search did; it raises ValueError where it cannot, and WorkFailed where training fails."""
 
     result: RunResult
     record: CandidateRecord
