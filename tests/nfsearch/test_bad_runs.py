@@ -66,7 +66,7 @@ def test_journal_cut_in_the_middle(fails: Run, finished_run: Path, tmp_path: Pat
     assert "line 5" in fails("run", "--resume", "run")
 
 
-@pytest.mark.parametrize("format", [None, 1, 4])
+@pytest.mark.parametrize("format", [None, 1, 5])
 def test_a_run_of_another_format(fails: Run, finished_run: Path, tmp_path: Path, format: int | None) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
@@ -78,7 +78,7 @@ def test_a_run_of_another_format(fails: Run, finished_run: Path, tmp_path: Path,
     for command in (("report", "run"), ("run", "--resume", "run")):
         err = fails(*command)
         assert (
-            f"study.journal holds a run of another version of nfsearch (format {format or 1}, this one reads 3)" in err
+            f"study.journal holds a run of another version of nfsearch (format {format or 1}, this one reads 4)" in err
         )
         assert "search anew (--out)" in err
         assert len(err.splitlines()) == 1

@@ -194,10 +194,10 @@ def test_wrong_input_is_refused_and_nothing_written(
     arguments: tuple[Any, ...], message: str, finished_run: Path, tmp_path: Path, command: Command
 ) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     _, err = command("confirm", *arguments, status=2)
     assert message in err
-    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_best_is_by_the_first_objective() -> None:
