@@ -319,9 +319,12 @@ def listening(processes: Sequence[int]) -> list[str]:
     """The addresses at which these processes accept connections, as the kernel writes them."""
     sockets: set[str] = set()
     for process in processes:
-        for held in Path(f"/proc/{process}/fd").iterdir():
+        held = []
+        with suppress(OSError):  # it has just ended
+            held = list(Path(f"/proc/{process}/fd").iterdir())
+        for each in held:
             with suppress(OSError):
-                sockets.add(str(held.readlink()))
+                sockets.add(str(each.readlink()))
     lines = [line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()]
     return [line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets]
 
