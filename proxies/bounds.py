@@ -23,6 +23,6 @@ class Bounds:
     share: float = 1.0
 
 
-def training_flops(parameters: float, tokens: int) -> float:
-    """Of a training, scores of attention apart: two for each parameter and token forwards, and four backwards."""
+def flops_of_weights(parameters: float, tokens: int) -> float:
+    """FLOPs of a training, scores of attention apart: two for each parameter and token forwards, and four backwards."""
     return 6.0 * parameters * tokens

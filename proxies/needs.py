@@ -10,13 +10,14 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from nfsearch.ops.model import HybridLM
-from nfsearch.proxies.bounds import Bounds, TooLarge, training_flops
+from nfsearch.proxies.bounds import Bounds, TooLarge, flops_of_weights
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.step import BEFORE_CAPTURE, mean_loss, training_step, upload
 from nfsearch.space import Architecture
@@ -150,7 +151,7 @@ def _small(
 ) -> bool:
     at_once = (settings.micro_batch or settings.batch) * settings.sequence
     kept = at_once * len(architecture.layers) * architecture.width * _KEPT
-    slowest = training_flops(architecture.parameters, steps * settings.batch * settings.sequence) / _SLOW[device.type]
+    slowest = flops_of_weights(architecture.parameters, steps * settings.batch * settings.sequence) / _SLOW[device.type]
     return 2 * (_least(architecture, settings) + kept) < there and slowest < seconds
 
 
@@ -190,10 +191,8 @@ def _rehearse(
     """None where the device's memory is too small for it."""
     sizes = {"batch": parts * sequences, "micro_batch": sequences, "sequence": length}
     _empty(model.embedding.weight.device)
-    try:
+    with suppress(torch.OutOfMemoryError):  # which holds what was computed until this block is left
         return _measured(model, settings.model_copy(update=sizes), parts, steps)
-    except torch.OutOfMemoryError:
-        pass  # what was computed is freed when this block, and so the error, is left
     _empty(model.embedding.weight.device)
     return None
 

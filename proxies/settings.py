@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
-from nfsearch.proxies.bounds import PEAK, training_flops
+from nfsearch.proxies.bounds import PEAK, flops_of_weights
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.proxy import ProxySettings
 from nfsearch.proxies.sources import Data, SplitData, paths_of, renamed
@@ -22,7 +22,16 @@ PERPLEXITY = Metric("perplexity")
 _NAMES = ("bytes", "python-stdlib")  # of tokenizers and data; no files, whatever lies there
 _SMALLEST_BPE = 257  # every byte, and the end of a document
 _LARGEST_BPE = 2**20  # four times what the largest published models have
+
+
+def _rising(value: tuple[int, ...]) -> tuple[int, ...]:
+    if list(value) != sorted(set(value)):
+        raise ValueError(f"expected rising numbers of tokens, found {list(value)}")
+    return value
+
+
 Tokens = Annotated[int, Field(gt=0, le=10**12)]
+RisingTokens = Annotated[tuple[Tokens, ...], AfterValidator(_rising)]
 _LARGEST_STEP = 2**24  # tokens; the largest models are trained in steps of this size
 
 
@@ -64,7 +73,7 @@ class TrainingSettings(ProxySettings):
         default=0.05, ge=0, lt=1, description="share of `tokens` spent warming up, also by longer trainings"
     )
     decay: float = Field(default=0.2, gt=0, le=1, description="share of a trunk's budget during which the rate decays")
-    rungs: tuple[Tokens, ...] = Field(
+    rungs: RisingTokens = Field(
         default=(), max_length=64, description="smaller budgets, in tokens, at which the loss is measured on the way"
     )
     output_scale: Literal["one", "depth"] = Field(
@@ -122,13 +131,6 @@ class TrainingSettings(ProxySettings):
             )
         return value
 
-    @field_validator("rungs")
-    @classmethod
-    def _rising(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if list(value) != sorted(set(value)):
-            raise ValueError(f"expected rising numbers of tokens, found {list(value)}")
-        return value
-
     @model_validator(mode="after")
     def _possible_rungs(self) -> Self:
         if self.rungs and self.schedule != "trunk":
@@ -157,7 +159,7 @@ class TrainingSettings(ProxySettings):
 
     def least_seconds(self, architecture: Architecture, device: str) -> float:
         parameters = architecture.parameters / self.narrow**2  # about, as the twin's vocabulary is not narrowed
-        return training_flops(parameters, self.tokens) / PEAK[device]
+        return flops_of_weights(parameters, self.tokens) / PEAK[device]
 
     def fidelity(self, data: str, device: str, tokens: int | None = None) -> Fidelity:
         """What a loss is measured with, on data of this digest and a device of this kind, "cpu" or "cuda"; after so

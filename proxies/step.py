@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nfsearch.ops.head_loss import head_loss
 from nfsearch.ops.model import HybridLM
-from nfsearch.proxies.head_loss import head_loss
 from nfsearch.proxies.optimizers import Optimizers
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.weight_norm import WeightNorm

@@ -14,11 +14,10 @@ from nfsearch.proxies.job import Evaluation, Report
 from nfsearch.proxies.schedule import Schedule
 from nfsearch.proxies.step import training_step
 from nfsearch.proxies.tasks import UNASKED, Task
-from nfsearch.proxies.trainer import Diverged, repeatable
+from nfsearch.proxies.trainer import REPORTS, Diverged, repeatable
 from nfsearch.space import Architecture
 from nfsearch.support.metrics import Measurement
 
-_REPORTS = 50  # in a run, and so points in a curve
 _TEST_SEED = 20_260_101  # of the sequences that all candidates are scored on; seeds of jobs are small
 _Z = 1.96  # standard deviations of a 95 % interval
 
@@ -78,7 +77,7 @@ def train_on_task(
     started = time.perf_counter()
     device, recipe = torch.device(device), task.settings.recipe
     schedule = Schedule.of(recipe, recipe.tokens)
-    interval, per_step = math.ceil(schedule.steps / _REPORTS), recipe.batch * recipe.sequence
+    interval, per_step = math.ceil(schedule.steps / REPORTS), recipe.batch * recipe.sequence
     waiting: list[Tensor] = []
     curve: list[tuple[int, float]] = []
     with repeatable(device, seed):

@@ -10,6 +10,7 @@ A sequence is packed into one row of int64: its tokens, the positions at which s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -44,14 +45,14 @@ class TaskSettings(ProxySettings):
         return self.symbols
 
     @property
+    @abstractmethod
     def asked(self) -> int:
         """Positions of a sequence at which something is asked."""
-        raise NotImplementedError
 
     @property
     def recipe(self) -> TrainingSettings:
-        """How it is trained: as the training proxy trains, but for what is said here, and with free weights, with which
-        attention learned recall sooner (experiments/recall)."""
+        """How it is trained: as the training proxy trains, but for what is said here, and with free weights, as in
+        Zoology."""
         return TrainingSettings(
             tokens=self.examples * self.sequence,
             sequence=self.sequence,
@@ -63,7 +64,7 @@ class TaskSettings(ProxySettings):
         )
 
 
-class Task:
+class Task(ABC):
     """A task says its name, which is its metric's, its settings and how its sequences are drawn."""
 
     metrics: ClassVar[Sequence[Metric]]  # one: the share of answers that are wrong
@@ -74,7 +75,7 @@ class Task:
     def name(self) -> str:
         return self.metrics[0].name
 
+    @abstractmethod
     def draw(self, count: int, generator: Generator) -> Tensor:
         """So many new sequences on the generator's device, which the host does not wait for: int64 [count, sequence +
         2 asked], packed as this module says."""
-        raise NotImplementedError

@@ -30,7 +30,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 _memory: Any = torch.utils.deterministic
 
-_REPORTS = 50  # in a run, and so points in a curve
+REPORTS = 50  # in a run, and so points in a curve
 
 
 class Diverged(ArithmeticError):
@@ -144,7 +144,7 @@ class _Training:
 
     @property
     def _interval(self) -> int:
-        return math.ceil(self.schedule.steps / _REPORTS)
+        return math.ceil(self.schedule.steps / REPORTS)
 
     def fit(self, bounds: Bounds, began: float) -> None:
         """Computes no more at a time than there is room for. Raises TooLarge: see `fitted`."""

@@ -26,9 +26,9 @@ class ZeroCostSettings(ProxySettings):
 
 
 class ZeroCostProxy:
-    """FLOPs of a token (the last of a sequence), the number of
-    operators, and the norm of the loss's gradient at the start, on random tokens (one of the measures of Abdelfattah et
-    al., arXiv 2101.08134). The number of parameters is a metric of every run anyway.
+    """FLOPs of a token (the last of a sequence), the number of operators, and the norm of the loss's gradient at the
+    start, on random tokens (one of the measures of Abdelfattah et al., arXiv 2101.08134). The number of parameters is a
+    metric of every run anyway.
 
     For comparison with other proxies: as an objective each of them has a trivial optimum.
     """

@@ -46,13 +46,15 @@ class JournalFile(JournalFileBackend):
             raise
 
 
-def lock(path: Path) -> BinaryIO:
-    journal = path.open("ab")
+def lock(path: Path, advice: str = "wait for it, or end it") -> BinaryIO:
+    """The file, to be read and added to by this process alone until it is closed. Raises ValueError with the advice
+    where another process has it."""
+    journal = path.open("a+b", buffering=0)
     try:
         fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
     except BlockingIOError:
         journal.close()
-        raise ValueError(f"{path} is being written by another process: wait for it, or end it") from None
+        raise ValueError(f"{path} is being written by another process: {advice}") from None
     except OSError:
         logger.warning("%s: the file system knows no locks, so see to it that one process writes here at a time", path)
     return journal

@@ -250,6 +250,11 @@ def test_bytes_are_those_of_the_cost_model() -> None:
         (("ops", "--op", "D", "--width", "100"), "not a multiple"),
         (("ops", "--op", "F", "--dtype", "int8"), "bfloat16"),
         (("training", "--op", "F"), "head_dim"),
+        (("training", "--model", "F"), "--width"),
+        (("training", "--model", "F", "--op", "D", "--width", "32"), "one of them"),
+        (("training", "--model", "F", "--width", "32", "--width", "64"), "2 times for 1 models"),
+        (("candidate", "F", "--width", "32", "--set", "tokenz=3"), "tokenz"),
+        (("candidate", "D[head_dim=24]", "--width", "32"), "not a multiple"),
     ],
 )
 def test_wrong_input_is_said_before_any_work(

@@ -15,7 +15,7 @@ from nfsearch.ops.ffn import FeedForward
 from nfsearch.space import Architecture
 from nfsearch.support import phases
 from nfsearch.support.phases import phase, watched
-from tests.nfsearch.test_bench import Run, bench, entries, hold_together, status
+from tests.nfsearch.test_bench import Run, bench, entries, hold_together
 
 __all__ = ["bench"]
 
@@ -76,28 +76,6 @@ def test_a_model_of_library_parts_that_computes_something_else_is_not_timed(
     (found,) = bench(*MODEL).comparisons
     assert entries(found)["library parts"].status == "wrong"
     assert entries(found)["nfsearch"].status == "measured"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("training", "--model", "F"), "--width"),
-        (("training", "--model", "F", "--op", "D", "--width", "32"), "one of them"),
-        (("training", "--model", "F", "--width", "32", "--width", "64"), "2 times for 1 models"),
-        (("candidate", "F", "--width", "32", "--set", "tokenz=3"), "tokenz"),
-        (("candidate", "D[head_dim=24]", "--width", "32"), "not a multiple"),
-    ],
-)
-def test_wrong_input_is_said_before_any_work(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    message: str,
-) -> None:
-    assert status(monkeypatch, *arguments, "-o", tmp_path / "result.json") == 2
-    assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_flops_of_training_are_six_for_each_weight_and_those_of_attention() -> None:

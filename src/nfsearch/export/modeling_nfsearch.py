@@ -656,9 +656,8 @@ class NFSearchForCausalLM(NFSearchPreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return (
-            False  # `forward` makes the cache: a DynamicCache has no length without attention, and counts meta tokens
-        )
+        """`forward` makes the cache: a DynamicCache has no length without attention, and counts meta tokens."""
+        return False
 
     @can_return_tuple
     def forward(

@@ -12,32 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, create_model, model_validator
 
 from nfsearch.proxies import PROXIES, Proxy, ProxySettings
+from nfsearch.proxies.settings import RisingTokens, Tokens
 from nfsearch.run.config import Config, read_config
 from nfsearch.run.tables import training_kind
 from nfsearch.run.yaml_file import YamlFile, read_yaml
 from nfsearch.support.settings import SettingError, Settings
 
-Tokens = Annotated[int, Field(gt=0, le=10**12)]
 _SHARED = {"kind", "data", "tokenizer", "validation_tokens"}  # what losses that are compared have in common
 
 
 class Recipe(Settings):
     """What a recipe has beside the settings of the proxy; `tokens` among those is what a warm-up is a share of."""
 
-    budgets: tuple[Tokens, ...] = Field(min_length=1, description="tokens at which the loss is measured, rising")
-
-    @model_validator(mode="after")
-    def _rising(self) -> Recipe:
-        if any(a >= b for a, b in pairwise(self.budgets)):
-            raise SettingError(f"expected rising numbers of tokens, found {list(self.budgets)}", "budgets")
-        return self
+    budgets: RisingTokens = Field(min_length=1, description="tokens at which the loss is measured, rising")
 
 
 class Reference(Settings):

@@ -7,7 +7,6 @@ line that a killed process left unfinished is no line: nobody reads it, and the 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from typing_extensions import Self
 
 from nfsearch.proxies import Evaluation, Fidelity
+from nfsearch.search.journal import lock
 from nfsearch.support.files import naming
 
 _SUFFIX = ".journal"
@@ -69,14 +69,7 @@ class Journal:
         self.path = folder / f"share-{share[0]}-of-{share[1]}{_SUFFIX}"
 
     def __enter__(self) -> Self:
-        self._file = self.path.open("a+b", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
-        except BlockingIOError:
-            self._file.close()
-            raise ValueError(f"{self.path} is being written by another process: give it another --share") from None
-        except OSError:
-            pass  # a file system that knows no locks
+        self._file = lock(self.path, "give it another --share")
         end = self._file.seek(0, os.SEEK_END)
         if end:
             self._file.seek(end - 1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nfsearch.space import Architecture
+from nfsearch.proxies.zero_cost import flops_per_token
 from nfsearch.studies.draw import Drawn, operators
 from nfsearch.studies.journal import Entry, Known
 
@@ -41,15 +41,10 @@ def about(number: int, drawn: Drawn, names: Sequence[str]) -> dict[str, Any]:
         "width": one.width,
         "depth": len(one.layers),
         "parameters": one.parameters,
-        "flops_per_token": flops_per_token(one),
+        "flops_per_token": flops_per_token(one, 0),  # without what attention does of a context
         **{f"{name}_ms": 1e3 * seconds for name, seconds in drawn.latencies.items()},
         **{f"{LAYERS}{name}": counts[name] for name in names},
     }
-
-
-def flops_per_token(architecture: Architecture) -> int:
-    """Of a forward pass: the operators, contexts aside, and the head."""
-    return sum(cost.flops_per_token for cost in architecture.costs()) + 2 * architecture.vocab * architecture.width
 
 
 def _outcome(entry: Entry) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def _cross_entropy(logits, targets, losses, vocab, COLUMNS: tl.constexpr):
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `nfsearch.proxies.head_loss`; the gradient is written over the logits."""
+    """See `nfsearch.ops.head_loss`; the gradient is written over the logits."""
     rows, vocab = logits.shape
     losses = torch.empty(rows, device=logits.device, dtype=torch.float32)
     columns = min(_COLUMNS, triton.next_power_of_2(vocab))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nfsearch.ops import head_loss as head_loss_module
+from nfsearch.ops.head_loss import head_loss
+from nfsearch.ops.kernels.training import cross_entropy as head_kernel
 from nfsearch.ops.model import HybridLM
-from nfsearch.proxies import head_kernel
-from nfsearch.proxies import head_loss as head_loss_module
-from nfsearch.proxies.head_loss import head_loss
 from tests.ops.kernels.cross_compile import launches
 from tests.ops.kernels.interpreter import interprets
 from tests.proxies.small import architecture
@@ -24,8 +24,8 @@ from tests.proxies.small import architecture
 _INTERPRETED = """
 import json, torch
 from nfsearch.ops.checks import relative
-from nfsearch.proxies import head_kernel
-from nfsearch.proxies.head_loss import cross_entropy
+from nfsearch.ops.kernels.training import cross_entropy as head_kernel
+from nfsearch.ops.head_loss import cross_entropy
 head_kernel._COLUMNS = 64
 errors = []
 for dtype, vocab in ((torch.float32, 150), (torch.bfloat16, 128), (torch.float32, 7)):

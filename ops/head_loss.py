@@ -66,5 +66,5 @@ def _form(dtype: torch.dtype) -> Form:
         logits = (3 * draw(37, 5003)).to(dtype)  # two rounds of the kernel's columns, the second not whole
         return [logits, torch.arange(37, device=device) * 135]
 
-    kernel = "nfsearch.proxies.head_kernel:cross_entropy"
+    kernel = "nfsearch.ops.kernels.training.cross_entropy:cross_entropy"
     return Form(f"the loss of the head ({dtype})", dtype, cross_entropy, kernel, example, gradients=False)
