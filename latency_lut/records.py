@@ -13,18 +13,32 @@ from nfsearch.latency_lut.places import ITEM_BYTES
 from nfsearch.latency_lut.provenance import Provenance
 from nfsearch.latency_lut.rows import Row
 
-_Positive = Annotated[int, Field(gt=0)]
+_MOST = 2**31 - 1  # what a column of the file holds
+_Positive = Annotated[int, Field(gt=0, le=_MOST)]
+_Count = Annotated[int, Field(ge=0, le=_MOST)]
+_LARGEST = (
+    1e12  # of any number that is measured; sums and squares of such numbers, and of the smallest time, are finite
+)
+_Time = Annotated[float, Field(ge=1e-9, le=_LARGEST)]  # milliseconds
+_Amount = Annotated[float, Field(ge=0, le=_LARGEST)]
 _NARROWER: dict[str, Any] = {
     "phase": Literal["decode", "prefill"],
     "dtype": Literal[tuple(ITEM_BYTES)],
     "batch": _Positive,
     "width": _Positive,
-    "context": Annotated[int, Field(ge=0)],
-    "others": Annotated[int, Field(ge=0)],
+    "context": _Count,
+    "others": _Count,
     "cache": Literal[CACHES],
-    "working_set_mb": Annotated[float, Field(gt=0)],
-    "latency_ms": Annotated[float, Field(gt=0)] | None,
-    "runs": Annotated[int, Field(ge=0)],
+    "working_set_mb": Annotated[float, Field(gt=0, le=_LARGEST)],
+    "between_mb": _Amount,
+    "disturbance": _Amount,
+    "latency_ms": _Time | None,
+    "spread_ms": _Amount,
+    "runs": _Count,
+    "layers": _Count,
+    "workspace_mb": _Amount | None,
+    "clock_mhz": _Amount | None,
+    "power_w": _Amount | None,
 }
 
 

@@ -92,8 +92,17 @@ class Store:
         return [found for found in self._evaluated() if found.proposal.confirms is None]
 
     def confirmations(self) -> list[Candidate]:
-        """Further evaluations of candidates, which the search knows nothing of, in the order in which they finished."""
-        return [found for found in self._evaluated() if found.proposal.confirms is not None]
+        """Further evaluations of candidates, which the search knows nothing of, in the order in which they finished.
+        Raises ValueError for a trial that is not ours, and for one of a candidate that is not there."""
+        searched = {found.number for found in self.candidates()}
+        further = [found for found in self._evaluated() if found.proposal.confirms is not None]
+        for found in further:
+            if found.proposal.confirms not in searched:
+                raise ValueError(
+                    f"trial {found.number} of the study confirms candidate {found.proposal.confirms}, "
+                    "which the study does not have"
+                )
+        return further
 
     def _evaluated(self) -> list[Candidate]:
         return [from_trial(trial) for trial in self._study.get_trials(deepcopy=False)]

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import resource
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from nfsearch.run import plan
 from nfsearch.run.config import Config, load_config
 from nfsearch.run.tables import proxy_of
 from nfsearch.search.study import load_store
-from tests.nfsearch.runs import Run, tiny_config
+from tests.nfsearch.runs import Run, files_of_at_most, tiny_config
 
 
 @pytest.mark.parametrize("room", [0, 16_000])
@@ -28,13 +27,8 @@ def test_full_disk(
     config = tiny_config(tmp_path)
     proxy_of(load_config(config)[0])  # so that the run's folder is where the disk is full
     monkeypatch.setattr(sys, "argv", ["nfsearch", "run", str(config), "--out", str(tmp_path / "run")])
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        with pytest.raises(SystemExit) as end:
-            main()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(room), pytest.raises(SystemExit) as end:
+        main()
     err = capsys.readouterr().err
     assert end.value.code == 1
     assert "Traceback" not in err

@@ -101,6 +101,14 @@ def test_failed_seeds_are_kept_and_in_no_mean() -> None:
     assert finalist.seeds == 2
 
 
+def test_a_metric_that_one_seed_lacks_has_no_mean() -> None:
+    one, two = fake_confirmations({3: [2.1, 2.2]})
+    assert one.evaluation is not None
+    more = replace(one.evaluation, metrics={**one.metrics, "extra": Measurement(1.0)})
+    (found,) = confirmed_of([replace(one, evaluation=more), two], {3: {"tpot": Measurement(1.0)}}, ["loss"], Limits())
+    assert set(found.finalists[0].metrics) == {"loss", "tpot"}
+
+
 def test_the_export_takes_the_confirmed_order() -> None:
     search = make_result()
     first, second, *_ = search.front

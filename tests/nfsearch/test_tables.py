@@ -23,7 +23,7 @@ from nfsearch.run.config import load_config
 from nfsearch.run.tables import checked, given_table
 from nfsearch.support.terminal import plain_console
 from tests.latency_lut.helpers import made_up_check, made_up_row, made_up_verification, measure_quickly
-from tests.nfsearch.runs import invented_table, kill_group, start, tiny_config
+from tests.nfsearch.runs import files_of_at_most, invented_table, kill_group, start, tiny_config
 
 LATENCY = {
     "device": "cpu",
@@ -153,6 +153,22 @@ def test_a_busy_machine_is_exit_status_1_and_accepted_by_name(
     assert f"~ {count} of {count} rows were measured" in " ".join(command("lut", "show", table)[0].split())
     monkeypatch.setattr(Profiler, "measure", None)  # what was accepted is not measured again
     command(*build)
+
+
+def test_a_full_disk_is_exit_status_1_and_the_rows_before_it_are_kept(
+    quick: None, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Profiler, "measure", lambda self, key: made_up_row(key))
+    table = tmp_path / "t.parquet"
+    build = ("lut", "build", config(tmp_path), "-o", table)
+    with files_of_at_most(3000):
+        err = command(*build, status=1)[1]
+    assert err.count("nfsearch: ") == 1
+    assert f"File too large: '{Journal(table).path}'" in err
+    assert not table.exists()
+    kept = len(Journal(table).read()[1])
+    assert kept
+    assert f"({kept} known before)" in command(*build)[1]
 
 
 @pytest.mark.slow

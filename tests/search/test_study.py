@@ -72,6 +72,17 @@ def test_a_search_goes_on_after_confirmations_and_does_not_see_them(tmp_path: Pa
     assert load_store(tmp_path / "study.journal").confirmations() == [confirmed]
 
 
+@pytest.mark.parametrize("number", [-(2**63), 4, 7])
+def test_a_confirmation_of_no_candidate_is_refused_by_name(tmp_path: Path, number: int) -> None:
+    found = search(strategy(evaluations=4), 4)
+    stray = replace(found[1], number=4, proposal=replace(found[1].proposal, confirms=number))
+    with new_store(tmp_path / "study.journal") as store:
+        for candidate in (*found, stray):
+            store.add(candidate)
+        with pytest.raises(ValueError, match=f"trial 4 of the study confirms candidate {number}, which the study does"):
+            store.confirmations()
+
+
 def test_what_people_see_of_a_study_is_named_short_and_in_their_units(journal: Path) -> None:
     backend = optuna.storages.journal.JournalFileBackend(str(journal))
     study = optuna.load_study(study_name="run", storage=optuna.storages.JournalStorage(backend))

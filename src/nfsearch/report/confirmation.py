@@ -173,7 +173,7 @@ def _confirmed(
             runs.setdefault(each.proposal.confirms, []).append(_run(each))
     done = {number: [run for run in group if run.state == "done"] for number, group in runs.items()}
     done = {number: group for number, group in done.items() if group}
-    measured = {name for group in done.values() for run in group for name in run.metrics}
+    measured = set.intersection(*(set(run.metrics) for group in done.values() for run in group)) if done else set()
     metric = next((name for name in objectives if name in measured), None)
     if metric is None:
         return None
