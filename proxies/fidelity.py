@@ -15,6 +15,8 @@ class Fidelity:
     """How much training, of what kind, on what: equal fidelity, comparable losses.
 
     Fidelities are ordered by what they cost: `a < b` says that a candidate costs less at a than at b.
+
+    Raises ValueError for numbers that none has.
     """
 
     tokens: int  # that a candidate is trained on
@@ -23,6 +25,11 @@ class Fidelity:
     recipe: str  # everything else that a loss depends on, in words
     data: str  # the digest of the tokens it is trained and measured on
     twin: int = 1  # how many times narrower the model is that stands for the candidate
+
+    def __post_init__(self) -> None:
+        for name, least in (("tokens", 0), ("sequence", 0), ("batch", 0), ("twin", 1)):
+            if not least <= (value := getattr(self, name)) < 2**63:
+                raise ValueError(f"{name}: expected a whole number from {least} on, found {value!r:.40}")
 
     @cached_property
     def digest(self) -> str:

@@ -189,6 +189,13 @@ def test_a_job_that_the_proxy_cannot_do(corpus: Corpus, changes: dict[str, Any],
         proxy.train(job)
 
 
+@pytest.mark.parametrize("wrong", [{"twin": 0}, {"tokens": -1}, {"tokens": 10**400}, {"batch": 2**63}])
+def test_a_fidelity_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name}: expected a whole number from [01] on, found"):
+        Fidelity(**{"tokens": 10, "sequence": 1, "batch": 1, "recipe": "none", "data": "none", **wrong})
+
+
 def test_what_a_loss_depends_on_is_its_fidelity(corpus: Corpus) -> None:
     fidelity = SMALL.fidelity(corpus.digest, "cpu")
     assert isinstance(fidelity, Fidelity)
