@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nfsearch.ops.chooser import run
+from nfsearch.ops.forms import Form, draws
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.operator import Operator, State, linear
 
@@ -28,17 +32,11 @@ class FeedForward(Operator):
         self.down = linear(inner, width)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
-        return self._apply_rows(x)
+        hidden = self.gate_up(x)
+        return self.down(run(_form(self.act, self.inner, hidden.dtype), hidden, hidden))
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
-        return self._apply_rows(x)
-
-    def _apply_rows(self, x: Tensor) -> Tensor:
-        hidden = self.gate_up(x)
-        if self.act == "swiglu":
-            gate, up = self.layout.split(hidden)
-            return self.down(F.silu(gate) * up)
-        return self.down(F.relu(hidden).square())
+        return self.down(_activated(self.gate_up(x), self.act))
 
     def reference(self, x: Tensor) -> Tensor:
         outputs = []
@@ -50,3 +48,25 @@ class FeedForward(Operator):
                 hidden = (row @ self.gate_up.weight.T).clamp(min=0) ** 2
             outputs.append(hidden @ self.down.weight.T)
         return torch.stack(outputs, dim=1)
+
+
+def _activated(hidden: Tensor, act: str) -> Tensor:
+    """[..., inner] of hidden, which are rows of `gate_up`."""
+    if act == "swiglu":
+        gate, up = hidden.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    return F.relu(hidden).square()
+
+
+@cache
+def _form(act: str, inner: int, dtype: torch.dtype) -> Form:
+    """`_activated` in training and prefill: on CUDA by one kernel each way, on the packed rows."""
+    return Form(
+        f"the activation of the feed-forward operator ({dtype})",
+        dtype,
+        lambda hidden: _activated(hidden, act),
+        "nfsearch.ops.kernels.training.ffn:activate",
+        lambda device: [draws(device)(37, inner * (2 if act == "swiglu" else 1)).to(dtype)],
+        key=(act, inner),
+        how={"act": act},
+    )

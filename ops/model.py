@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nfsearch.ops.forms import Choice, Step
 from nfsearch.ops.operator import Operator, RMSNorm, State, build_operator, wide
+from nfsearch.ops.residual import add_norm
 from nfsearch.ops.steps import (
     Bound,
     bind_embedding,
@@ -28,7 +29,7 @@ _LOGITS_AT_ONCE = 1 << 25  # logits held at a time in `loss`: 128 MiB of float32
 
 
 class Block(nn.Module):
-    """x + operator(norm(x))."""
+    """x + operator(norm(x)): one of a chain in which each leaves its sum to the next, whose norm reads it."""
 
     def __init__(self, layer: Layer, width: int, norm_eps: float) -> None:
         super().__init__()
@@ -36,9 +37,13 @@ class Block(nn.Module):
         self.operator = build_operator(layer, width)
         self._bound = Bound()
 
-    def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
-        """x [batch, time, width]; see `Operator.forward`."""
-        return x + self.operator(self.norm(x), state, position)
+    def forward(
+        self, x: Tensor, added: Tensor | None = None, state: State | None = None, position: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """What the block before left, x and what is to be added to it, [batch, time, width] each, to the same: the sum,
+        and what the operator gives of its norm. See `Operator.forward`."""
+        x, normed = add_norm(x, added, self.norm)
+        return x, self.operator(normed, state, position)
 
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
         """x [batch, width]; see `Operator.step`. On CUDA by the operator's kernels, where they serve."""
@@ -128,7 +133,8 @@ class HybridLM(nn.Module):
         `position` 0 starts with the meta tokens; otherwise it continues, and is how many tokens the state holds,
         meta tokens counted.
         """
-        return self.next_logits(self._body(tokens, state, position)[:, -1])
+        x, added = self._body(tokens, state, position)
+        return self.next_logits(x[:, -1] if added is None else x[:, -1] + added[:, -1])
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: list[State], position: Tensor) -> Tensor:
@@ -187,21 +193,24 @@ class HybridLM(nn.Module):
 
     def hidden(self, tokens: Tensor, state: list[State] | None = None, position: int = 0) -> Tensor:
         """What the head reads: [batch, time, width] after the final norm, meta tokens cut off."""
-        return self.norm(self._body(tokens, state, position))
+        return add_norm(*self._body(tokens, state, position), self.norm)[1]
 
-    def _body(self, tokens: Tensor, state: list[State] | None, position: int) -> Tensor:
-        """What the final norm reads: [batch, time, width], meta tokens cut off."""
-        x = self.embedding(tokens)
+    def _body(self, tokens: Tensor, state: list[State] | None, position: int) -> tuple[Tensor, Tensor | None]:
+        """What the last block leaves: see `Block.forward`. [batch, time, width], meta tokens cut off."""
+        x, added = self.embedding(tokens), None
         meta = self.meta if position == 0 else None
         if meta is not None:
             x = torch.cat((meta.expand(len(tokens), -1, -1), x), dim=1)
         recompute = self.recompute and state is None and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
-            if recompute:
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            if recompute:  # which keeps what a block is given: one tensor, not two
+                x = x if added is None else x + added
+                x, added = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, None if state is None else state[i], position)
-        return x if meta is None else x[:, len(meta) :]
+                x, added = block(x, added, None if state is None else state[i], position)
+        if meta is not None:
+            x, added = x[:, len(meta) :], None if added is None else added[:, len(meta) :]
+        return x, added
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocab] of hidden [..., width] through the tied embedding, in float32 or wider."""

@@ -47,7 +47,8 @@ class Operator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
-        """The parallel form. x [batch, time, width], the result likewise.
+        """The parallel form. x [batch, time, width], the result likewise. Under autocast on CUDA, x may have its dtype,
+        in which products with x are computed anyway.
 
         With a state, continues after the `position` tokens it holds and writes the new ones into it, in place and
         outside autograd (a continued sequence is for inference).

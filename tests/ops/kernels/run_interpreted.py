@@ -18,7 +18,7 @@ from triton import language
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterOptions
 
-from tests.ops.kernels import chunk_linear_cases, glue_interpreted, interpreted, interpreted_delta
+from tests.ops.kernels import chunk_linear_cases, fused_interpreted, glue_interpreted, interpreted, interpreted_delta
 
 
 def keep_what_is_patched() -> None:
@@ -78,5 +78,6 @@ if __name__ == "__main__":
         "delta": interpreted_delta,
         "linear": chunk_linear_cases,
         "glue": glue_interpreted,
+        "fused": fused_interpreted,
     }
     print(json.dumps({name: group.report() for name, group in groups.items()}))

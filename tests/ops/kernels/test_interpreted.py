@@ -78,3 +78,9 @@ def test_what_is_around_the_recurrences_agrees_with_float64(report: dict[str, An
     assert not any(found["verdicts"])
     assert len(found["errors"]) == 13
     assert {name: error for name, error in found["errors"].items() if not error < 1e-5} == {}
+
+
+def test_what_is_between_products_agrees_with_float64(report: dict[str, Any]) -> None:
+    found = report["fused"]
+    assert len(found) == 9
+    assert {name: x for name, x in found.items() if not x < (1e-2 if "half" in name else 1e-5)} == {}
