@@ -46,11 +46,15 @@ class Layer:
         assert spec is not None  # as when it was made
         return spec
 
+    @property
+    def values(self) -> dict[str, Value]:
+        """All settings, those at their defaults included."""
+        return {name: setting.default for name, setting in self.spec.settings.items()} | dict(self.settings)
+
     def shape(self, width: int) -> Shape:
         """The concrete sizes at this width. Raises ValueError where the settings do not fit it."""
-        values = {name: setting.default for name, setting in self.spec.settings.items()}
         try:
-            return self.spec.shape(width, **{**values, **dict(self.settings)})
+            return self.spec.shape(width, **self.values)
         except ValueError as error:
             raise ValueError(f"{self}: {error}") from None
 
@@ -63,11 +67,12 @@ class Layer:
 
 def print_operator(name: str, settings: tuple[tuple[str, tuple[Value, ...]], ...]) -> str:
     """The text of an operator; each setting has one value or several to choose from."""
-    inner = ",".join(f"{key}={'|'.join(map(_print_value, values))}" for key, values in settings)
+    inner = ",".join(f"{key}={'|'.join(map(print_value, values))}" for key, values in settings)
     return f"{name}[{inner}]" if inner else name
 
 
-def _print_value(value: Value) -> str:
+def print_value(value: Value) -> str:
+    """The text of a setting's value."""
     if value is None:
         return "none"
     if isinstance(value, bool):
