@@ -74,7 +74,7 @@ def _folder_layer(index: int, layer: Layer, width: int) -> dict[str, Any]:
     if layer.spec.long_name not in OPERATORS or not layer.spec.module.startswith("nfsearch."):
         raise ValueError(
             f"layer {index} is {layer}, of {layer.spec.module.split(':')[0]}: a folder that needs nothing of nfsearch "
-            f"has no code for it, only for {', '.join(OPERATORS)} and fla:LAYER; --to yaml writes the design"
+            f"has no code for it, only for {', '.join(OPERATORS)} and fla:LAYER"
         )
     return {"operator": layer.spec.long_name, **shape}
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from nfsearch import hf
 from nfsearch.bench.model import qwen3
 from nfsearch.export import Winner
-from nfsearch.export.hub import CODE, export_hf
+from nfsearch.export.hub import CODE, HubExporter
 from nfsearch.ops.attention import Attention
 from nfsearch.ops.model import HybridLM
 from nfsearch.proxies.tokenizers import load_tokenizer
@@ -35,6 +35,7 @@ from tests.nfsearch.runs import invented_table, tiny_config
 EVERY_OPERATOR = (
     "A[head_dim=16] F D[head_dim=16] M2[head_dim=16,state=16] GDN[head_dim=16] GLA F[act=relu2] A[head_dim=16,window=8]"
 )
+export_hf = HubExporter().write
 
 
 def unneeded() -> Any:
@@ -199,7 +200,7 @@ def test_the_folder_is_whole_or_absent(
     (tmp_path / "empty").mkdir()
     assert {path.name for path in export_hf(model, tmp_path / "empty").iterdir()} == names
     assert json.loads((tmp_path / "empty" / "config.json").read_text())["eos_token_id"] is None
-    monkeypatch.setattr("nfsearch.export.hub._card", lambda *_: 1 / 0)
+    monkeypatch.setattr("nfsearch.export.folder._card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_hf(model, tmp_path / "failed")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nfsearch import hf
-from nfsearch.export.hub import _config
+from nfsearch.export.hub import HubExporter
 from nfsearch.ops.model import HybridLM
 from nfsearch.space import Architecture, Layer
 from nfsearch.space.operators import operators
@@ -45,7 +45,7 @@ def theirs(ours: HybridLM) -> NFSearchForCausalLM:
     """The model that a folder of this one holds."""
     from nfsearch.export.modeling_nfsearch import NFSearchConfig, NFSearchForCausalLM
 
-    said = _config(ours.architecture, hf.folder_layers(ours.architecture))
+    said = HubExporter().config(ours.architecture)
     model = NFSearchForCausalLM(NFSearchConfig(**{name: said[name] for name in said if name != "auto_map"}))
     missing, odd = model.load_state_dict(hf.folder_weights(ours), strict=False)
     assert (missing, odd) == (["lm_head.weight"], [])

@@ -46,4 +46,14 @@ class Exporter(Protocol):
         express; before any training, where that can be known."""
 
 
+class Expresses(Exporter, Protocol):
+    """An exporter that knows which designs it cannot express: `space: {serves: NAME}` then keeps a search to those that
+    it can. One without this method can express anything."""
+
+    def refusal(self, architecture: Architecture) -> str:
+        """Why it cannot express this architecture, or "": one sentence that names the layer, its index and notation,
+        and the setting, and after a colon the rule that they break. It is asked of every design that a search draws: it
+        takes microseconds, and imports nothing heavy."""
+
+
 EXPORTERS: Registry[type[Exporter]] = Registry("nfsearch.exporters", "exporter")
