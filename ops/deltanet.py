@@ -1,4 +1,4 @@
-"""DeltaNet, as Nemotron-Flash runs it: short convolutions, no output gate, no negative eigenvalues."""
+"""DeltaNet, as Nemotron-Flash runs it: short convolutions, no output gate, negative eigenvalues only on request."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from nfsearch.ops.shortconv import (
 class DeltaNet(Operator):
     """u_t = beta_t (v_t - S_{t-1}^T k_t);  S_t = S_{t-1} + k_t u_t^T;  o_t = S_t^T q_t / sqrt(dim), per head.
 
-    q, k, v pass a short convolution and silu, q and k are scaled to length one, beta = sigmoid. The output is
-    RMS-normalised per head (one weight for all heads) and projected.
+    q, k, v pass a short convolution and silu, q and k are scaled to length one, beta = sigmoid, or twice that with
+    `neg_eigval`: 1 - beta, an eigenvalue of what takes S_{t-1} to S_t, is then in (-1, 1) and not in (0, 1), so that
+    a state can keep a parity (Grazzi et al., arXiv 2411.12537, section 4). The output is RMS-normalised per head (one
+    weight for all heads) and projected.
 
     Rows of `in_proj`: `layout`, heads x head_dim of q, k and v each, a beta per head. `conv` [3 heads head_dim, taps]
     runs over q|k|v.
@@ -36,8 +38,9 @@ class DeltaNet(Operator):
     column_normalised = ("out_proj.weight",)
     fused_step = "nfsearch.ops.kernels.decode.deltanet:FUSED"
 
-    def __init__(self, width: int, *, heads: int, head_dim: int, conv: int) -> None:
+    def __init__(self, width: int, *, heads: int, head_dim: int, conv: int, neg_eigval: bool = False) -> None:
         super().__init__(width)
+        self.neg_eigval = neg_eigval
         self.heads, self.head_dim, self.inner = heads, head_dim, heads * head_dim
         self.layout = Layout.of(q=self.inner, k=self.inner, v=self.inner, beta=heads)
         self.in_proj = linear(width, self.layout.total)
@@ -63,7 +66,7 @@ class DeltaNet(Operator):
         qkv, beta = self.layout.split(self.in_proj(x), "q|k|v", "beta")
         held = state or {}
         q, k, v = self._heads(causal_conv_silu(qkv, self.conv, None, held.get("conv"), position, parts=self.parts))
-        out, last = delta_rule(q, k, v, beta.to(wide(beta.dtype)).sigmoid(), None, held.get("state"), like=x)
+        out, last = delta_rule(q, k, v, self.betas(beta), None, held.get("state"), like=x)
         if state is not None:
             state["state"].copy_(last.detach())
         return self.out_proj(fused_norm_heads(out, self.norm.weight, self.norm.eps, None, qkv.dtype))
@@ -71,8 +74,13 @@ class DeltaNet(Operator):
     def step(self, x: Tensor, state: State, position: Tensor) -> Tensor:
         qkv, beta = self.layout.split(self.in_proj(x), "q|k|v", "beta")
         q, k, v = self._heads(activate(causal_conv_step(qkv, self.conv, None, state["conv"], position), self.parts))
-        out = delta_rule_step(q, k, v, beta.to(q.dtype).sigmoid(), None, state["state"])
+        out = delta_rule_step(q, k, v, self.betas(beta), None, state["state"])
         return self.out_proj(norm_heads(out, self.norm.weight, self.norm.eps, None, qkv.dtype))
+
+    def betas(self, beta: Tensor) -> Tensor:
+        """How much of the error is written, in float32 or wider, of rows of the projection [..., heads]."""
+        share = beta.to(wide(beta.dtype)).sigmoid()
+        return 2 * share if self.neg_eigval else share
 
     def _heads(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """q, k, v [..., heads, head_dim] of parts [..., inner]."""
@@ -85,7 +93,7 @@ class DeltaNet(Operator):
         qkv = qkv * qkv.sigmoid()
         q, k, v = (z.unflatten(-1, (self.heads, d)) for z in qkv.chunk(3, dim=-1))
         q, k = (z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt() for z in (q, k))
-        beta = beta.sigmoid()
+        beta = beta.sigmoid() * (2 if self.neg_eigval else 1)
         state = x.new_zeros(len(x), self.heads, d, d)  # S, key x value
         outputs = []
         for t in range(x.shape[1]):

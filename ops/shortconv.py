@@ -1,4 +1,4 @@
-"""The short causal depthwise convolution before a recurrence.
+"""The short causal depthwise convolution, before a recurrence or alone.
 
 y_t[c] = bias[c] + sum over j of weight[c, j] x_{t - taps + 1 + j}[c], with x = 0 before the start.
 
@@ -9,7 +9,7 @@ and moves nothing.
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,39 @@ def causal_conv_silu(
     return tuple(run(form, x, x, weight, bias, past, gain))
 
 
+def fused_causal_conv(x: Tensor, weight: Tensor, ring: Tensor | None = None, position: int = 0) -> Tensor:
+    """`causal_conv`; with a ring, after the `position` inputs before, and writes the new ones into it. On CUDA by one
+    kernel, where it serves."""
+    past = None if ring is None else _continue(ring, x, position)
+    return cast(Tensor, run(_plain_form(*weight.shape, x.dtype, x.stride()[1:]), x, x, weight, None, past))
+
+
+@cache
+def _plain_form(channels: int, taps: int, dtype: torch.dtype, strides: tuple[int, int]) -> Form:
+    """Arguments as of `_form`."""
+
+    def example(device: torch.device) -> Inputs:
+        draw = draws(device)
+        return [draw(2, 70, strides[0]).to(dtype)[..., :channels], draw(channels, taps), None, None]
+
+    return Form(
+        f"the short convolution alone ({dtype})",
+        dtype,
+        causal_conv,
+        "nfsearch.ops.kernels.training.shortconv:conv",
+        example,
+        lambda: _unsupported(taps, strides),
+        (channels, taps, strides),
+    )
+
+
+def _unsupported(taps: int, strides: tuple[int, int]) -> str:
+    """Why the kernels cannot convolve such channels, or nothing."""
+    if taps not in _TAPS:
+        return f"they take {_TAPS.start} to {_TAPS.stop - 1} taps, not {taps}"
+    return "" if strides[1] == 1 else "the channels do not lie side by side"
+
+
 @cache
 def _form(
     parts: Parts, channels: int, taps: int, dtype: torch.dtype, strides: tuple[int, int], bare: bool, gains: int | None
@@ -121,18 +154,13 @@ def _form(
     ) -> tuple[Tensor, ...]:
         return activate(causal_conv(x, weight, bias, past), parts, gain)
 
-    def unsupported() -> str:
-        if taps not in _TAPS:
-            return f"they take {_TAPS.start} to {_TAPS.stop - 1} taps, not {taps}"
-        return "" if strides[1] == 1 else "the channels do not lie side by side"
-
     return Form(
         f"the short convolution ({dtype})",
         dtype,
         plain,
         "nfsearch.ops.kernels.training.shortconv:conv_silu",
         example,
-        unsupported,
+        lambda: _unsupported(taps, strides),
         (parts, taps, strides, bare, gains is None),
         parts._asdict(),
     )

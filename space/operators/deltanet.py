@@ -6,11 +6,13 @@ from nfsearch.space.operators.shared import CONV, heads_of
 from nfsearch.space.operators.spec import Cost, OperatorSpec, Setting, Shape
 
 
-def _shape(width: int, head_dim: int, conv: int) -> Shape:
-    return dict(heads=heads_of(width, head_dim), head_dim=head_dim, conv=conv)
+def _shape(width: int, head_dim: int, conv: int, neg_eigval: bool) -> Shape:
+    shape = dict(heads=heads_of(width, head_dim), head_dim=head_dim, conv=conv)
+    # Said only where it is so: an architecture's digest is of its shapes, and those without it keep theirs.
+    return shape | dict(neg_eigval=True) if neg_eigval else shape
 
 
-def _cost(width: int, heads: int, head_dim: int, conv: int) -> Cost:
+def _cost(width: int, heads: int, head_dim: int, conv: int, neg_eigval: bool = False) -> Cost:
     inner, state = heads * head_dim, heads * head_dim * head_dim
     weights = 4 * width * inner + width * heads
     return Cost(
@@ -26,7 +28,11 @@ SPEC = OperatorSpec(
     long_name="deltanet",
     kind="mixer",
     module="nfsearch.ops.deltanet:DeltaNet",
-    settings={"head_dim": Setting(128, "size of a head"), "conv": CONV},
+    settings={
+        "head_dim": Setting(128, "size of a head"),
+        "conv": CONV,
+        "neg_eigval": Setting(False, "write up to twice the error, so that a state may change its sign", type=bool),
+    },
     shape=_shape,
     cost=_cost,
 )

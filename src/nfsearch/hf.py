@@ -18,7 +18,9 @@ from nfsearch.ops.model import HybridLM
 from nfsearch.space import Architecture, Layer
 
 MODEL_TYPE = "nfsearch"
-OPERATORS = ("attention", "deltanet", "gated_deltanet", "gated_linear_attention", "mamba2", "ffn")  # it has code for
+OPERATORS = (
+    "attention", "deltanet", "gated_deltanet", "gated_linear_attention", "gated_short_convolution", "mamba2", "ffn",
+)  # it has code for  # fmt: skip
 _NAMES = (
     ("embedding.", "model.embed_tokens."),
     ("meta", "model.meta_tokens"),

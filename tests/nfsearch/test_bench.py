@@ -74,12 +74,12 @@ def hold_together(found: Comparison) -> None:
 
 
 def test_ops(bench: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    operators = ["F", "D[head_dim=16]", "GDN[head_dim=16]", "GLA", "M2[head_dim=16]", "A[head_dim=16,window=8]"]
+    operators = ["F", "D[head_dim=16]", "GDN[head_dim=16]", "GLA", "M2[head_dim=16]", "A[head_dim=16,window=8]", "C"]
     result = bench("ops", *(a for op in operators for a in ("--op", op)), "--width", "64", "--context", "24",
                    "--batch", "1", "--batch", "2", "--compile", "none")  # fmt: skip
     by_layer = {(found.case.get("layer"), found.case["batch"]): found for found in result.comparisons}
     for batch in (1, 2):
-        for layer in ("F", "D[head_dim=16]", "GDN[head_dim=16]", "GLA", "M2[head_dim=16]", "A[head_dim=16,window=8]"):
+        for layer in operators:
             found = by_layer[layer, batch]
             hold_together(found)
             assert entries(found)["nfsearch"].path == "plain step: the tensors are on cpu, not CUDA"

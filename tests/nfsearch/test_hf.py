@@ -33,7 +33,8 @@ from tests.fla_stand_in import stand_in
 from tests.nfsearch.runs import invented_table, tiny_config
 
 EVERY_OPERATOR = (
-    "A[head_dim=16] F D[head_dim=16] M2[head_dim=16,state=16] GDN[head_dim=16] GLA F[act=relu2] A[head_dim=16,window=8]"
+    "A[head_dim=16] F D[head_dim=16] M2[head_dim=16,state=16] GDN[head_dim=16] GLA F[act=relu2] "
+    "C A[head_dim=16,window=8]"
 )
 export_hf = HubExporter().write
 

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-LAYERS = "D[head_dim=64] F M2 A[head_dim=64] F GDN[head_dim=64] GLA A[head_dim=64, window=40] F[act=relu2]"
+LAYERS = "D[head_dim=64] F C M2 A[head_dim=64] F GDN[head_dim=64] GLA A[head_dim=64, window=40] F[act=relu2]"
 
 
 def make(dtype: torch.dtype) -> HybridLM:
@@ -45,6 +45,8 @@ def test_the_captured_step_generates_what_forward_does() -> None:
         Layer.of("D", head_dim=64),
         Layer.of("D", head_dim=32),
         Layer.of("D"),
+        Layer.of("D", neg_eigval=True),
+        Layer.of("C"),
         Layer.of("GDN", head_dim=64),
         Layer.of("GLA", heads=2),
         Layer.of("M2"),

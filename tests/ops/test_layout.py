@@ -24,7 +24,7 @@ def test_groups_that_are_not_all_rows_are_an_error() -> None:
         LAYOUT.split(torch.arange(LAYOUT.total), "q", "v")
 
 
-@pytest.mark.parametrize("name", ["A", "D", "F", "GDN", "GLA", "M2"])
+@pytest.mark.parametrize("name", ["A", "C", "D", "F", "GDN", "GLA", "M2"])
 def test_an_operators_layout_is_that_of_its_projection(name: str) -> None:
     operator = build_operator(Layer.of(name), 256)
     projection = {"A": "qkv", "F": "gate_up"}.get(name, "in_proj")

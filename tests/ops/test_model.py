@@ -16,7 +16,7 @@ from nfsearch.space import Architecture
 VOCAB = 50
 LAYERS = (
     "D[head_dim=16] F M2[head_dim=32, state=8] A[head_dim=16] F "
-    "GDN[head_dim=16] GLA A[head_dim=16, window=6, kv_heads=1] F[act=relu2]"
+    "GDN[head_dim=16] GLA C A[head_dim=16, window=6, kv_heads=1] F[act=relu2]"
 )
 
 

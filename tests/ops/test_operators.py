@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nfsearch.ops.deltanet import DeltaNet
 from nfsearch.ops.operator import build_operator
 from nfsearch.space import Layer, operators
 from nfsearch.testing.operators import OperatorSuite
@@ -44,7 +45,30 @@ class TestAttention(Suite):
 
 
 class TestDeltaNet(Suite):
-    layers = (Layer.of("D", head_dim=8), Layer.of("D", head_dim=16, conv=2))
+    layers = (Layer.of("D", head_dim=8), Layer.of("D", head_dim=16, conv=2), Layer.of("D", head_dim=8, neg_eigval=True))
+
+    @torch.no_grad()
+    def test_only_negative_eigenvalues_keep_a_parity(self) -> None:
+        """A token that is written with beta near 2 turns the state's sign along its key, whatever was there."""
+        for neg_eigval, expected in ((False, [1, 0, 0]), (True, [1, -1, 1])):
+            operator = self.make(Layer.of("D", head_dim=32, neg_eigval=neg_eigval), torch.float64)
+            assert isinstance(operator, DeltaNet)
+            k, beta = operator.layout.start("k"), operator.layout.start("beta")
+            operator.in_proj.weight.zero_()
+            operator.in_proj.weight[[k, beta], 0] = 9.0
+            operator.conv.zero_()[:, -1] = 1.0
+            x = torch.ones(1, 3, 32, dtype=torch.float64)
+            state = operator.init_state(1, 3, device="cpu", dtype=x.dtype)
+            state["state"][0, 0, 0, 0] = 1.0
+            found = []
+            for t in range(3):
+                found.append(float(state["state"][0, 0, 0, 0]))
+                operator(x[:, t : t + 1], state, t)
+            assert found == pytest.approx(expected, abs=1e-2)
+
+
+class TestGatedShortConv(Suite):
+    layers = (Layer.of("C"), Layer.of("C", conv=1), Layer.of("C", conv=5))
 
 
 class TestGatedDeltaNet(Suite):

@@ -26,7 +26,7 @@ fla_layers = st.builds(
 
 layers = st.one_of(
     fla_layers,
-    st.sampled_from([Layer(op) for op in ("D", "M2", "A", "F", "GDN", "GLA")]),
+    st.sampled_from([Layer(op) for op in ("C", "D", "M2", "A", "F", "GDN", "GLA")]),
     st.builds(lambda window: Layer.of("A", window=window), st.integers(1, 9999)),
     st.builds(lambda ratio: Layer.of("F", ratio=ratio), st.floats(0.5, 99)),
     st.just(Layer.of("A", qk_norm=True, kv_heads=2)),

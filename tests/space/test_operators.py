@@ -12,7 +12,7 @@ from nfsearch.support.registry import Registry
 
 def test_mixers_come_before_the_ffn() -> None:
     assert [name for name, spec in operators().items() if spec.module.startswith("nfsearch.")] == [
-        "A", "D", "GDN", "GLA", "M2", "F",
+        "A", "C", "D", "GDN", "GLA", "M2", "F",
     ]  # fmt: skip
 
 

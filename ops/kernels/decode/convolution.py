@@ -1,4 +1,4 @@
-"""One token of the short convolution before a recurrence, from the ring of its last inputs, with SiLU.
+"""One token of the short convolution, from the ring of its last inputs; before a recurrence with SiLU.
 
 A program of the kernel around it convolves the channels that it reads itself; one of those that share channels puts
 the new inputs into the ring.
@@ -27,10 +27,17 @@ def past(ring, weight, bias, position, channel, mask, CHANNELS: tl.constexpr, TA
 
 
 @triton.jit
-def present(before, raw, ring, weight, position, channel, mask, keep, CHANNELS: tl.constexpr,
-            TAPS: tl.constexpr):  # fmt: skip
-    """SiLU of the convolution with the new input `raw`, which `keep` says to put into the ring."""
+def convolved(before, raw, ring, weight, position, channel, mask, keep, CHANNELS: tl.constexpr,
+              TAPS: tl.constexpr):  # fmt: skip
+    """The convolution with the new input `raw`, which `keep` says to put into the ring."""
     tl.store(ring + (position % TAPS) * CHANNELS + channel, raw.to(ring.dtype.element_ty), mask=mask & keep)
     tap = tl.load(weight + channel * TAPS + (TAPS - 1), mask=mask, other=0.0).to(tl.float32)
-    total = before + tap * raw.to(tl.float32)
+    return before + tap * raw.to(tl.float32)
+
+
+@triton.jit
+def present(before, raw, ring, weight, position, channel, mask, keep, CHANNELS: tl.constexpr,
+            TAPS: tl.constexpr):  # fmt: skip
+    """SiLU of `convolved`."""
+    total = convolved(before, raw, ring, weight, position, channel, mask, keep, CHANNELS, TAPS)
     return total * tl.sigmoid(total)

@@ -21,9 +21,10 @@ from nfsearch.ops.kernels.launch import begin, dependent, follow
 @triton.jit
 def _token(proj, conv_w, ring, state, y, position_at, AT_Q: tl.constexpr, AT_K: tl.constexpr, AT_V: tl.constexpr,
            AT_BETA: tl.constexpr, CHANNELS: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr,
-           TAPS: tl.constexpr, KEYS_P: tl.constexpr, VALUES: tl.constexpr, WIDTH: tl.constexpr,
+           TAPS: tl.constexpr, KEYS_P: tl.constexpr, VALUES: tl.constexpr, WIDTH: tl.constexpr, MOST: tl.constexpr,
            PDL: tl.constexpr):  # fmt: skip
-    """u = beta (v - S^T k);  S += k u^T;  o = S^T q. The channels of the convolution start with those of q."""
+    """u = beta (v - S^T k);  S += k u^T;  o = S^T q. The channels of the convolution start with those of q; beta is
+    less than MOST."""
     begin(PDL, True)
     h = tl.program_id(0)
     block = tl.program_id(1)
@@ -60,7 +61,7 @@ def _token(proj, conv_w, ring, state, y, position_at, AT_Q: tl.constexpr, AT_K: 
     recalled_k = tl.sum(s * k_t[:, None], 0)
     q_unit = tl.rsqrt(tl.sum(q_t * q_t) + 1e-6) * KEYS**-0.5
     k_unit = tl.rsqrt(tl.sum(k_t * k_t) + 1e-6)
-    beta = tl.sigmoid(tl.load(proj + AT_BETA + h).to(tl.float32))
+    beta = MOST * tl.sigmoid(tl.load(proj + AT_BETA + h).to(tl.float32))
     u = beta * (v_t - k_unit * recalled_k)
     k_t = k_t * k_unit
     o = q_unit * (recalled_q + k_unit * overlap * u)
@@ -80,7 +81,8 @@ def bind_token(op: Any, like: Tensor, state: State) -> Callable[[Tensor, State, 
     constants = dict(
         AT_Q=rows.start("q"), AT_K=rows.start("k"), AT_V=rows.start("v"), AT_BETA=rows.start("beta"),
         CHANNELS=rows.size("q|k|v"), HEADS=heads, KEYS=keys, DIM=values, TAPS=op.conv.shape[1],
-        KEYS_P=triton.next_power_of_2(keys), VALUES=block, WIDTH=rows.total, num_warps=4, **dependent(like),
+        KEYS_P=triton.next_power_of_2(keys), VALUES=block, WIDTH=rows.total,
+        MOST=2.0 if op.neg_eigval else 1.0, num_warps=4, **dependent(like),
     )  # fmt: skip
 
     def launch(rows: Tensor, state: State, position: Tensor) -> Tensor:

@@ -142,7 +142,9 @@ def _gated_norm(out: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor
     return rms_norm_gated(out, gate, weight, None, activation="swish", eps=eps)
 
 
-def _delta_kernel(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, **gate: Tensor) -> Tensor:
+def _delta_kernel(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, neg_eigval: bool = False, **gate: Tensor
+) -> Tensor:
     """fla-core's recurrence with its output state laid over its input state (each program reads its tile before it
     writes it). It scales q and k to length one, takes beta before its sigmoid, and computes the gate, if there is one.
     q, k [batch, heads, key], v [batch, heads, value], beta [batch, heads]."""
@@ -157,8 +159,8 @@ def _delta_kernel(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, 
         q=q.contiguous(), k=k.contiguous(), v=v.contiguous(), g=gate.get("g"), gk=None, gv=None,
         beta=beta.contiguous(), A_log=gate.get("A_log"), dt_bias=gate.get("dt_bias"), o=out, h0=state, ht=state,
         cu_seqlens=None, scale=key**-0.5, T=1, H=heads, HV=heads, K=key, V=value, BK=triton.next_power_of_2(key),
-        BV=tile, IS_BETA_HEADWISE=True, USE_QK_L2NORM_IN_KERNEL=True, APPLY_BETA_SIGMOID=True, ALLOW_NEG_EIGVAL=False,
-        STATE_V_FIRST=False, num_warps=1, num_stages=3,
+        BV=tile, IS_BETA_HEADWISE=True, USE_QK_L2NORM_IN_KERNEL=True, APPLY_BETA_SIGMOID=True,
+        ALLOW_NEG_EIGVAL=neg_eigval, STATE_V_FIRST=False, num_warps=1, num_stages=3,
     )  # fmt: skip
     return out
 
@@ -187,7 +189,7 @@ def _deltanet(op: DeltaNet, eps: float) -> Step:
     def step(x: Tensor, w: Weights, state: State) -> Tensor:
         qkv, beta = layout.split(F.linear(_norm(x, w, eps), w["in_proj.weight"]), "q|k|v", "beta")
         q, k, v = _conv(qkv, state, w).unflatten(1, (3, heads, dim)).unbind(1)
-        out = _delta_kernel(q, k, v, beta, state["state"])
+        out = _delta_kernel(q, k, v, beta, state["state"], op.neg_eigval)
         out = F.rms_norm(out, (dim,), w["norm.weight"], norm_eps)
         return x + F.linear(out.flatten(1), w["out_proj.weight"])
 

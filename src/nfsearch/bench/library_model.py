@@ -114,7 +114,7 @@ def _deltanet() -> Forward:
     def chunk_delta(op: DeltaNet, x: Tensor) -> Tensor:
         *qkv, beta = op.layout.split(F.linear(x, op.in_proj.weight))
         q, k, v = (z.unflatten(-1, (op.heads, -1)) for z in convolved(qkv, op.conv, None))
-        out, _ = chunk_delta_rule(q, k, v, beta.sigmoid(), use_qk_l2norm_in_kernel=True)
+        out, _ = chunk_delta_rule(q, k, v, op.betas(beta).to(x.dtype), use_qk_l2norm_in_kernel=True)
         return F.linear(_norm(out, op.norm.weight, op.norm.eps).flatten(2), op.out_proj.weight)
 
     return chunk_delta

@@ -31,7 +31,8 @@ from nfsearch.support.versions import installed
 
 _PACKAGES = ("fla-core", "mamba-ssm", "transformers", "numpy", "nvidia-cudnn-cu13", "nvidia-cublas")
 _DTYPES = ("bfloat16", "float16", "float32")
-OPERATORS = ("F", "D", "GDN", "GLA", "M2", "A")
+MIXERS = ("D", "GDN", "GLA", "M2", "A")  # that there are baselines of training for
+OPERATORS = ("F", *MIXERS, "C")
 
 
 class Session:

@@ -105,7 +105,7 @@ def training(
 
     With --model: one training step of a whole model as the search trains it, beside one of library parts.
     """
-    from nfsearch.bench.session import OPERATORS, run_training, run_whole_training
+    from nfsearch.bench.session import MIXERS, run_training, run_whole_training
 
     where = dict(device=device, dtype=dtype, compile=compile, output=output)
     if models and operators:
@@ -115,7 +115,7 @@ def training(
             raise ValueError("--model needs --width")
         run_whole_training(models, width, vocab, sequence, batch, **where)
     else:
-        run_training(operators or OPERATORS[1:], width or [512, 1024], head_dim, sequence, batch, **where)
+        run_training(operators or MIXERS, width or [512, 1024], head_dim, sequence, batch, **where)
 
 
 @bench.command("candidate")

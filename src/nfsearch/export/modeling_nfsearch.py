@@ -1,5 +1,5 @@
-"""A language model whose layers are any mix of attention, Mamba2, DeltaNet, Gated DeltaNet, gated linear attention and
-feed-forward layers, each of them x + mixer(norm(x)).
+"""A language model whose layers are any mix of attention, Mamba2, DeltaNet, Gated DeltaNet, gated linear attention,
+gated short convolutions and feed-forward layers, each of them x + mixer(norm(x)).
 
 Found and written by nfsearch; it needs PyTorch and transformers alone. `config.layers` says what each layer is.
 
@@ -297,7 +297,7 @@ class Attention(nn.Module):
 
 class Recurrent(nn.Module):
     """A mixer with a state: a projection to all that it reads, in rows of the given sizes, maybe through a short causal
-    convolution [channels, taps]; a recurrence; a norm; a projection."""
+    convolution [channels, taps]; maybe a recurrence and a norm; a projection."""
 
     def __init__(self, width: int, index: int, rows: tuple[int, ...], inner: int, channels: int = 0, taps: int = 1):
         super().__init__()
@@ -307,8 +307,8 @@ class Recurrent(nn.Module):
         self.conv_bias: nn.Parameter | None = None
         self.out_proj = nn.Linear(inner, width, bias=False)
 
-    def convolved(self, x: Tensor, real: Tensor | None, cache: Cache | None) -> Tensor:
-        """silu of the convolution of x [batch, time, channels], in `wide`."""
+    def convolution(self, x: Tensor, real: Tensor | None, cache: Cache | None) -> Tensor:
+        """The convolution of x [batch, time, channels]."""
         assert self.conv is not None
         if real is not None:
             x = x * real[..., None]
@@ -322,8 +322,11 @@ class Recurrent(nn.Module):
         y = x[:, :time] * self.conv[:, 0].to(x.dtype)
         for j in range(1, taps):
             y = y + x[:, j : j + time] * self.conv[:, j].to(x.dtype)
-        if self.conv_bias is not None:
-            y = y + self.conv_bias.to(x.dtype)
+        return y if self.conv_bias is None else y + self.conv_bias.to(x.dtype)
+
+    def convolved(self, x: Tensor, real: Tensor | None, cache: Cache | None) -> Tensor:
+        """silu of it, in `wide`."""
+        y = self.convolution(x, real, cache)
         return F.silu(y.to(wide(y)))
 
     def recur(self, recurrence: Callable[..., tuple[Tensor, Tensor]], *inputs: Tensor, cache: Cache | None) -> Tensor:
@@ -341,15 +344,16 @@ class Recurrent(nn.Module):
 
 
 class DeltaNet(Recurrent):
-    """The delta rule; `gated`, with a decay for each head and an output gate."""
+    """The delta rule; `gated`, with a decay for each head and an output gate; `neg_eigval`, with beta in (0, 2)."""
 
     def __init__(
-        self, width: int, index: int, *, heads: int, key_dim: int, value_dim: int, conv: int, gated: bool = True
-    ) -> None:
+        self, width: int, index: int, *, heads: int, key_dim: int, value_dim: int, conv: int, gated: bool = True,
+        neg_eigval: bool = False,
+    ) -> None:  # fmt: skip
         keys, values = heads * key_dim, heads * value_dim
         rows = (keys, keys, values, values, heads, heads) if gated else (keys, keys, values, heads)
         super().__init__(width, index, rows, values, 2 * keys + values, conv)
-        self.heads, self.gated = heads, gated
+        self.heads, self.gated, self.most = heads, gated, 2.0 if neg_eigval else 1.0
         self.norm = RMSNorm(value_dim, 1e-5)
         if gated:
             self.A_log, self.dt_bias = (nn.Parameter(torch.empty(heads)) for _ in range(2))
@@ -360,7 +364,7 @@ class DeltaNet(Recurrent):
         q, k, v = (z.unflatten(-1, (self.heads, -1)) for z in (q, k, v))
         q, k = (z * (z.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for z in (q, k))
         gate, beta, decay = gates if self.gated else (None, gates[0], None)
-        beta = beta.to(q.dtype).sigmoid()
+        beta = beta.to(q.dtype).sigmoid() * self.most
         if places.real is not None:
             beta = beta * places.real[..., None]
         if decay is None:
@@ -415,6 +419,17 @@ class GatedLinearAttention(Recurrent):
         return self.out_proj(self.heads_normed(y, self.norm, gate).to(x.dtype))
 
 
+class GatedShortConv(Recurrent):
+    """LFM2's: c times the short convolution of b u, without an activation."""
+
+    def __init__(self, width: int, index: int, *, conv: int) -> None:
+        super().__init__(width, index, (width, width, width), width, width, conv)
+
+    def forward(self, x: Tensor, places: Places, cache: Cache | None) -> Tensor:
+        b, c, u = self.in_proj(x).split(self.rows, dim=-1)
+        return self.out_proj(c * self.convolution(b * u, places.real, cache))
+
+
 class FeedForward(nn.Module):
     """SwiGLU, or squared ReLU."""
 
@@ -464,6 +479,7 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "deltanet": lambda *at, head_dim, **rest: DeltaNet(*at, key_dim=head_dim, value_dim=head_dim, gated=False, **rest),
     "gated_deltanet": DeltaNet,
     "gated_linear_attention": GatedLinearAttention,
+    "gated_short_convolution": GatedShortConv,
     "mamba2": Mamba2,
     "ffn": FeedForward,
     "foreign": Foreign,

@@ -25,13 +25,14 @@ from nfsearch.support.terminal import duration
 # Fill and ink of each operator's cell, told apart in light and dark; FFNs are the quiet ones.
 _COLOURS = {
     "A": ("#c8435a", "#fff"),
+    "C": ("#b3612a", "#fff"),
     "D": ("#2b7fb8", "#fff"),
     "GDN": ("#14857a", "#fff"),
     "GLA": ("#8657b8", "#fff"),
     "M2": ("#e0a526", "#2b1f00"),
     "F": ("#9aa3ad", "#14181c"),
 }
-_MORE_COLOURS = (("#b1567b", "#fff"), ("#6f8f1f", "#fff"), ("#b3612a", "#fff"), ("#4f6d9c", "#fff"))
+_MORE_COLOURS = (("#b1567b", "#fff"), ("#6f8f1f", "#fff"), ("#4f6d9c", "#fff"))
 
 
 def render(result: RunResult, folder: str | Path = ".") -> str:

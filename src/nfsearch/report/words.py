@@ -3,7 +3,7 @@
 WORDS = {
     "operator": "A layer: a token mixer or a feed-forward layer (F).",
     "token mixer": "An operator through which tokens see one another: attention (A), DeltaNet (D), Gated DeltaNet "
-    "(GDN), GLA, Mamba2 (M2).",
+    "(GDN), GLA, Mamba2 (M2), the gated short convolution (C).",
     "notation": "An architecture as text: operators in their order, {3} for three repeats, [...] for settings.",
     "answer set": "One way to make all the choices that a space leaves open. It gives one architecture; two may give "
     "the same.",

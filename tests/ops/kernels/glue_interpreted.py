@@ -34,6 +34,7 @@ NORMS: dict[str, tuple[Any, int, int, int, int, int]] = {
 }
 LAYERS = (
     Layer.of("D", head_dim=16),
+    Layer.of("C"),
     Layer.of("M2", head_dim=16, state=8),
     Layer.of("GLA", heads=2),
 )
@@ -118,6 +119,16 @@ def operator(layer: Layer) -> float:
     return max(map(relative, (pieces, *got), (expected, *wanted)))
 
 
+def bare_convolution(taps: int, past: bool, batch: int, time: int, channels: int) -> float:
+    """Without an activation."""
+    before = torch.randn(batch, taps - 1, channels) if past else None
+    return errors(
+        lambda x, weight: [conv_kernels.conv(x, weight, None, before)],
+        lambda x, weight: [shortconv.causal_conv(x, weight, None, before)],
+        [torch.randn(batch, time, channels), torch.randn(channels, taps)],
+    )
+
+
 def report() -> dict[str, Any]:
     """The relative errors of results and gradients, and what the checks at first use said."""
     torch.manual_seed(0)
@@ -126,6 +137,8 @@ def report() -> dict[str, Any]:
         patch.setattr(conv_kernels, "BACKWARD_VALUES", 16)
         patch.setattr(norm_kernels, "VALUES", 64)
         found = {name: convolution(*case) for name, case in CONVOLUTIONS.items()}
+        found["no activation"] = bare_convolution(3, False, 2, 19, 70)
+        found["no activation, continued"] = bare_convolution(2, True, 1, 5, 12)
         found |= {name: norm(*case) for name, case in NORMS.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chooser, "on_cuda", lambda x: True)

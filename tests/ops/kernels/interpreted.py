@@ -26,6 +26,9 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "delta": ("D", {"head_dim": 32}, 32, 2, 5),
     "delta, three heads": ("D", {"head_dim": 16, "conv": 3}, 48, 1, 5),
     "delta, many sequences": ("D", {"head_dim": 16}, 16, gemv.MAX_BATCH + 1, 2),
+    "delta, negative eigenvalues": ("D", {"head_dim": 16, "neg_eigval": True}, 32, 2, 5),
+    "gated short convolution": ("C", {}, 48, 2, 5),
+    "gated short convolution, many sequences": ("C", {"conv": 4}, 136, gemv.MAX_BATCH + 1, 2),
     "mamba2": ("M2", {"head_dim": 32, "state": 16}, 32, 1, 5),
     "gated delta": ("GDN", {"head_dim": 16}, 32, 1, 5),
     "gla": ("GLA", {"heads": 2}, 64, 2, 4),
@@ -121,7 +124,7 @@ def narrow_state_error() -> float:
 
 def model_error() -> float:
     """Of a whole model's steps as the chooser takes them, checks included, against its own in PyTorch."""
-    layers = "D[head_dim=16] F M2[head_dim=16,state=16] A[head_dim=32] GDN[head_dim=16] GLA[heads=2] F[act=relu2]"
+    layers = "D[head_dim=16] F M2[head_dim=16,state=16] A[head_dim=32] GDN[head_dim=16] GLA[heads=2] C F[act=relu2]"
     model = HybridLM(Architecture.parse(layers, width=32, vocab=24, head_norm=True))
     tokens = torch.randint(24, (4, 2))
     results = []

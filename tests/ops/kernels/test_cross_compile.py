@@ -13,7 +13,17 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets here", allow_module_level=True)
 
-from nfsearch.ops.kernels.decode import attention, deltanet, embedding, gated_deltanet, gemv, gla, mamba2, prologue
+from nfsearch.ops.kernels.decode import (
+    attention,
+    deltanet,
+    embedding,
+    gated_deltanet,
+    gated_shortconv,
+    gemv,
+    gla,
+    mamba2,
+    prologue,
+)
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.operator import build_operator
 from nfsearch.space import Layer
@@ -24,6 +34,7 @@ MODULES = {
     gemv: ("_gemv",),
     deltanet: ("_token",),
     gated_deltanet: ("_token",),
+    gated_shortconv: ("_token",),
     gla: ("_token",),
     mamba2: ("_token",),
     attention: ("_attention", "_combine"),
@@ -84,6 +95,8 @@ CALLS = {
     "head of two pieces": matrix(131072, 2304, norm=meta(2304), mode="rms", unit_rows=True, dtype=torch.float32),
     "head": matrix(131072, 2048, norm=meta(2048), mode="rms", unit_rows=True, dtype=torch.float32),
     "delta": token(deltanet, Layer.of("D"), 2048),
+    "delta, negative eigenvalues": token(deltanet, Layer.of("D", neg_eigval=True), 2048),
+    "gated short convolution": token(gated_shortconv, Layer.of("C"), 2048),
     "mamba2": token(mamba2, Layer.of("M2"), 2048),
     "gated delta": token(gated_deltanet, Layer.of("GDN"), 2048),
     "gla": token(gla, Layer.of("GLA"), 2048),

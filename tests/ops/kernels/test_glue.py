@@ -19,6 +19,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from nfsearch.ops import norms, shortconv
 from nfsearch.ops.kernels.training import norms as norm_kernels
 from nfsearch.ops.kernels.training import shortconv as conv_kernels
+from nfsearch.ops.kernels.training import shortconv_kernels
 from nfsearch.ops.shortconv import Parts
 
 from .cross_compile import launches
@@ -50,6 +51,21 @@ def convolution(parts: Parts, row: int, first: int, mamba: bool) -> Callable[...
     return make
 
 
+def bare_convolution(channels: int) -> Callable[..., Case]:
+    """The same without an activation, of rows that are all channels."""
+
+    def kernel(x: Tensor, weight: Tensor) -> list[Tensor]:
+        return [conv_kernels.conv(x, weight, None, None)]
+
+    def plain(x: Tensor, weight: Tensor) -> list[Tensor]:
+        return [shortconv.causal_conv(x, weight)]
+
+    def make(draw: Draw, batch: int, time: int, dtype: torch.dtype) -> Case:
+        return kernel, plain, [draw(batch, time, channels, dtype=dtype), draw(channels, 3)]
+
+    return make
+
+
 def norm(order: norm_kernels.Order, heads: int, dim: int, row: int) -> Callable[..., Case]:
     """The same for a norm of y, weight, rows, u, skip: the gate starts the rows."""
     own = slice(0, heads * dim)
@@ -77,6 +93,7 @@ CASES = {
     "delta": convolution(Parts((1024, 1024, 1024), 128, 128**-0.5), 3080, 0, False),
     "gated delta": convolution(Parts((768, 768, 1536), 256, 1 / 16), 4614, 0, False),
     "mamba2": convolution(Parts((2048, 128, 128), 64), 4384, 2048, True),
+    "convolution alone": bare_convolution(2048),
     "norm of heads": norm("none", 8, 128, 8),
     "norm, then gate": norm("after", 3, 512, 4614),
     "gate, then norm": norm("before", 32, 64, 4384),
@@ -84,16 +101,18 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", ["delta", "mamba2", "norm, then gate", "gate, then norm", "gate, then wide norm"])
+@pytest.mark.parametrize(
+    "name",
+    ["delta", "mamba2", "convolution alone", "norm, then gate", "gate, then norm", "gate, then wide norm"],
+)
 def test_compiles_for_hopper(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, device="meta", dtype=dtype)
 
     kernel, _, inputs = CASES[name](draw, 8, 4096, torch.bfloat16)
-    names = ("_forward", "_backward")
-    modules = {conv_kernels: names, norm_kernels: names}
+    modules = {shortconv_kernels: ("forward", "backward"), norm_kernels: ("_forward", "_backward")}
     found = launches(monkeypatch, modules, lambda: with_gradients(kernel, inputs))
-    assert [usage.kernel for usage in found] == ["_forward", "_backward"]
+    assert [usage.kernel.strip("_") for usage in found] == ["forward", "backward"]
     for usage in found:
         # A row of more than 4096 values does not fit the registers in the backward pass.
         assert usage.stack == 0 or (name, usage.kernel) == ("gate, then wide norm", "_backward")
