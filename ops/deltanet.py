@@ -8,7 +8,7 @@ from torch import Tensor
 from nfsearch.ops.chunked import delta_rule_step
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.norms import fused_norm_heads, norm_heads
-from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide, xavier_rows_
+from nfsearch.ops.operator import Operator, RMSNorm, State, linear, project, wide, xavier_rows_
 from nfsearch.ops.parallel import DELTA_RULE, Chunks, delta_rule
 from nfsearch.ops.shortconv import (
     Parts,
@@ -63,7 +63,7 @@ class DeltaNet(Operator):
         return Chunks(DELTA_RULE, self.head_dim, self.head_dim)
 
     def forward(self, x: Tensor, state: State | None = None, position: int = 0) -> Tensor:
-        qkv, beta = self.layout.split(self.in_proj(x), "q|k|v", "beta")
+        qkv, beta = self.layout.split(project(self.in_proj, x), "q|k|v", "beta")
         held = state or {}
         q, k, v = self._heads(causal_conv_silu(qkv, self.conv, None, held.get("conv"), position, parts=self.parts))
         out, last = delta_rule(q, k, v, self.betas(beta), None, held.get("state"), like=x)

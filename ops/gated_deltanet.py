@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nfsearch.ops.chunked import delta_rule_step
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.norms import fused_norm_heads, norm_heads
-from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide, xavier_rows_
+from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, project, wide, xavier_rows_
 from nfsearch.ops.parallel import GATED_DELTA_RULE, Chunks, delta_rule
 from nfsearch.ops.shortconv import (
     Parts,
@@ -85,7 +85,7 @@ class GatedDeltaNet(Operator):
 
     def _rows(self, x: Tensor) -> tuple[Tensor, ...]:
         """q|k|v, gate, beta|decay."""
-        return self.layout.split(self.in_proj(x), "q|k|v", "gate", "beta|decay")
+        return self.layout.split(project(self.in_proj, x), "q|k|v", "gate", "beta|decay")
 
     def _heads(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """q, k, v [..., heads, dim] of parts [..., heads dim]."""

@@ -39,5 +39,7 @@ class Layout:
         return sum(self.sizes[: names.index(group.split("|")[0])])
 
     def split(self, x: Tensor, *groups: str) -> tuple[Tensor, ...]:
-        """x [..., total] cut into all parts, or into these groups, which are all parts in their order."""
-        return x.split([self.size(group) for group in groups] if groups else list(self.sizes), dim=-1)
+        """x [..., total] cut into all parts, or into these groups, which are all parts in their order. What x has after
+        them is left out."""
+        sizes = [self.size(group) for group in groups] if groups else list(self.sizes)
+        return x.split([*sizes, x.shape[-1] - self.total], dim=-1)[: len(sizes)]

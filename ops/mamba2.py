@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nfsearch.ops.chunked import linear_step
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.norms import fused_norm_gated, norm_gated
-from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, wide
+from nfsearch.ops.operator import Operator, RMSNorm, State, initial_step_bias, linear, project, wide
 from nfsearch.ops.parallel import SHARED_LINEAR, Chunks, shared_linear
 from nfsearch.ops.shortconv import (
     Parts,
@@ -89,7 +89,7 @@ class Mamba2(Operator):
 
     def _rows(self, x: Tensor) -> tuple[Tensor, ...]:
         """z, x|B|C, dt."""
-        return self.layout.split(self.in_proj(x), "z", "x|b|c", "dt")
+        return self.layout.split(project(self.in_proj, x), "z", "x|b|c", "dt")
 
     def _heads(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [..., heads, head_dim], B and C [..., state], delta x like x."""

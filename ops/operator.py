@@ -11,11 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nfsearch.ops import parallel
+from nfsearch.ops import chooser, parallel
 from nfsearch.ops.forms import Choice, FusedStep, State
 from nfsearch.space import Layer
 
-__all__ = ["Operator", "RMSNorm", "State", "build_operator", "initial_step_bias", "linear", "wide", "xavier_rows_"]
+__all__ = [
+    "Operator",
+    "RMSNorm",
+    "State",
+    "build_operator",
+    "initial_step_bias",
+    "linear",
+    "project",
+    "wide",
+    "xavier_rows_",
+]
+
+_ALIGNED = 8  # 16 bytes of half precision
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -119,6 +131,15 @@ class RMSNorm(nn.Module):
 def linear(inputs: int, outputs: int) -> nn.Linear:
     """A projection without bias."""
     return nn.Linear(inputs, outputs, bias=False)
+
+
+def project(layer: nn.Linear, x: Tensor) -> Tensor:
+    """`layer(x)` without its bias; on CUDA followed by zeros up to a multiple of eight values, as tensor cores run
+    products with other rows several times slower, and all kernels read them one value at a time."""
+    lacking = -layer.out_features % _ALIGNED
+    if not lacking or not chooser.on_cuda(x):
+        return F.linear(x, layer.weight)
+    return F.linear(x, F.pad(layer.weight.to(parallel.product_dtype(x)), (0, 0, 0, lacking)))
 
 
 def xavier_rows_(weight: Tensor, rows: tuple[int, ...], gain: float = 2**-2.5) -> None:
