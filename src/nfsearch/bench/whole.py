@@ -20,6 +20,7 @@ from nfsearch.bench.library_model import LibraryLM
 from nfsearch.bench.ops import randomise
 from nfsearch.bench.race import TOLERANCE, Contender, Group, Role, Setup, race_as_they_are, relative
 from nfsearch.bench.schema import Bandwidth, Comparison, Ratio
+from nfsearch.bench.tuning import tuned_together
 from nfsearch.latency_lut.timing import Run
 from nfsearch.ops import HybridLM
 from nfsearch.proxies.settings import TrainingSettings
@@ -122,7 +123,10 @@ class _Whole:
             net.append(LibraryLM(copy.deepcopy(self.model), self.setup.kind))
             runs.append(wrap(net[0]))
             # What of a library dynamo cannot take apart is launched, with a warning, as at a break.
-            with torch._dynamo.config.patch(recompile_limit=_VARIANTS, suppress_errors=True):
+            with (
+                torch._dynamo.config.patch(recompile_limit=_VARIANTS, suppress_errors=True),
+                tuned_together(self.device),
+            ):
                 return self._error(name, net[0].model, runs[0])
 
         def work() -> Run:
