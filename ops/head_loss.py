@@ -32,13 +32,14 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         half = weight.to(hidden.dtype)
         rows = max(1, _LOGITS_AT_ONCE // len(weight))
-        losses, of_hidden, of_weight = [], [], torch.zeros_like(weight)
+        losses, of_hidden, of_weight = [], [], None
         with torch.autocast(hidden.device.type, enabled=False):
             for h, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
                 loss, gradient = run(_form(hidden.dtype), hidden, h @ half.mT, wanted)
                 losses.append(loss)
                 of_hidden.append(gradient @ half)
-                of_weight += gradient.mT @ h
+                part = gradient.mT @ h
+                of_weight = part.to(weight.dtype) if of_weight is None else of_weight.add_(part)
         ctx.save_for_backward(torch.cat(of_hidden), of_weight)
         return torch.cat(losses).sum() / len(targets)
 
