@@ -31,6 +31,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _memory: Any = torch.utils.deterministic
 
 REPORTS = 50  # in a run, and so points in a curve
+_VALIDATED = 2**15  # tokens at a time, so that a GPU takes longer to compute than the host to launch
 
 
 class Diverged(ArithmeticError):
@@ -94,10 +95,13 @@ def train_model(
 def evaluate(model: HybridLM, corpus: Corpus, settings: TrainingSettings, device: torch.device | str) -> float:
     """Mean loss in nats per token over the fixed validation windows, which are the same for every candidate."""
     device = torch.device(device)
+    at_once = settings.micro_batch or settings.batch
+    if device.type == "cuda" and not settings.micro_batch:  # there is room, as nothing is kept for gradients
+        at_once = max(at_once, _VALIDATED // settings.sequence)
     model.eval()
     with phase("validation"):
         total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-        for windows in validation_batches(corpus, settings.micro_batch or settings.batch, settings.sequence):
+        for windows in validation_batches(corpus, at_once, settings.sequence):
             total += mean_loss(model, upload(windows, device)).double() * len(windows)
             count += len(windows)
         return total.item() / count
