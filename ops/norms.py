@@ -25,15 +25,23 @@ def norm_heads(y: Tensor, weight: Tensor, eps: float, gate: Tensor | None, dtype
 
 
 def norm_gated(
-    y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+    y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, groups: int = 1
 ) -> Tensor:
-    """RMS norm of (y + skip u) silu(gate) over all heads together, in `dtype`.
+    """RMS norm of (y + skip u) silu(gate) over all heads of each of the `groups` together, in `dtype`.
 
     y, u [..., heads, dim]; skip [heads]; gate [..., heads dim], as the result. Computed in float32 or wider.
     """
     y = y.to(wide(y.dtype))
     y = (y + u * skip.to(y.dtype)[:, None]).flatten(-2) * F.silu(gate.to(y.dtype))
-    return F.rms_norm(y, weight.shape, weight.to(y.dtype), eps).to(dtype)
+    return norm_groups(y, weight.to(y.dtype), eps, groups).to(dtype)
+
+
+def norm_groups(x: Tensor, weight: Tensor, eps: float, groups: int) -> Tensor:
+    """RMS norm of each of so many equal parts of x [..., channels] by itself, times weight [channels]."""
+    if groups == 1:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    parts = x.unflatten(-1, (groups, -1))
+    return F.rms_norm(parts, parts.shape[-1:], eps=eps).flatten(-2) * weight
 
 
 def fused_norm_heads(y: Tensor, weight: Tensor, eps: float, gate: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -44,11 +52,11 @@ def fused_norm_heads(y: Tensor, weight: Tensor, eps: float, gate: Tensor | None,
 
 
 def fused_norm_gated(
-    y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+    y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, groups: int = 1
 ) -> Tensor:
     """`norm_gated` by a kernel where one serves."""
     rows = gate.stride(-2), gate.shape[-1], gate.dtype
-    form = _gated_form(*y.shape[-2:], eps, y.dtype, u.dtype, dtype, rows)
+    form = _gated_form(*y.shape[-2:], groups, eps, y.dtype, u.dtype, dtype, rows)
     return cast(Tensor, run(form, y, y, u, skip, gate, weight).to(dtype))
 
 
@@ -77,7 +85,14 @@ def _heads_form(heads: int, dim: int, eps: float, given: torch.dtype, dtype: tor
 
 @cache
 def _gated_form(
-    heads: int, dim: int, eps: float, given: torch.dtype, skipping: torch.dtype, dtype: torch.dtype, rows: Rows
+    heads: int,
+    dim: int,
+    groups: int,
+    eps: float,
+    given: torch.dtype,
+    skipping: torch.dtype,
+    dtype: torch.dtype,
+    rows: Rows,
 ) -> Form:
     def example(device: torch.device) -> Inputs:
         draw, shape = draws(device), (2, 35, heads, dim)
@@ -88,13 +103,13 @@ def _gated_form(
     def kernel(y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
         from nfsearch.ops.kernels.training.norms import gated_norm
 
-        whole = skip[:, None].expand(-1, dim).flatten()
-        return gated_norm(y.flatten(-2), weight, gate, u.flatten(-2), whole, eps=eps, order="before", dtype=dtype)
+        y, u, whole = y.flatten(-2), u.flatten(-2), skip[:, None].expand(-1, dim).flatten()
+        return gated_norm(y, weight, gate, u, whole, groups=groups, eps=eps, order="before", dtype=dtype)
 
     def plain(y: Tensor, u: Tensor, skip: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
-        return norm_gated(y, u, skip, gate, weight, eps, wide(y.dtype))
+        return norm_gated(y, u, skip, gate, weight, eps, wide(y.dtype), groups)
 
-    key = (heads, dim, eps, given, skipping, rows[0])
+    key = (heads, dim, groups, eps, given, skipping, rows[0])
     return Form(f"the gated norm ({dtype})", dtype, plain, kernel, example, key=key)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import ClassVar
 
 import torch
@@ -52,6 +53,7 @@ class Operator(nn.Module, ABC):
     row_normalised: tuple[str, ...] = ()
     column_normalised: tuple[str, ...] = ()
     fused_step: ClassVar[str | FusedStep | None] = None
+    variant: tuple[Hashable, ...] = ()  # what tells its step from that of another whose parameters have the same shapes
 
     def __init__(self, width: int) -> None:
         super().__init__()

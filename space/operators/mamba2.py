@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from math import isclose
+
 from nfsearch.space.operators.shared import CONV, heads_of
 from nfsearch.space.operators.spec import Cost, OperatorSpec, Setting, Shape
 
 
-def _shape(width: int, expand: int, head_dim: int, state: int, conv: int) -> Shape:
-    return dict(heads=heads_of(expand * width, head_dim), head_dim=head_dim, state=state, conv=conv)
+def _shape(width: int, expand: float, heads: int | None, head_dim: int, groups: int, state: int, conv: int) -> Shape:
+    if heads is None:
+        inner = round(expand * width)
+        if not isclose(inner, expand * width, rel_tol=1e-9):
+            raise ValueError(f"expand {expand:g} of width {width} is {expand * width:g}, no whole number of values")
+        heads = heads_of(inner, head_dim)
+    if heads % groups:
+        raise ValueError(f"groups {groups} does not divide the {heads} heads of width {width}")
+    shape = dict(heads=heads, head_dim=head_dim, state=state, conv=conv)
+    return shape if groups == 1 else {**shape, "groups": groups}  # a digest is of the sizes that there always were
 
 
-def _cost(width: int, heads: int, head_dim: int, state: int, conv: int) -> Cost:
+def _cost(width: int, heads: int, head_dim: int, state: int, conv: int, groups: int = 1) -> Cost:
     inner = heads * head_dim
-    channels = inner + 2 * state  # x, B, C pass the convolution
+    channels = inner + 2 * groups * state  # x, B, C pass the convolution
     weights = width * (inner + channels + heads) + inner * width
     return Cost(
         parameters=weights + channels * (conv + 1) + 3 * heads + inner,
@@ -28,8 +38,10 @@ SPEC = OperatorSpec(
     kind="mixer",
     module="nfsearch.ops.mamba2:Mamba2",
     settings={
-        "expand": Setting(2, "inner size over width"),
+        "expand": Setting(2.0, "inner size over width", type=float, minimum=1e-3),
+        "heads": Setting(None, "number of heads; none = those that fill expand times the width", optional=True),
         "head_dim": Setting(64, "size of a head"),
+        "groups": Setting(1, "groups of heads; those of one share B and C, and are normalised together"),
         "state": Setting(128, "state size of each head"),
         "conv": CONV,
     },

@@ -30,7 +30,10 @@ SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {  # every setting of every op
     "D": {"head_dim": (8, 16), "conv": (1, 2, 4), "neg_eigval": (False, True)},
     "GDN": {"head_dim": (8, 16), "expand_v": (1, 2), "conv": (1, 4)},
     "GLA": {"heads": (2, 4), "expand_k": (0.5, 1.0), "expand_v": (1.0, 2.0)},
-    "M2": {"expand": (1, 2), "head_dim": (8, 16), "state": (8, 12), "conv": (1, 3, 4)},
+    "M2": {
+        "expand": (1, 1.5, 2), "heads": (None, None, 6), "head_dim": (8, 16), "groups": (1, 2, 3), "state": (8, 12),
+        "conv": (1, 3, 4),
+    },
     "F": {"ratio": (1.0, 2.5), "act": ("swiglu", "relu2")},
 }  # fmt: skip
 SEVERAL = "A[head_dim=16,window=8] D[head_dim=16] F[ratio=1] M2[head_dim=16,state=16] GDN[head_dim=16] GLA C"

@@ -80,7 +80,12 @@ class TestGatedLinearAttention(Suite):
 
 
 class TestMamba2(Suite):
-    layers = (Layer.of("M2", head_dim=16, state=8), Layer.of("M2", expand=1, head_dim=8, state=24, conv=1))
+    layers = (
+        Layer.of("M2", head_dim=16, state=8),
+        Layer.of("M2", expand=1, head_dim=8, state=24, conv=1),
+        Layer.of("M2", expand=1.5, head_dim=8, groups=2, state=8),
+        Layer.of("M2", heads=6, head_dim=8, groups=3, state=8, conv=2),
+    )
 
 
 class TestFeedForward(Suite):

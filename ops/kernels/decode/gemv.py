@@ -67,9 +67,9 @@ def _dot(w, v):
 
 @triton.jit
 def _gemv(x, gate, norm, w, residual, y, N, x_stride, gate_stride, K: tl.constexpr, K1: tl.constexpr,
-          K2: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, EPS: tl.constexpr,
-          NORM: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr, UNIT_ROWS: tl.constexpr,
-          EARLY: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+          K2: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, PERIOD: tl.constexpr,
+          EPS: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr,
+          UNIT_ROWS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     begin(PDL, EARLY)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     a1 = _load_rows(w, row, N, 0, K1, K)
@@ -83,9 +83,9 @@ def _gemv(x, gate, norm, w, residual, y, N, x_stride, gate_stride, K: tl.constex
     scale1 = 1.0
     scale2 = 1.0
     if NORM != "none":
-        scale1 = load_vector(norm, 0, K1, K, GROUP).to(tl.float32)
+        scale1 = load_vector(norm, 0, K1, K, PERIOD).to(tl.float32)
         if K2 > 0:
-            scale2 = load_vector(norm, K1, K2, K, GROUP).to(tl.float32)
+            scale2 = load_vector(norm, K1, K2, K, PERIOD).to(tl.float32)
 
     follow(PDL, EARLY)
 
@@ -190,6 +190,7 @@ def bind(
     *,
     mode: str = "none",
     group: int | None = None,
+    groups: int = 1,
     x_stride: int | None = None,
     gate_stride: int = 0,
     eps: float = 1e-6,
@@ -201,8 +202,9 @@ def bind(
     config: tuple[int, int] | None = None,
 ) -> Callable[..., torch.Tensor]:
     """`gemv` for inputs of the batch, dtype and device of `like` and weights of the shape of `w`: a function of x, w,
-    the norm's weight, the gate and the residual, each given if it was announced here: the norm with the length of its
-    weight (`group`), the gate with its stride, which is that of wider rows if it is a slice of them."""
+    the norm's weight, the gate and the residual, each given if it was announced here: the norm with how many values it
+    is over (`group`) and of how many such `groups` its weight is, the gate with its stride, which is that of wider rows
+    if it is a slice of them."""
     batch, columns = len(like), w.shape[1]
     rows = w.shape[0] // 2 if act == "swiglu" else w.shape[0]
     k1, k2 = pieces(columns)
@@ -211,8 +213,9 @@ def bind(
     stride = columns if x_stride is None else x_stride
     kernel = _gemv[(triton.cdiv(rows, block),)]
     constants = dict(
-        K=columns, K1=k1, K2=k2, BATCH=batch, ROWS=block, GROUP=group or columns, EPS=eps, NORM=mode, ACT=act,
-        RESIDUAL=residual, UNIT_ROWS=unit_rows, num_warps=warps, EARLY=early, **dependent(like),
+        K=columns, K1=k1, K2=k2, BATCH=batch, ROWS=block, GROUP=group or columns, PERIOD=groups * (group or columns),
+        EPS=eps, NORM=mode, ACT=act, RESIDUAL=residual, UNIT_ROWS=unit_rows, num_warps=warps, EARLY=early,
+        **dependent(like),
     )  # fmt: skip
 
     def launch(
@@ -239,19 +242,21 @@ def gemv(
     norm: torch.Tensor | None = None,
     gate: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    groups: int = 1,
     **how: Any,
 ) -> torch.Tensor:
     """`act(norm(x) @ w.T) + residual` for x [batch, columns], w [rows, columns]; at most MAX_BATCH sequences.
 
-    `mode` is the norm before it: "none"; "rms" over all columns; "heads" over groups as long as the weight `norm`;
-    "gated_heads", that times silu(gate). `gate` [batch, columns] and `x` may be slices of wider rows. `act` "swiglu"
-    takes w [2 * rows, columns]; `unit_rows` divides each result by the length of its row of w. Sums in float32.
-    `early` as in `launch`: not for a projection into a state.
+    `mode` is the norm before it: "none"; "rms" over all columns; "heads" over parts as long as the weight `norm`, or as
+    one of its `groups`; "gated_heads", that times silu(gate). `gate` [batch, columns] and `x` may be slices of wider
+    rows. `act` "swiglu" takes w [2 * rows, columns]; `unit_rows` divides each result by the length of its row of w.
+    Sums in float32. `early` as in `launch`: not for a projection into a state.
     """
     launch = bind(
         x,
         w,
-        group=None if norm is None else len(norm),
+        group=None if norm is None else len(norm) // groups,
+        groups=groups,
         x_stride=x.stride(0),
         gate_stride=0 if gate is None else gate.stride(0),
         residual=residual is not None,

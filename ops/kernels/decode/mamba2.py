@@ -1,4 +1,5 @@
-"""Mamba2's step: a decay per head, keys and queries that the heads share, on x, B and C from a short convolution.
+"""Mamba2's step: a decay per head, keys and queries that the heads of a group share, on x, B and C from a short
+convolution.
 
 The state of a head is [state, head_dim], keys x values: B is the key, C the query, x the value.
 """
@@ -25,8 +26,8 @@ from nfsearch.ops.kernels.pointwise import softplus
 @triton.jit
 def _token(proj, conv_w, conv_b, ring, state, y, position_at, a_log, dt_bias, skip, AT_Z: tl.constexpr,
            AT_X: tl.constexpr, AT_B: tl.constexpr, AT_C: tl.constexpr, AT_DT: tl.constexpr, CHANNELS: tl.constexpr,
-           HEADS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, TAPS: tl.constexpr, KEYS_P: tl.constexpr,
-           VALUES: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+           HEADS: tl.constexpr, SHARING: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, TAPS: tl.constexpr,
+           KEYS_P: tl.constexpr, VALUES: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """S = a S + delta B x^T;  o = (S^T C + D x) silu(z). The channels of the convolution start with those of x."""
     begin(PDL, True)
     h = tl.program_id(0)
@@ -38,9 +39,9 @@ def _token(proj, conv_w, conv_b, ring, state, y, position_at, a_log, dt_bias, sk
     live_v = v < DIM
     proj += b.to(tl.int64) * WIDTH
     at_v = AT_X + h * DIM + v
-    at_k = AT_B + k
-    at_q = AT_C + k
-    first = (h == 0) & (block == 0)
+    at_k = AT_B + h // SHARING * KEYS + k
+    at_q = AT_C + h // SHARING * KEYS + k
+    first = (h % SHARING == 0) & (block == 0)
     cell = state + ((b * HEADS + h).to(tl.int64) * KEYS + k[:, None]) * DIM + v[None, :]
     live = live_k[:, None] & live_v[None, :]
 
@@ -86,8 +87,9 @@ def bind_token(op: Any, like: Tensor, state: State) -> Callable[[Tensor, State, 
     kernel = _token[(heads, triton.cdiv(values, block), batch)]
     constants = dict(
         AT_Z=rows.start("z"), AT_X=rows.start("x"), AT_B=rows.start("b"), AT_C=rows.start("c"), AT_DT=rows.start("dt"),
-        CHANNELS=rows.size("x|b|c"), HEADS=heads, KEYS=keys, DIM=values, TAPS=op.conv.shape[1],
-        KEYS_P=triton.next_power_of_2(keys), VALUES=block, WIDTH=rows.total, num_warps=4, **dependent(like),
+        CHANNELS=rows.size("x|b|c"), HEADS=heads, SHARING=heads // op.groups, KEYS=keys, DIM=values,
+        TAPS=op.conv.shape[1], KEYS_P=triton.next_power_of_2(keys), VALUES=block, WIDTH=rows.total, num_warps=4,
+        **dependent(like),
     )  # fmt: skip
 
     def launch(rows: Tensor, state: State, position: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ def bind_token(op: Any, like: Tensor, state: State) -> Callable[[Tensor, State, 
 def bind(op: Any, norm: Any, x: Tensor, state: State) -> Step:
     """See `FusedStep`."""
     into, token = project(op.in_proj, norm, x), bind_token(op, x, state)
-    out = project_back(op.out_proj, x, op.norm, "rms")
+    out = project_back(op.out_proj, x, op.norm, "rms" if op.groups == 1 else "heads", groups=op.groups)
 
     def step(x: Tensor, state: State, position: Tensor) -> Tensor:
         return out(token(into(x), state, position), x)
@@ -113,7 +115,7 @@ def bind(op: Any, norm: Any, x: Tensor, state: State) -> Step:
 
 def unsupported(op: Any, dtype: torch.dtype) -> str:
     """Why the kernels cannot serve, or nothing."""
-    return odd_size(op.width, op.inner)
+    return odd_size(op.width, op.inner, norm=op.inner // op.groups)
 
 
 FUSED = FusedStep(bind, unsupported)

@@ -35,10 +35,11 @@ def project(linear: Any, norm: Any, x: Tensor, act: str = "none", early: bool = 
 
 
 def project_back(
-    linear: Any, x: Tensor, norm: Any = None, mode: str = "none", gate_stride: int = 0
+    linear: Any, x: Tensor, norm: Any = None, mode: str = "none", gate_stride: int = 0, groups: int = 1
 ) -> Callable[..., Tensor]:
     """x + norm(y, gate) @ w.T, a function of y, x and the gate; `norm` is the operator's output norm (a module with
-    weight and eps) or None, the gate a slice of rows of `gate_stride` values."""
+    weight and eps, the weight of so many groups that are normalised each by itself) or None, the gate a slice of rows
+    of `gate_stride` values."""
     weight, columns = held(linear), linear.weight.shape[1]
     few = len(x) <= MAX_BATCH
     if norm is None:
@@ -46,13 +47,13 @@ def project_back(
             return lambda y, x, gate=None: torch.addmm(x, y, weight().T)
         launch = gemv.bind(x, linear.weight, residual=True)
         return lambda y, x, gate=None: launch(y, weight(), None, None, x)
-    scale, eps, group = held(norm), norm.eps, len(norm.weight)
+    scale, eps, group = held(norm), norm.eps, len(norm.weight) // groups
     if few and (mode == "rms" or power_of_two(group)):
         launch = gemv.bind(
-            x, linear.weight, mode=mode, group=group, gate_stride=gate_stride, eps=eps, residual=True
+            x, linear.weight, mode=mode, group=group, groups=groups, gate_stride=gate_stride, eps=eps, residual=True
         )  # fmt: skip
         return lambda y, x, gate=None: launch(y, weight(), scale(), gate, x)
-    before = prologue.bind(x, columns, group=group, gate_stride=gate_stride, eps=eps)
+    before = prologue.bind(x, columns, group=group, groups=groups, gate_stride=gate_stride, eps=eps)
     if not few:
         return lambda y, x, gate=None: torch.addmm(x, before(y, scale(), gate), weight().T)
     launch = gemv.bind(x, linear.weight, residual=True)

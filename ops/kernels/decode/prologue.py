@@ -42,7 +42,7 @@ def _store(y, v, gate, START: tl.constexpr, P: tl.constexpr, K: tl.constexpr, GA
 
 @triton.jit
 def _prologue(x, gate, norm, y, x_stride, gate_stride, K: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr,
-              EPS: tl.constexpr, NORM: tl.constexpr, GATE: tl.constexpr, ACT: tl.constexpr,
+              EPS: tl.constexpr, NORM: tl.constexpr, GROUPS: tl.constexpr, GATE: tl.constexpr, ACT: tl.constexpr,
               PDL: tl.constexpr):  # fmt: skip
     begin(PDL, True)
     b = tl.program_id(0).to(tl.int64)
@@ -50,6 +50,7 @@ def _prologue(x, gate, norm, y, x_stride, gate_stride, K: tl.constexpr, K1: tl.c
     x += b * x_stride + head * K
     gate += b * gate_stride + head * K
     y += (b * tl.num_programs(1) + head) * K
+    norm += head % GROUPS * K
     follow(PDL, True)
     v1, squares = _piece(x, norm, 0, K1, K, NORM, ACT)
     if K2 > 0:
@@ -68,6 +69,7 @@ def bind(
     columns: int,
     *,
     group: int | None = None,
+    groups: int = 1,
     x_stride: int | None = None,
     gate_stride: int = 0,
     eps: float = 1e-6,
@@ -81,8 +83,8 @@ def bind(
     stride = columns if x_stride is None else x_stride
     kernel = _prologue[(len(like), columns // k)]
     constants = dict(
-        K=k, K1=k1, K2=k2, EPS=eps, NORM=group is not None, GATE=gate_stride > 0, ACT=act,
-        num_warps=4 if k <= 4096 else 8, **dependent(like),
+        K=k, K1=k1, K2=k2, EPS=eps, NORM=group is not None, GROUPS=groups, GATE=gate_stride > 0,
+        ACT=act, num_warps=4 if k <= 4096 else 8, **dependent(like),
     )  # fmt: skip
 
     def launch(x: torch.Tensor, norm: torch.Tensor | None = None, gate: torch.Tensor | None = None) -> torch.Tensor:
@@ -100,17 +102,19 @@ def prologue(
     *,
     norm: torch.Tensor | None = None,
     gate: torch.Tensor | None = None,
+    groups: int = 1,
     eps: float = 1e-6,
     act: str = "none",
 ) -> torch.Tensor:
-    """act(norm(x)) for x [batch, columns], in its dtype; the norm is over groups as long as its weight, and is
-    multiplied by silu(gate) [batch, columns] if given. `act` as of `gemv`; "swiglu" takes x [batch, 2 * columns],
-    gates first, and goes without a norm.
+    """act(norm(x)) for x [batch, columns], in its dtype; the norm is over parts as long as its weight, or as one of its
+    `groups`, and is multiplied by silu(gate) [batch, columns] if given. `act` as of `gemv`; "swiglu" takes x
+    [batch, 2 * columns], gates first, and goes without a norm.
     """
     launch = bind(
         x,
         x.shape[1] // 2 if act == "swiglu" else x.shape[1],
-        group=None if norm is None else len(norm),
+        group=None if norm is None else len(norm) // groups,
+        groups=groups,
         x_stride=x.stride(0),
         gate_stride=0 if gate is None else gate.stride(0),
         eps=eps,

@@ -1,7 +1,8 @@
 """RMS norm of the recurrences' outputs with their gate in one pass, forward and backward.
 
-A program takes ROWS groups (heads, or for Mamba2 whole tokens) side by side, and walks on to the next ones. What the
-norm keeps of a row is computed again in the backward pass, which reads the row anyway.
+A program takes ROWS rows (heads, or for Mamba2 whole tokens or groups of their heads) side by side, which have one
+weight, and walks on to the next ones. What the norm keeps of a row is computed again in the backward pass, which reads
+the row anyway.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ def _forward(y, z, u, skip, weight, out, rows, heads, size, z_row, steps, eps, L
              SKIP: tl.constexpr):  # fmt: skip
     lane = tl.arange(0, LANES)
     inside = lane < size * UNIT
+    weight += tl.program_id(1) * (size * UNIT)
+    skip += tl.program_id(1) * (size * UNIT)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    at, z_at = _at(row, heads, size, z_row, lane, UNIT)
     mask = (row < rows)[:, None]
+    at, z_at = _at(row * tl.num_programs(1) + tl.program_id(1), heads, size, z_row, lane, UNIT)
     if RAGGED:
         mask = mask & inside[None, :]
     w = tl.load(weight + lane, mask=inside, other=0.0).to(tl.float32)[None, :]
@@ -76,6 +79,8 @@ def _backward(y, z, u, skip, weight, dout, dy, dz, du, partial, rows, heads, siz
               SKIP: tl.constexpr):  # fmt: skip
     lane = tl.arange(0, LANES)
     inside = lane < size * UNIT
+    weight += tl.program_id(1) * (size * UNIT)
+    skip += tl.program_id(1) * (size * UNIT)
     w = tl.load(weight + lane, mask=inside, other=0.0).to(tl.float32)[None, :]
     factor = w
     if SKIP:
@@ -84,8 +89,8 @@ def _backward(y, z, u, skip, weight, dout, dy, dz, du, partial, rows, heads, siz
     dskip = dweight
     for i in range(steps):
         row = (tl.program_id(0) * steps + i) * ROWS + tl.arange(0, ROWS)
-        at, z_at = _at(row, heads, size, z_row, lane, UNIT)
         mask = (row < rows)[:, None]
+        at, z_at = _at(row * tl.num_programs(1) + tl.program_id(1), heads, size, z_row, lane, UNIT)
         if RAGGED:
             mask = mask & inside[None, :]
         grad = tl.load(dout + at, mask=mask, other=0.0).to(tl.float32)
@@ -109,7 +114,7 @@ def _backward(y, z, u, skip, weight, dout, dy, dz, du, partial, rows, heads, siz
             dskip += grad * skipped
             tl.store(du + at, (grad * factor).to(du.dtype.element_ty), mask=mask)
         tl.store(dy + at, grad.to(dy.dtype.element_ty), mask=mask)
-    partial += tl.program_id(0).to(tl.int64) * (2 * LANES) + lane
+    partial += (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * (2 * LANES) + lane
     tl.store(partial, tl.sum(dweight, 0))
     if SKIP:
         tl.store(partial + LANES, tl.sum(dskip, 0))
@@ -130,34 +135,36 @@ class _GatedNorm(torch.autograd.Function):
         z: torch.Tensor | None,
         u: torch.Tensor | None,
         skip: torch.Tensor | None,
+        groups: int,
         eps: float,
         order: Order,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        ctx.how = (eps, order)
+        ctx.how = (groups, eps, order)
         ctx.save_for_backward(y, weight, z, u, skip)
         out = torch.empty(y.shape, device=y.device, dtype=dtype)
-        _launch(_forward, (y, z, u, skip, weight), (out,), 1, eps, order)
+        _launch(_forward, (y, z, u, skip, weight), (out,), 1, *ctx.how)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        eps, order = ctx.how
+        groups = ctx.how[0]
         y, weight, z, u, skip = ctx.saved_tensors
-        size = weight.shape[0]
+        size = weight.shape[0] // groups
         lanes, rows, _ = _tiling(size)
-        tiles = triton.cdiv(y.numel() // size, rows)
-        steps = min(16, max(1, tiles // 2048))  # about four programs on each multiprocessor of a large GPU
+        tiles = triton.cdiv(y.numel() // len(weight), rows)
+        steps = min(16, max(1, groups * tiles // 2048))  # about four programs on each multiprocessor of a large GPU
         dy = torch.empty_like(y)
         dz, du = (None if x is None else torch.empty(y.shape, device=y.device, dtype=x.dtype) for x in (z, u))
-        partial = torch.empty(triton.cdiv(tiles, steps), 2, lanes, device=y.device, dtype=torch.float32)
+        partial = torch.empty(triton.cdiv(tiles, steps), groups, 2, lanes, device=y.device, dtype=torch.float32)
         outputs = (grad.contiguous(), dy, dy if dz is None else dz, dy if du is None else du, partial)
-        _launch(_backward, (y, z, u, skip, weight), outputs, steps, eps, order)
-        total = partial[:, : 1 if skip is None else 2, :size].sum(0)
-        dskip = None if skip is None else total[1].to(skip.dtype)
+        _launch(_backward, (y, z, u, skip, weight), outputs, steps, *ctx.how)
+        total = partial[:, :, : 1 if skip is None else 2, :size].sum(0)  # [groups, one or two, size]
+        dweight = total[:, 0].flatten().to(weight.dtype)
+        dskip = None if skip is None else total[:, 1].flatten().to(skip.dtype)
         dz = None if dz is None or z is None else dz.view(z.shape)
-        return dy, total[0].to(weight.dtype), dz, du, dskip, None, None, None
+        return dy, dweight, dz, du, dskip, None, None, None, None
 
 
 def _launch(
@@ -165,18 +172,19 @@ def _launch(
     inputs: tuple[torch.Tensor | None, ...],
     outputs: tuple[torch.Tensor, ...],
     steps: int,
+    groups: int,
     eps: float,
     order: Order,
 ) -> None:
     y, z, _, skip, weight = inputs
     assert y is not None
     assert weight is not None
-    size = weight.shape[0]
+    size = weight.shape[0] // groups
     lanes, rows, warps = _tiling(size)
-    total, z_row = y.numel() // size, y.shape[-1] if z is None else z.stride(0)
+    total, z_row = y.numel() // len(weight), y.shape[-1] if z is None else z.stride(0)  # rows of each group
     heads = 1 if z is None else z.shape[1] // size
     unit = math.gcd(8, size, z_row)
-    kernel[(triton.cdiv(total, rows * steps),)](
+    kernel[(triton.cdiv(total, rows * steps), groups)](
         *(y if x is None else x for x in inputs), *outputs, total, heads, size // unit, z_row // unit, steps, eps,
         LANES=lanes, ROWS=rows, UNIT=unit, RAGGED=lanes != size, GATE=order, SKIP=skip is not None, num_warps=warps,
     )  # fmt: skip
@@ -189,11 +197,13 @@ def gated_norm(
     u: torch.Tensor | None = None,
     skip: torch.Tensor | None = None,
     *,
+    groups: int = 1,
     eps: float,
     order: Order,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """RMS norm of y [batch, time, channels] over groups as long as `weight`, in `dtype`.
+    """RMS norm of y [batch, time, channels] over parts as long as `weight`, in `dtype`; or, where that is as long as
+    the channels, over each of so many `groups` of them.
 
     `order` "after" multiplies the norm by silu(gate); "before" normalises y silu(gate), y first being y + u skip if u
     (like y) and skip [channels] are given. The gate [batch, time, channels] may be a slice of wider rows. Sums run in
@@ -203,4 +213,4 @@ def gated_norm(
     if rows is not None and rows.stride(1) != 1:
         rows = rows.contiguous()
     u = None if u is None else u.contiguous()
-    return _GatedNorm.apply(y.contiguous(), weight, rows, u, skip, eps, order, dtype)
+    return _GatedNorm.apply(y.contiguous(), weight, rows, u, skip, groups, eps, order, dtype)

@@ -27,6 +27,7 @@ from nfsearch.ops.ffn import FeedForward
 from nfsearch.ops.gated_deltanet import GatedDeltaNet
 from nfsearch.ops.gla import GatedLinearAttention
 from nfsearch.ops.mamba2 import Mamba2
+from nfsearch.ops.norms import norm_groups
 
 Weights = dict[str, Tensor]
 Step = Callable[[Tensor, Weights, State], Tensor]
@@ -227,18 +228,18 @@ def _gla(op: GatedLinearAttention, eps: float) -> Step:
 
 
 def _mamba2_fla(op: Mamba2, eps: float) -> Step:
-    heads, size, inner, layout, norm_eps = op.heads, op.state_size, op.inner, op.layout, op.norm.eps
+    heads, layout, norm_eps = op.heads, op.layout, op.norm.eps
 
     def step(x: Tensor, w: Weights, state: State) -> Tensor:
         z, xbc, dt = layout.split(F.linear(_norm(x, w, eps), w["in_proj.weight"]), "z", "x|b|c", "dt")
-        u, b, c = _conv(xbc, state, w).split((inner, size, size), dim=-1)
+        u, b, c = _conv(xbc, state, w).split(op.parts.sizes, dim=-1)
         u = u.unflatten(1, (heads, -1))
         delta = F.softplus(dt.float() + w["dt_bias"])
-        b, c = (s[:, None].expand(-1, heads, -1) for s in (b, c))
+        b, c = (op.per_head(s) for s in (b, c))
         v = (u * delta[..., None]).to(x.dtype)
         y = _linear_kernel(c, b, v, 1.0, state["state"], g=-delta * w["A_log"].float().exp())
         y = (y + u * w["D"][:, None]).flatten(1) * F.silu(z)
-        return x + F.linear(F.rms_norm(y, (inner,), w["norm.weight"], norm_eps), w["out_proj.weight"])
+        return x + F.linear(norm_groups(y, w["norm.weight"], norm_eps, op.groups), w["out_proj.weight"])
 
     return step
 
@@ -256,9 +257,7 @@ def _mamba_ssm(op: Mamba2, eps: float, position: int, kind: str) -> Parts:
     need("mamba-ssm", kind, "mamba_ssm", *FLA_MODULES)
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
-    heads, dim, size, inner, layout, norm_eps = (
-        op.heads, op.head_dim, op.state_size, op.inner, op.layout, op.norm.eps,
-    )  # fmt: skip
+    heads, dim, size, layout, norm_eps = op.heads, op.head_dim, op.state_size, op.layout, op.norm.eps
 
     def held(op: Operator, state: State) -> State:
         assert isinstance(op, Mamba2)
@@ -272,20 +271,20 @@ def _mamba_ssm(op: Mamba2, eps: float, position: int, kind: str) -> Parts:
 
     def step(x: Tensor, w: Weights, state: State) -> Tensor:
         z, xbc, dt = layout.split(F.linear(_norm(x, w, eps), w["in_proj.weight"]), "z", "x|b|c", "dt")
-        u, b, c = _conv(xbc, state, w).split((inner, size, size), dim=-1)
+        u, b, c = _conv(xbc, state, w).split(op.parts.sizes, dim=-1)
         y = selective_state_update(
             state["ssm"],
             u.unflatten(1, (heads, dim)),
             dt[..., None].expand(-1, heads, dim),
             state["rate"],
-            b[:, None],
-            c[:, None],
+            b.unflatten(1, (op.groups, -1)),
+            c.unflatten(1, (op.groups, -1)),
             w["D"][:, None].expand(heads, dim),
             dt_bias=w["dt_bias"][:, None].expand(heads, dim),
             dt_softplus=True,
         )
         y = y.flatten(1) * F.silu(z)
-        return x + F.linear(F.rms_norm(y, (inner,), w["norm.weight"], norm_eps), w["out_proj.weight"])
+        return x + F.linear(norm_groups(y, w["norm.weight"], norm_eps, op.groups), w["out_proj.weight"])
 
     path = "cuBLAS, fla-core's short convolution, mamba-ssm's selective_state_update"
     return Parts(step, held, path, frozenset({"conv", "state"}))

@@ -24,6 +24,7 @@ from nfsearch.ops.ffn import FeedForward
 from nfsearch.ops.gated_deltanet import GatedDeltaNet
 from nfsearch.ops.gla import GatedLinearAttention
 from nfsearch.ops.mamba2 import Mamba2
+from nfsearch.ops.norms import norm_groups
 
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -164,9 +165,11 @@ def _mamba2() -> Forward:
         z, *xbc, dt = op.layout.split(F.linear(x, op.in_proj.weight))
         u, b, c = convolved(xbc, op.conv, op.conv_bias)
         u = u.unflatten(-1, (op.heads, -1))
+        b, c = (z.unflatten(-1, (op.groups, -1)) for z in (b, c))
         delta = F.softplus(dt.float() + op.dt_bias)
         y = scan(u, delta, -op.A_log.exp(), b, c) + u * op.D[:, None]
-        return F.linear(_norm((y.flatten(2) * F.silu(z)), op.norm.weight, op.norm.eps), op.out_proj.weight)
+        y = norm_groups(y.flatten(2) * F.silu(z), op.norm.weight.to(y.dtype), op.norm.eps, op.groups)
+        return F.linear(y, op.out_proj.weight)
 
     forward.__name__ = scan.__name__
     return forward
@@ -176,7 +179,7 @@ def _scan_of_mamba_ssm() -> Callable[..., Tensor]:
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     def mamba_chunk_scan(u: Tensor, delta: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        out: Tensor = mamba_chunk_scan_combined(u, delta, rate, b[:, :, None], c[:, :, None], chunk_size=256)
+        out: Tensor = mamba_chunk_scan_combined(u, delta, rate, b, c, chunk_size=256)
         return out
 
     return mamba_chunk_scan
@@ -193,18 +196,23 @@ def _scan_of_fla() -> Callable[..., Tensor]:
         refused = True
 
     def chunk_simple(u: Tensor, delta: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        q, k = (z[:, :, None].expand(-1, -1, u.shape[2], -1) for z in (c, b))
+        q, k = (_per_head(z, u.shape[2]) for z in (c, b))
         v = (u * delta[..., None]).to(u.dtype)
         out: Tensor = chunk_simple_gla(q, k, v, delta * rate, scale=1.0)[0]
         return out
 
     def chunk_gla_of_equal_decays(u: Tensor, delta: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        q, k = (z[:, :, None].expand(-1, -1, u.shape[2], -1) for z in (c, b))
+        q, k = (_per_head(z, u.shape[2]) for z in (c, b))
         v = (u * delta[..., None]).to(u.dtype)
         out: Tensor = chunk_gla(q, k, v, (delta * rate)[..., None].expand(q.shape), scale=1.0)[0]
         return out
 
     return chunk_gla_of_equal_decays if refused else chunk_simple
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    """[batch, time, groups, dim] to [batch, time, heads, dim]."""
+    return x[:, :, :, None].expand(-1, -1, -1, heads // x.shape[2], -1).flatten(2, 3)
 
 
 def _convolution() -> Callable[[list[Tensor], Tensor, Tensor | None], list[Tensor]]:

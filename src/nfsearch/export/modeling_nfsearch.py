@@ -166,18 +166,26 @@ def delta_rule(
 
 @in_full
 def shared_linear(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """S = a_t S + k_t v_t^T;  o_t = S^T q_t, with q, k [batch, time, key] of all heads, log a [batch, time, heads]."""
-    time = q.shape[1]
+    """S = a_t S + k_t v_t^T;  o_t = S^T q_t, with q, k [batch, time, groups, key] of as many heads each, which follow
+    one another; log a [batch, time, heads]."""
+    time, groups = q.shape[1:3]
+
+    def grouped(x: Tensor) -> Tensor:
+        """[batch, heads, ...] to [batch, groups, heads of each, ...]."""
+        return x.unflatten(1, (groups, -1))
+
     if time == 1:
-        state = state * log_decay[:, 0, :, None, None].exp() + k[:, 0, None, :, None] * v[:, 0, :, None]
-        return (q[:, :, None] @ state).transpose(1, 2), state
-    q, k = (chunked(x[:, :, None])[:, 0] for x in (q, k))  # [batch, chunks, CHUNK, key]
+        written = k[:, 0, :, None, :, None] * grouped(v[:, 0])[..., None, :]
+        state = state * log_decay[:, 0, :, None, None].exp() + written.flatten(1, 2)
+        return (q[:, 0, :, None, None] @ grouped(state)).flatten(1, 2).transpose(1, 2), state
+    q, k = chunked(q), chunked(k)  # [batch, groups, chunks, CHUNK, key]
     v, total = chunked(v), chunked(log_decay).cumsum(-1)
     decay = causal(total[..., :, None] - total[..., None, :])
-    added = torch.einsum("bnck,bhncv->bhnkv", k, v * decay[..., -1, :, None])
+    added = torch.einsum("bgnck,bghncv->bghnkv", k, grouped(v * decay[..., -1, :, None])).flatten(1, 2)
     before, state = carried(added, total[..., -1, None, None].exp(), state)
-    past = torch.einsum("bnck,bhnkv->bhncv", q, before) * total.exp()[..., None]
-    return joined((q @ k.mT)[:, None] * decay @ v + past, time), state
+    past = torch.einsum("bgnck,bghnkv->bghncv", q, grouped(before)).flatten(1, 2) * total.exp()[..., None]
+    scores = ((q @ k.mT)[:, :, None] * grouped(decay)).flatten(1, 2)
+    return joined(scores @ v + past, time), state
 
 
 @in_full
@@ -223,15 +231,18 @@ class Places(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis."""
+    """x / rms(x) * weight over the last axis, or over each of so many groups of it."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, groups: int = 1) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.groups = eps, groups
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        if self.groups == 1:
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        parts = x.unflatten(-1, (self.groups, -1))
+        return F.rms_norm(parts, parts.shape[-1:], eps=self.eps).flatten(-2) * self.weight.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -376,20 +387,23 @@ class DeltaNet(Recurrent):
 
 
 class Mamba2(Recurrent):
-    """State space duality with one group: the heads share B and C, which are key and query."""
+    """State space duality: the heads of a group share B and C, which are key and query, and a norm."""
 
-    def __init__(self, width: int, index: int, *, heads: int, head_dim: int, state: int, conv: int) -> None:
-        inner = heads * head_dim
-        super().__init__(width, index, (inner, inner + 2 * state, heads), inner, inner + 2 * state, conv)
-        self.heads, self.parts = heads, (inner, state, state)
-        self.conv_bias = nn.Parameter(torch.empty(inner + 2 * state))
+    def __init__(
+        self, width: int, index: int, *, heads: int, head_dim: int, state: int, conv: int, groups: int = 1
+    ) -> None:
+        inner, keys = heads * head_dim, groups * state
+        super().__init__(width, index, (inner, inner + 2 * keys, heads), inner, inner + 2 * keys, conv)
+        self.heads, self.groups, self.parts = heads, groups, (inner, keys, keys)
+        self.conv_bias = nn.Parameter(torch.empty(inner + 2 * keys))
         self.A_log, self.dt_bias, self.D = (nn.Parameter(torch.empty(heads)) for _ in range(3))
-        self.norm = RMSNorm(inner, 1e-5)
+        self.norm = RMSNorm(inner, 1e-5, groups)
 
     def forward(self, x: Tensor, places: Places, cache: Cache | None) -> Tensor:
         z, xbc, dt = self.in_proj(x).split(self.rows, dim=-1)
         u, b, c = self.convolved(xbc, places.real, cache).split(self.parts, dim=-1)
         u = u.unflatten(-1, (self.heads, -1))
+        b, c = (z.unflatten(-1, (self.groups, -1)) for z in (b, c))
         delta = F.softplus(dt.to(u.dtype) + self.dt_bias.to(u.dtype))
         if places.real is not None:
             delta = delta * places.real[..., None]

@@ -31,11 +31,13 @@ NORMS: dict[str, tuple[Any, int, int, int, int, int]] = {
     "heads, then gate": ("after", 72, 24, 2, 5, 5),
     "many heads": ("after", 6, 3, 1, 70, 1),
     "gate, then norm": ("before", 80, 80, 2, 9, 3),
+    "gate, then norm of groups": ("before", 72, 24, 2, 9, 3),
 }
 LAYERS = (
     Layer.of("D", head_dim=16),
     Layer.of("C"),
     Layer.of("M2", head_dim=16, state=8),
+    Layer.of("M2", head_dim=8, state=8, groups=2),
     Layer.of("GLA", heads=2),
 )
 
@@ -81,24 +83,27 @@ def convolution(
 
 def norm(order: Any, channels: int, group: int, batch: int, time: int, around: int) -> float:
     heads = channels // group
-    u, skip = (torch.randn(batch, time, channels), torch.randn(channels)) if order == "before" else (None, None)
+    u, skip, groups = None, None, 1
+    if order == "before":
+        u, skip, groups = torch.randn(batch, time, channels), torch.randn(channels), heads
 
     def own(rows: Tensor) -> Tensor:
         return rows[..., around : around + channels]
 
     def kernel(y: Tensor, weight: Tensor, rows: Tensor, u: Tensor | None, skip: Tensor | None) -> Any:
         gate = None if order == "none" else own(rows)
-        return [norm_kernels.gated_norm(y, weight, gate, u, skip, eps=1e-3, order=order, dtype=y.dtype)]
+        how = dict(groups=groups, eps=1e-3, order=order, dtype=y.dtype)
+        return [norm_kernels.gated_norm(y, weight, gate, u, skip, **how)]
 
     def plain(y: Tensor, weight: Tensor, rows: Tensor, u: Tensor | None, skip: Tensor | None) -> Any:
         if u is not None and skip is not None:
             lone = [z[..., None] for z in (y, u)]  # heads of one value, so that each has a skip of its own
-            return [norms.norm_gated(*lone, skip, own(rows), weight, 1e-3, y.dtype)]
+            return [norms.norm_gated(*lone, skip, own(rows), weight, 1e-3, y.dtype, groups)]
         gate = None if order == "none" else own(rows)
         return [norms.norm_heads(y.unflatten(-1, (heads, group)), weight, 1e-3, gate, y.dtype)]
 
     rows = None if order == "none" else torch.randn(batch, time, channels + 2 * around)
-    return errors(kernel, plain, [torch.randn(batch, time, channels), torch.randn(group), rows, u, skip])
+    return errors(kernel, plain, [torch.randn(batch, time, channels), torch.randn(group * groups), rows, u, skip])
 
 
 def operator(layer: Layer) -> float:

@@ -84,6 +84,7 @@ CALLS = {
         2048, 3072, norm=meta(512), mode="gated_heads", gate=meta(1, 3072), residual=meta(1, 2048)
     ),
     "mamba2 output": matrix(2048, 4096, norm=meta(4096), mode="rms", residual=meta(1, 2048)),
+    "mamba2 output in groups": matrix(2688, 4096, norm=meta(4096), groups=8, mode="heads", residual=meta(1, 2688)),
     "gate and up": matrix(2 * 6144, 2048, norm=meta(2048), mode="rms", act="swiglu"),
     "down": matrix(2048, 6144, residual=meta(1, 2048)),
     "wide gate and up": matrix(2 * 9216, 3072, norm=meta(3072), mode="rms", act="swiglu"),
@@ -98,6 +99,7 @@ CALLS = {
     "delta, negative eigenvalues": token(deltanet, Layer.of("D", neg_eigval=True), 2048),
     "gated short convolution": token(gated_shortconv, Layer.of("C"), 2048),
     "mamba2": token(mamba2, Layer.of("M2"), 2048),
+    "mamba2 in groups": token(mamba2, Layer.of("M2", heads=96, head_dim=80, groups=8), 3136),
     "gated delta": token(gated_deltanet, Layer.of("GDN"), 2048),
     "gla": token(gla, Layer.of("GLA"), 2048),
     "attention": attend,
@@ -105,6 +107,7 @@ CALLS = {
     "attention of many": lambda: attend(64),
     "norm of many": lambda: prologue.prologue(meta(64, 3072), norm=meta(3072)),
     "output norm of many": lambda: prologue.prologue(meta(64, 3072), norm=meta(512), gate=meta(64, 3072)),
+    "output norm of groups": lambda: prologue.prologue(meta(1, 7680), norm=meta(7680), groups=8),
     "embedding": embed,
     "activation of many": lambda: prologue.prologue(meta(64, 2 * 9216), act="swiglu"),
 }

@@ -66,18 +66,19 @@ def bare_convolution(channels: int) -> Callable[..., Case]:
     return make
 
 
-def norm(order: norm_kernels.Order, heads: int, dim: int, row: int) -> Callable[..., Case]:
+def norm(order: norm_kernels.Order, heads: int, dim: int, row: int, groups: int = 1) -> Callable[..., Case]:
     """The same for a norm of y, weight, rows, u, skip: the gate starts the rows."""
     own = slice(0, heads * dim)
 
     def kernel(y: Tensor, weight: Tensor, rows: Tensor, u: Tensor | None, skip: Tensor | None) -> Any:
         through = (None, None) if u is None or skip is None else (u.flatten(-2), skip.repeat_interleave(dim))
         gate = None if order == "none" else rows[..., own]
-        return [norm_kernels.gated_norm(y.flatten(-2), weight, gate, *through, eps=1e-5, order=order, dtype=y.dtype)]
+        how = dict(groups=groups, eps=1e-5, order=order, dtype=y.dtype)
+        return [norm_kernels.gated_norm(y.flatten(-2), weight, gate, *through, **how)]
 
     def plain(y: Tensor, weight: Tensor, rows: Tensor, u: Tensor | None, skip: Tensor | None) -> Any:
         if u is not None and skip is not None:
-            return [norms.norm_gated(y, u, skip, rows[..., own], weight, 1e-5, y.dtype)]
+            return [norms.norm_gated(y, u, skip, rows[..., own], weight, 1e-5, y.dtype, groups)]
         return [norms.norm_heads(y, weight, 1e-5, None if order == "none" else rows[..., own], y.dtype)]
 
     def make(draw: Draw, batch: int, time: int, dtype: torch.dtype) -> Case:
@@ -98,13 +99,11 @@ CASES = {
     "norm, then gate": norm("after", 3, 512, 4614),
     "gate, then norm": norm("before", 32, 64, 4384),
     "gate, then wide norm": norm("before", 80, 64, 5200),
+    "gate, then norm of groups": norm("before", 96, 80, 17504, groups=8),
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["delta", "mamba2", "convolution alone", "norm, then gate", "gate, then norm", "gate, then wide norm"],
-)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("gated delta", "norm of heads")])
 def test_compiles_for_hopper(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, device="meta", dtype=dtype)

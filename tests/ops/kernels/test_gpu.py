@@ -42,6 +42,8 @@ LAYERS: tuple[tuple[str, dict[str, Any], int], ...] = (
     ("M2", {}, 1024),
     ("M2", {}, 1536),
     ("M2", {"head_dim": 128, "state": 64}, 1536),
+    ("M2", {"groups": 8}, 1024),
+    ("M2", {"heads": 24, "head_dim": 80, "groups": 8}, 1536),
     ("GDN", {}, 1024),
     ("GDN", {"head_dim": 128}, 1536),
     ("GLA", {}, 1024),
