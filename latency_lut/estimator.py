@@ -139,10 +139,12 @@ class Prices:
         self.width, self.meta_tokens, self.item = like.width, like.meta_tokens, ITEM_BYTES[dtype]
         self._layers: dict[Layer, Price] = {}
         touched = touched_by_ends(like.width, like.vocab, like.meta_tokens, self.item)
+        # A pass reads but a row for each sequence of an embedding that is not the head.
+        looked_up = 0.0 if like.tied_head else float(like.vocab * like.width * self.item)
         parts = [
             ends_part(like.width, like.vocab, span, dtype, like.meta_tokens, like.head_norm) for span in workload.spans
         ]
-        self.ends = self._price([(touched, [part]) for part in parts], touched)
+        self.ends = self._price([(touched, [part]) for part in parts], touched + looked_up)
 
     def layer(self, layer: Layer) -> Price:
         price = self._layers.get(layer)

@@ -74,7 +74,7 @@ def touched_by_layer(layer: Layer, width: int, batch: int, held: float, item: in
 
 
 def touched_by_ends(width: int, vocab: int, meta_tokens: int, item: int) -> float:
-    """Bytes of the head, which is the embedding, of meta tokens and of the final norm."""
+    """Bytes of the head, of meta tokens and of the final norm."""
     return (vocab + meta_tokens + 1) * width * item
 
 

@@ -72,7 +72,7 @@ class LatencyTable(Measured):
 
     def _priced(self, architecture: Architecture, workload: Workload, dtype: str | None) -> Prices:
         a = architecture
-        place = (a.width, a.vocab, a.meta_tokens, a.head_norm, workload, dtype)
+        place = (a.width, a.vocab, a.meta_tokens, a.head_norm, a.tied_head, workload, dtype)
         prices = self._prices.get(place)
         if prices is None:
             prices = self._prices[place] = Prices(self, a, workload, dtype or self.only_dtype())

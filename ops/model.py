@@ -1,4 +1,4 @@
-"""The hybrid language model: embedding, meta tokens, residual blocks, norm, tied head."""
+"""The hybrid language model: embedding, meta tokens, residual blocks, norm, head."""
 
 from __future__ import annotations
 
@@ -80,8 +80,16 @@ class HybridLM(nn.Module):
         self.meta = nn.Parameter(torch.randn(architecture.meta_tokens, width)) if architecture.meta_tokens else None
         self.blocks = nn.ModuleList(Block(layer, width, architecture.norm_eps) for layer in architecture.layers)
         self.norm = RMSNorm(width, architecture.norm_eps)
+        self.own_head = None if architecture.tied_head else nn.Embedding(architecture.vocab, width)
+        if self.own_head is not None:  # drawn last, so that all else is as with a tied head
+            nn.init.normal_(self.own_head.weight, std=0.02)
         self.recompute = False  # whether a backward pass computes each block again, and keeps their inputs alone
         self._bound = Bound()
+
+    @property
+    def output(self) -> nn.Embedding:
+        """What the head multiplies by, a row for each token of the vocabulary: the embedding, or its own."""
+        return self.embedding if self.own_head is None else self.own_head
 
     def operators(self) -> Iterator[Operator]:
         """The operators, in order."""
@@ -172,7 +180,7 @@ class HybridLM(nn.Module):
             head = self._bound[key]
         else:
             head = self._bound.keep(
-                key, bind_head(self.norm, self.embedding, self.architecture.head_norm, self._plain_logits, x)
+                key, bind_head(self.norm, self.output, self.architecture.head_norm, self._plain_logits, x)
             )
         return self._plain_logits(x) if head is None else head(x.contiguous())
 
@@ -184,9 +192,7 @@ class HybridLM(nn.Module):
         for block, held in zip(self.blocks, state, strict=True):
             assert isinstance(block, Block)
             found[type(block.operator).__name__] = block.step_choice(x, held)
-        return found | {
-            "head": head_choice(self.norm, self.embedding, self.architecture.head_norm, self._plain_logits, x)
-        }
+        return found | {"head": head_choice(self.norm, self.output, self.architecture.head_norm, self._plain_logits, x)}
 
     def _plain_logits(self, x: Tensor) -> Tensor:
         return self.head(self.norm(x))
@@ -213,8 +219,8 @@ class HybridLM(nn.Module):
         return x, added
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocab] of hidden [..., width] through the tied embedding, in float32 or wider."""
-        weight = self.embedding.weight
+        """Logits [..., vocab] of hidden [..., width], in float32 or wider."""
+        weight = self.output.weight
         logits = F.linear(hidden, weight)
         logits = logits.to(wide(logits.dtype))
         if self.architecture.head_norm:

@@ -14,7 +14,7 @@ from nfsearch.proxies.settings import TrainingSettings
 
 _BETAS = (0.9, 0.95)
 _MOMENTUM = 0.95
-_ADAM_SHARE = 0.15  # of Muon's rate: what AdamW gives embedding, norms, convolutions and biases beside it
+_ADAM_SHARE = 0.15  # of Muon's rate: what AdamW gives embedding, head, norms, convolutions and biases beside it
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz's iteration, tuned by Jordan for a steep start
 _ITERATIONS = 5
 
@@ -158,7 +158,7 @@ class Optimizers:
 
 def _matrices(model: HybridLM) -> list[tuple[Tensor, tuple[int, ...]]]:
     """The weights of all linear layers, with the rows of each part where their operator's layout says them; not the
-    embedding, norms, convolutions, biases or meta tokens."""
+    embedding, head, norms, convolutions, biases or meta tokens."""
     rows: dict[int, tuple[int, ...]] = {}
     for operator in model.operators():
         layout = getattr(operator, "layout", None)

@@ -160,7 +160,7 @@ def mean_loss(model: HybridLM, windows: Tensor) -> Tensor:
     with torch.autocast(windows.device.type, torch.bfloat16, enabled=on_cuda):
         if on_cuda and torch.is_grad_enabled() and not model.architecture.head_norm:
             hidden = model.hidden(tokens).flatten(0, 1)
-            return head_loss(hidden, model.embedding.weight, targets.flatten(), torch.bfloat16)
+            return head_loss(hidden, model.output.weight, targets.flatten(), torch.bfloat16)
         return model.loss(tokens, targets)
 
 

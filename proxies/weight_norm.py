@@ -23,7 +23,7 @@ class WeightNorm:
     Either way the axis of the model's width is the one that is normalised.
 
     Everything else is left alone, as the paper leaves it open: biases, norms, convolutions, decay parameters, the
-    embedding (which is the head as well), and meta tokens.
+    embedding, the head, and meta tokens.
 
     `train_model` projects once before the first step too. The paper does not say whether it does; without it the first
     step is taken far from the sphere (rows of length 0.02 sqrt(width)) and undone by the first projection.

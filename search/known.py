@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from nfsearch.search.budgets import Budgets
 from nfsearch.search.strategy import Draft, KnownDesign
-from nfsearch.space import Architecture, SearchSpace
+from nfsearch.space import SearchSpace
 from nfsearch.space.notation import parse_layers
 
 
@@ -37,7 +37,7 @@ def _members(space: SearchSpace, design: str | KnownDesign) -> list[Draft]:
     layers = parse_layers(text)
     members = []
     for width in widths:
-        architecture = Architecture(width, layers, space.vocab, space.meta_tokens[0], space.head_norm)
+        architecture = space.architecture(width, layers, space.meta_tokens[0])
         answers = space.locate(architecture)
         if answers is not None:
             members.append(Draft(architecture, answers, "known"))

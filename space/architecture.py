@@ -16,9 +16,10 @@ from nfsearch.space.operators import Cost
 
 @dataclass(frozen=True, order=True)
 class Architecture:
-    """A whole model: token embedding, optional meta tokens, residual layers x + op(norm(x)), final norm, tied head.
+    """A whole model: token embedding, optional meta tokens, residual layers x + op(norm(x)), final norm, head.
 
-    `head_norm` divides each logit by the length of its row of the head, as the released Nemotron-Flash models do.
+    `head_norm` divides each logit by the length of its row of the head, as the released Nemotron-Flash models do. The
+    head is the embedding, or with `tied_head=False` a matrix of its own.
     """
 
     width: int
@@ -27,6 +28,7 @@ class Architecture:
     meta_tokens: int = 0
     head_norm: bool = False
     norm_eps: float = 1e-6
+    tied_head: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -51,6 +53,7 @@ class Architecture:
             "meta_tokens": self.meta_tokens,
             "head_norm": self.head_norm,
             "norm_eps": self.norm_eps,
+            **({} if self.tied_head else {"tied_head": False}),  # digests are of the fields that there always were
         }
 
     def check(self) -> None:
@@ -76,9 +79,9 @@ class Architecture:
 
     @cached_property
     def parameters(self) -> int:
-        """All learned numbers: embedding (the head is tied to it), meta tokens, operators and their norms."""
+        """All learned numbers: embedding, head (if it is not the embedding), meta tokens, operators and all norms."""
         operators = sum(cost.parameters + self.width for cost in self.costs())
-        return (self.vocab + self.meta_tokens + 1) * self.width + operators
+        return (self.vocab * (1 if self.tied_head else 2) + self.meta_tokens + 1) * self.width + operators
 
     def state_bytes(self, batch: int, length: int, itemsize: int = 2) -> int:
         """Bytes of state that decoding keeps for `length` tokens of text, meta tokens included."""

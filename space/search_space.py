@@ -91,6 +91,7 @@ class SearchSpace:
     vocab: int = 32000
     meta_tokens: tuple[int, ...] = (0,)
     head_norm: bool = False
+    tied_head: bool = True
 
     def __post_init__(self) -> None:
         require_shallow(self.layers, self.where)
@@ -145,10 +146,14 @@ class SearchSpace:
             starts.append(len(layers))
             layers += self._layers(stage, path, ask, inner=False)
         for width in sorted(widths, reverse=True):
-            architecture = Architecture(width, tuple(layers), self.vocab, meta_tokens, self.head_norm)
+            architecture = self.architecture(width, tuple(layers), meta_tokens)
             if not self.fit_width or fits is None or fits(architecture):
                 break
         return Member(architecture, answers, tuple(questions), tuple(starts))
+
+    def architecture(self, width: int, layers: tuple[Layer, ...], meta_tokens: int) -> Architecture:
+        """These layers, at this width and behind so many meta tokens, with what all members have in common."""
+        return Architecture(width, layers, self.vocab, meta_tokens, head_norm=self.head_norm, tied_head=self.tied_head)
 
     def build(self, answers: Answers, fits: Fits | None = None) -> Member:
         """The member with these answers, whatever its limits. Raises ValueError if one is missing or is no option."""

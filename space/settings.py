@@ -40,6 +40,7 @@ class SpaceSettings(Settings):
     head_norm: bool = Field(
         default=False, description="divide logits by the norm of their row of the head, as released"
     )
+    tied_head: bool = Field(default=True, description="the head is the embedding; false = a matrix of its own")
 
     @field_validator("where")
     @classmethod
@@ -88,4 +89,5 @@ class SpaceSettings(Settings):
             vocab=vocab if self.vocab == "auto" else self.vocab,
             meta_tokens=self.meta_tokens if isinstance(self.meta_tokens, tuple) else (self.meta_tokens,),
             head_norm=self.head_norm,
+            tied_head=self.tied_head,
         )

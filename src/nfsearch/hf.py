@@ -26,6 +26,7 @@ _NAMES = (
     ("meta", "model.meta_tokens"),
     ("blocks.", "model.layers."),
     ("norm.", "model.norm."),
+    ("own_head.", "lm_head."),
 )  # how weights are called by HybridLM, and in the folder
 
 
@@ -46,12 +47,14 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:
         meta_tokens=config["meta_tokens"],
         head_norm=config["head_norm"],
         norm_eps=config["rms_norm_eps"],
+        tied_head=config["tie_word_embeddings"],
     )
     if config["layers"] != folder_layers(architecture):
         raise ValueError(f"{folder}/config.json: the layers are not those of its notation, {config['notation']}")
     files = sorted(folder.glob("*.safetensors"))
     weights = {name: tensor for file in files for name, tensor in load_file(file, device=str(device)).items()}
-    weights.pop("lm_head.weight", None)  # the embedding once more
+    if architecture.tied_head:
+        weights.pop("lm_head.weight", None)  # the embedding once more
     with torch.device("meta"):
         model = HybridLM(architecture)
     wanted = {folder_name(name): name for name in model.state_dict()}

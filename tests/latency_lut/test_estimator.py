@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -152,6 +153,13 @@ def test_a_breakdown_adds_up_to_the_estimate(name: str) -> None:
     parts = table.breakdown(model, WORKLOADS[name])
     assert set(parts) == {"ends", "F", "D[head_dim=16]", "A[head_dim=16]", "A[head_dim=16,window=8]"}
     assert sum(parts.values()) == pytest.approx(table.estimate(model, WORKLOADS[name]).seconds)
+
+
+def test_a_head_of_its_own_takes_no_longer_and_more_memory() -> None:
+    table, tied = by_bytes_touched(), mixed(2)
+    own = replace(tied, tied_head=False)
+    assert table.estimate(own, W) == table.estimate(tied, W)
+    assert table.memory(own, W) - table.memory(tied, W) == tied.vocab * tied.width * 4
 
 
 def test_a_generation_is_estimated_where_its_spans_have_places_of_their_own() -> None:

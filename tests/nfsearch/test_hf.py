@@ -155,6 +155,18 @@ def test_saved_again_it_opens_again_here_and_there(
         torch.testing.assert_close(hf.load(tmp_path / "again")(tokens), expected, atol=1e-5, rtol=0)
 
 
+def test_a_head_of_its_own_comes_along(transformers: Any, tokens: Tensor, tmp_path: Path) -> None:
+    model = HybridLM(Architecture.parse("F M2[head_dim=16,groups=2]", width=32, vocab=257, tied_head=False)).eval()
+    loaded = opened(transformers, export_hf(model, tmp_path / "model"))
+    expected = logits(loaded, tokens)
+    torch.testing.assert_close(expected, model(tokens), atol=1e-5, rtol=0)
+    loaded.save_pretrained(tmp_path / "again")
+    for folder in ("model", "again"):
+        again = hf.load(tmp_path / folder)
+        assert again.architecture == model.architecture
+        assert torch.equal(again(tokens), model(tokens))
+
+
 def test_a_folder_becomes_our_model_again(model: HybridLM, folder: Path, tokens: Tensor) -> None:
     again = hf.load(folder)
     assert again.architecture == model.architecture

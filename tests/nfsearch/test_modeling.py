@@ -52,7 +52,7 @@ def theirs(ours: HybridLM) -> NFSearchForCausalLM:
     said = HubExporter().config(ours.architecture)
     model = NFSearchForCausalLM(NFSearchConfig(**{name: said[name] for name in said if name != "auto_map"}))
     missing, odd = model.load_state_dict(hf.folder_weights(ours), strict=False)
-    assert (missing, odd) == (["lm_head.weight"], [])
+    assert (missing, odd) == (["lm_head.weight"] * ours.architecture.tied_head, [])
     return model.eval()
 
 
@@ -82,7 +82,7 @@ def member(number: int) -> Architecture:
     ops = [list(SETTINGS)[number % len(SETTINGS)], *rng.choices(list(SETTINGS), k=3)]
     return Architecture(
         32, [layer(op) for op in ops], vocab=VOCAB, meta_tokens=rng.choice((0, 1, 5)),  # type: ignore[arg-type]
-        head_norm=rng.random() < 0.5, norm_eps=rng.choice((1e-6, 1e-5)),
+        head_norm=rng.random() < 0.5, norm_eps=rng.choice((1e-6, 1e-5)), tied_head=rng.random() < 0.5,
     )  # fmt: skip
 
 

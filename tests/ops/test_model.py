@@ -33,11 +33,10 @@ def draw(batch: int, time: int) -> torch.Tensor:
     return torch.randint(VOCAB, (batch, time), generator=torch.Generator().manual_seed(time))
 
 
-@pytest.mark.parametrize("head_norm", [False, True])
-@pytest.mark.parametrize("meta_tokens", [0, 5])
+@pytest.mark.parametrize(("meta_tokens", "rest"), [(0, {}), (5, {"head_norm": True}), (0, {"tied_head": False})])
 @torch.no_grad()
-def test_prefill_and_steps_give_the_logits_of_forward(meta_tokens: int, head_norm: bool) -> None:
-    model = make(meta_tokens=meta_tokens, head_norm=head_norm)
+def test_prefill_and_steps_give_the_logits_of_forward(meta_tokens: int, rest: dict[str, object]) -> None:
+    model = make(meta_tokens=meta_tokens, **rest)
     tokens = draw(2, 20)
     expected = model(tokens)
     assert expected.shape == (2, 20, VOCAB)
@@ -59,9 +58,25 @@ def test_state_is_what_the_architecture_says() -> None:
         assert held == model.architecture.state_bytes(2, length, 2)
 
 
-@pytest.mark.parametrize("head_norm", [False, True])
-def test_loss_is_the_mean_cross_entropy_whole_or_in_slices(head_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make(head_norm=head_norm)
+def test_a_head_of_its_own_is_drawn_after_all_else() -> None:
+    torch.manual_seed(0)
+    tied = HybridLM(Architecture.parse(LAYERS, width=64, vocab=VOCAB))
+    torch.manual_seed(0)
+    model = HybridLM(Architecture.parse(LAYERS, width=64, vocab=VOCAB, tied_head=False))
+    weights, own = model.state_dict(), model.state_dict()["own_head.weight"]
+    assert weights.keys() == {*tied.state_dict(), "own_head.weight"}
+    assert all(torch.equal(weights[name], tensor) for name, tensor in tied.state_dict().items())
+    assert 0.018 < own.std() < 0.022
+    assert sum(p.numel() for p in model.parameters()) == model.architecture.parameters
+    hidden = torch.randn(3, 64)
+    assert torch.equal(model.head(hidden), hidden @ own.mT)
+
+
+@pytest.mark.parametrize("rest", [{}, {"head_norm": True}, {"tied_head": False}])
+def test_loss_is_the_mean_cross_entropy_whole_or_in_slices(
+    rest: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(**rest)  # type: ignore[arg-type]
     tokens, targets = draw(3, 9), draw(3, 10)[:, 1:]
     expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
     names, parameters = zip(*model.named_parameters(), strict=True)

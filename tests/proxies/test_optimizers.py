@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,14 +68,14 @@ def test_each_part_of_a_projection_is_orthogonalised_for_itself() -> None:
 
 
 def test_muon_moves_the_operators_matrices_and_adamw_the_rest() -> None:
-    model = HybridLM(architecture(EVERY_MIXER, meta_tokens=3))
+    model = HybridLM(replace(architecture(EVERY_MIXER, meta_tokens=3), tied_head=False))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for settings in (SMALL, SMALL.model_copy(update={"optimizer": "adamw", "weight_decay": 0.1})):
         optimizers = Optimizers(model, settings)
         groups = [group for one in optimizers.each for group in one.param_groups]
         matrices, others = ({names[id(p)] for p in group["params"]} for group in groups)
         assert all(parameter.ndim == 2 for parameter in groups[0]["params"])
-        assert {"embedding.weight", "meta", "norm.weight", "blocks.0.norm.weight"} <= others
+        assert {"embedding.weight", "own_head.weight", "meta", "norm.weight", "blocks.0.norm.weight"} <= others
         assert not any("qkv" in name for name in others)
         assert len(matrices) + len(others) == len(names)
         assert groups[1]["weight_decay"] == 0.0

@@ -13,13 +13,19 @@ WINNER = "(D F M2 F A F M2 F){2} (D F M2 F){2}"
 
 
 def test_a_twin_has_the_same_operators_and_heads() -> None:
-    candidate = Architecture.parse(f"{WINNER} GDN GLA A[window=512]", width=2048, vocab=131072, head_norm=True)
+    candidate = Architecture.parse(
+        f"{WINNER} GDN GLA A[window=512] M2[heads=96,groups=8]",
+        width=2048,
+        vocab=131072,
+        head_norm=True,
+        tied_head=False,
+    )
     twin = narrowed(candidate, 16, 257)
-    assert (twin.width, twin.vocab, twin.head_norm) == (128, 257, True)
+    assert (twin.width, twin.vocab, twin.head_norm, twin.tied_head) == (128, 257, True, False)
     assert [layer.op for layer in twin.layers] == [layer.op for layer in candidate.layers]
     for layer, narrow in zip(candidate.layers, twin.layers, strict=True):
         wide_shape, shape = layer.shape(2048), narrow.shape(128)
-        for name in ("heads", "kv_heads", "window", "conv", "expand"):
+        for name in ("heads", "kv_heads", "window", "conv", "groups"):
             assert shape.get(name) == wide_shape.get(name)
         for name in ("head_dim", "key_dim", "value_dim", "inner", "state"):
             assert shape.get(name, 0) * 16 == wide_shape.get(name, 0)

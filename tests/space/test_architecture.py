@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,6 +15,13 @@ FLASH_3B = Architecture.parse("(D F M2 F A F M2 F){3} (D F M2 F){3}", width=3072
 def test_the_released_models_have_their_published_sizes() -> None:
     assert round(FLASH_1B.parameters / 1e6, 1) == 965.4
     assert round(FLASH_3B.parameters / 1e6, 1) == 2750.0
+
+
+def test_a_head_of_its_own_is_counted_and_written() -> None:
+    own = replace(FLASH_1B, tied_head=False)
+    assert own.parameters - FLASH_1B.parameters == 131072 * 2048
+    assert Architecture.from_dict(own.to_dict()) == own
+    assert "tied_head" not in FLASH_1B.to_dict()  # what was written before reads and compares as before
 
 
 @given(layer_lists)
@@ -38,6 +46,9 @@ def test_equal_models_share_a_digest_however_they_are_written() -> None:
     assert digest("A F") != digest("F A")
     assert digest("A F") != digest("A F", meta_tokens=1)
     assert digest("A F") == "cbe7f5f660b11f73"  # must never change: studies and caches are keyed by it
+    assert digest("M2") == digest("M2[heads=64]") == digest("M2[expand=2,groups=1]") == "62e2937087e74344"
+    assert digest("M2[groups=2,state=64]") != digest("M2")
+    assert digest("A F", tied_head=True) == digest("A F") != digest("A F", tied_head=False)
 
 
 def test_settings_that_do_not_fit_the_width_are_named() -> None:
@@ -45,6 +56,10 @@ def test_settings_that_do_not_fit_the_width_are_named() -> None:
         Architecture.parse("A F", width=100)
     with pytest.raises(ValueError, match="kv_heads 3 does not divide the 16 heads"):
         Architecture.parse("A[kv_heads=3]", width=2048)
+    with pytest.raises(ValueError, match=r"M2\[groups=3\]: groups 3 does not divide the 64 heads of width 2048"):
+        Architecture.parse("M2[groups=3]", width=2048)
+    with pytest.raises(ValueError, match=r"M2\[expand=1.01\]: expand 1.01 of width 2048 is 2068.48, no whole number"):
+        Architecture.parse("M2[expand=1.01]", width=2048)
     with pytest.raises(ValueError, match=r"F\[ratio=0.1\]: ratio 0.1 of width 128"):
         Architecture.parse("F[ratio=0.1]", width=128)
 

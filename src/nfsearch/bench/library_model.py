@@ -50,7 +50,7 @@ class LibraryLM(nn.Module):
         for block, forward in zip(model.blocks, self.forwards, strict=True):
             assert isinstance(block, Block)
             x = x + forward(block.operator, _norm(x, block.norm.weight, block.norm.eps))
-        logits = F.linear(_norm(x, model.norm.weight, model.norm.eps), model.embedding.weight)
+        logits = F.linear(_norm(x, model.norm.weight, model.norm.eps), model.output.weight)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     @property

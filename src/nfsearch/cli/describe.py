@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nfsearch.run.config import load_config
 from nfsearch.run.tables import vocabulary
-from nfsearch.space import Architecture, SearchSpace
+from nfsearch.space import SearchSpace
 from nfsearch.space.counting import in_full
 from nfsearch.space.notation import parse, parse_definitions, parse_layers, print_layers
 
@@ -63,7 +63,7 @@ def check_member(space: SearchSpace, notation: str) -> int:
     if answers is None:
         print(f"not a member: no choices lead to {print_layers(layers)}")
         return 1
-    sizes = [Architecture(width, layers, space.vocab, meta) for width in space.widths for meta in space.meta_tokens]
+    sizes = [space.architecture(width, layers, meta) for width in space.widths for meta in space.meta_tokens]
     broken = {size.width: space.limits.broken_by([], size) for size in sizes}
     fitting = [width for width, limit in broken.items() if limit is None]
     if not fitting:

@@ -46,7 +46,7 @@ class HubExporter(FolderExporter):
             "meta_tokens": architecture.meta_tokens,
             "head_norm": architecture.head_norm,
             "rms_norm_eps": architecture.norm_eps,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": architecture.tied_head,
             "use_cache": not _foreign(architecture),
         }
 

@@ -31,7 +31,8 @@ class NFSearchConfig(PretrainedConfig):
     """`layers` names the operator of each residual layer with its sizes: {"operator": "deltanet", "heads": 8, ...};
     `notation` says the same as nfsearch writes it, and is read by nfsearch alone.
 
-    `meta_tokens` learned vectors are read before each text; `head_norm` divides a logit by the length of its row.
+    `meta_tokens` learned vectors are read before each text; `head_norm` divides a logit by the length of its row of the
+    head, which is the embedding unless `tie_word_embeddings` is false.
     """
 
     model_type = "nfsearch"
@@ -674,7 +675,7 @@ class NFSearchModel(NFSearchPreTrainedModel):
 
 
 class NFSearchForCausalLM(NFSearchPreTrainedModel, GenerationMixin):
-    """Logits of the next token, through a head that is the embedding."""
+    """Logits of the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 

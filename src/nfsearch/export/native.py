@@ -47,7 +47,7 @@ class NativeExporter(Family, FolderExporter):
             "hidden_size": architecture.width,
             "num_hidden_layers": len(layers) // 2 if self.paired else len(layers),
             "max_position_embeddings": LENGTH,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": architecture.tied_head,
             "use_cache": True,
         }
         for layer in layers:
