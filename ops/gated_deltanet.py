@@ -27,8 +27,10 @@ class GatedDeltaNet(Operator):
     Per head, log a_t = -exp(A_log) softplus(decay_t + dt_bias). q, k, v pass a short convolution and silu, q and k are
     scaled to length one, beta = sigmoid. The output is RMS-normalised per head, multiplied by silu(gate), projected.
 
-    Rows of `in_proj`: `layout`, heads x key_dim of q and k each, heads x value_dim of v and the gate each, a beta and a
-    decay per head. `conv` [heads (2 key_dim + value_dim), taps] runs over q|k|v.
+    Head h, of values, reads key head h // (heads / key_heads), of which there may be fewer.
+
+    Rows of `in_proj`: `layout`, key_heads x key_dim of q and k each, heads x value_dim of v and the gate each, a beta
+    and a decay per head. `conv` [2 key_heads key_dim + heads value_dim, taps] runs over q|k|v.
 
     State: `conv`, the ring [batch, taps, channels]; `state` [batch, heads, key, value] in float32 or wider.
     """
@@ -37,10 +39,14 @@ class GatedDeltaNet(Operator):
     column_normalised = ("out_proj.weight",)
     fused_step = "nfsearch.ops.kernels.decode.gated_deltanet:FUSED"
 
-    def __init__(self, width: int, *, heads: int, key_dim: int, value_dim: int, conv: int) -> None:
+    def __init__(
+        self, width: int, *, heads: int, key_dim: int, value_dim: int, conv: int, key_heads: int | None = None
+    ) -> None:
         super().__init__(width)
         self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
-        keys, values = heads * key_dim, heads * value_dim
+        self.key_heads = key_heads or heads
+        keys, values = self.key_heads * key_dim, heads * value_dim
+        self.dims = (key_dim, key_dim, value_dim)  # of a head of q, k and v
         self.layout = Layout.of(q=keys, k=keys, v=values, gate=values, beta=heads, decay=heads)
         self.in_proj = linear(width, self.layout.total)
         self.conv = conv_weight(self.layout.size("q|k|v"), conv)
@@ -88,8 +94,11 @@ class GatedDeltaNet(Operator):
         return self.layout.split(project(self.in_proj, x), "q|k|v", "gate", "beta|decay")
 
     def _heads(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """q, k, v [..., heads, dim] of parts [..., heads dim]."""
-        return tuple(z.unflatten(-1, (self.heads, -1)) for z in parts)
+        """q, k, v [..., heads, dim] of parts [..., key_heads key_dim or heads value_dim]."""
+        q, k, v = (z.unflatten(-1, (-1, size)) for z, size in zip(parts, self.dims, strict=True))
+        if self.key_heads < self.heads:
+            q, k = (z.repeat_interleave(self.heads // self.key_heads, dim=-2) for z in (q, k))
+        return q, k, v
 
     def _gates(self, rest: Tensor) -> tuple[Tensor, Tensor]:
         """beta and log a, [..., heads] in float32 or wider."""
@@ -101,8 +110,9 @@ class GatedDeltaNet(Operator):
         qkv, gate, beta, decay = self.layout.split(x @ self.in_proj.weight.T, "q|k|v", "gate", "beta", "decay")
         qkv = causal_conv_reference(qkv, self.conv)
         parts = qkv.split(self.layout.sizes[:3], dim=-1)
-        q, k, v = ((z * z.sigmoid()).unflatten(-1, (self.heads, -1)) for z in parts)
+        q, k, v = ((z * z.sigmoid()).unflatten(-1, (-1, size)) for z, size in zip(parts, self.dims, strict=True))
         q, k = (z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt() for z in (q, k))
+        q, k = (z.repeat_interleave(self.heads // self.key_heads, dim=2) for z in (q, k))
         decay = torch.exp(-self.A_log.exp() * torch.log1p(torch.exp(decay + self.dt_bias)))
         beta = beta.sigmoid()
         state = x.new_zeros(len(x), self.heads, self.key_dim, self.value_dim)  # S, key x value

@@ -27,7 +27,7 @@ class Setting:
     def expected(self) -> str:
         """What a valid value looks like, in words."""
         if self.choices is not None:
-            return "one of " + ", ".join(str(c) for c in self.choices)
+            return "one of " + ", ".join(str(c).lower() if isinstance(c, bool) else str(c) for c in self.choices)
         if self.type is bool:
             return "true or false"
         if self.type is object:
@@ -39,7 +39,7 @@ class Setting:
         if value is None:
             return self.optional
         if self.choices is not None:
-            return value in self.choices
+            return any(type(value) is type(choice) and value == choice for choice in self.choices)
         if self.type is object:
             return _can_be_written(value)
         if self.type is bool or isinstance(value, bool):

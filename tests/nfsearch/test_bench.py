@@ -19,7 +19,17 @@ from nfsearch.ops import Block, HybridLM, deltanet
 from nfsearch.space import Architecture
 
 Run = Callable[..., BenchResult]
-ATTENTION = ("ops", "--op", "A[head_dim=16,qk_norm=true]", "--width", "64", "--context", "24", "--compile", "none")
+ATTENTION = (
+    "ops",
+    "--op",
+    "A[head_dim=16,qk_norm=all,rope=0.5,gate=true]",
+    "--width",
+    "64",
+    "--context",
+    "24",
+    "--compile",
+    "none",
+)
 
 
 def status(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:

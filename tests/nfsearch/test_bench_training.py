@@ -19,8 +19,9 @@ from tests.nfsearch.test_bench import Run, bench, entries, hold_together
 
 __all__ = ["bench"]
 
-MODEL = ("training", "--model", "A[head_dim=16] A[head_dim=16, window=8, kv_heads=1] F F[act=relu2]", "--width", "32",
-         "--vocab", "50", "--sequence", "24", "--batch", "6", "--compile", "none")  # fmt: skip
+LAYERS = "A[head_dim=16] A[head_dim=16, window=8, kv_heads=1, rope=0.5, gate=true] F F[act=relu2]"
+MODEL = ("training", "--model", LAYERS, "--width", "32", "--vocab", "50",
+         "--sequence", "24", "--batch", "6", "--compile", "none")  # fmt: skip
 
 
 @pytest.fixture

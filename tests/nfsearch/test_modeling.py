@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 VOCAB = 101
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {  # every setting of every operator, small
     "A": {
-        "head_dim": (8, 16), "kv_heads": (None, 1, 2), "window": (None, 1, 4, 50), "qk_norm": (False, True),
-        "rope_base": (10000.0, 500.0),
+        "head_dim": (8, 16), "heads": (None, 2, 6), "kv_heads": (None, 1, 2), "window": (None, 1, 4, 50),
+        "qk_norm": (False, True, "all"), "rope": (1.0, 0.5, 0.25, 0.0), "rope_base": (10000.0, 500.0),
+        "gate": (False, True),
     },
     "C": {"conv": (1, 2, 3)},
     "D": {"head_dim": (8, 16), "conv": (1, 2, 4), "neg_eigval": (False, True)},
-    "GDN": {"head_dim": (8, 16), "expand_v": (1, 2), "conv": (1, 4)},
+    "GDN": {
+        "head_dim": (8, 16), "expand_v": (1, 2), "conv": (1, 4), "heads": (None, 4), "key_heads": (None, 1, 2),
+    },
     "GLA": {"heads": (2, 4), "expand_k": (0.5, 1.0), "expand_v": (1.0, 2.0)},
     "M2": {
         "expand": (1, 1.5, 2), "heads": (None, None, 6), "head_dim": (8, 16), "groups": (1, 2, 3), "state": (8, 12),

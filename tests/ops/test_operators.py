@@ -8,7 +8,7 @@ import torch
 from nfsearch.ops.deltanet import DeltaNet
 from nfsearch.ops.operator import build_operator
 from nfsearch.space import Layer, operators
-from nfsearch.testing.operators import OperatorSuite
+from nfsearch.testing.operators import OperatorSuite, empty
 
 
 class Suite(OperatorSuite):
@@ -26,6 +26,8 @@ class TestAttention(Suite):
         Layer.of("A", head_dim=16, kv_heads=2, qk_norm=True),
         Layer.of("A", head_dim=8, kv_heads=1, window=7, rope_base=500.0),
         Layer.of("A", head_dim=8, window=64),
+        Layer.of("A", head_dim=8, heads=6, kv_heads=2, rope=0.75, gate=True, qk_norm="all"),
+        Layer.of("A", head_dim=8, heads=6, kv_heads=3, window=5, rope=0, gate=True, qk_norm=True),
     )
 
     @torch.no_grad()
@@ -36,6 +38,11 @@ class TestAttention(Suite):
         changed[:, 12] += 1
         seen = (operator(changed) - operator(x)).abs().amax(dim=(0, 2)) > 0
         assert seen.nonzero().flatten().tolist() == list(range(12, 19))
+
+    def test_a_long_text_needs_no_mask_of_time_by_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        operator = self.make(Layer.of("A", head_dim=8, window=7), torch.float32)
+        monkeypatch.setattr(operator, "_mask", lambda *_: pytest.fail("a mask for all positions was asked for"))
+        operator(self.inputs(15).float(), empty(operator, self.inputs(15).float()))
 
     def test_more_than_the_state_holds_is_refused(self) -> None:
         operator = self.make(Layer.of("A", head_dim=8), torch.float32)
@@ -72,7 +79,8 @@ class TestGatedShortConv(Suite):
 
 
 class TestGatedDeltaNet(Suite):
-    layers = (Layer.of("GDN", head_dim=8), Layer.of("GDN", head_dim=16, expand_v=1, conv=3))
+    layers = (Layer.of("GDN", head_dim=8), Layer.of("GDN", head_dim=16, expand_v=1, conv=3),
+              Layer.of("GDN", head_dim=8, heads=6, key_heads=2))  # fmt: skip
 
 
 class TestGatedLinearAttention(Suite):

@@ -30,6 +30,7 @@ layers = st.one_of(
     st.builds(lambda window: Layer.of("A", window=window), st.integers(1, 9999)),
     st.builds(lambda ratio: Layer.of("F", ratio=ratio), st.floats(0.5, 99)),
     st.just(Layer.of("A", qk_norm=True, kv_heads=2)),
+    st.just(Layer.of("A", qk_norm="all", rope=0.25, gate=True)),
     st.just(Layer.of("F", act="relu2")),
 )
 layer_lists = st.lists(layers, max_size=6).flatmap(

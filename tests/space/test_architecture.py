@@ -49,6 +49,11 @@ def test_equal_models_share_a_digest_however_they_are_written() -> None:
     assert digest("M2") == digest("M2[heads=64]") == digest("M2[expand=2,groups=1]") == "62e2937087e74344"
     assert digest("M2[groups=2,state=64]") != digest("M2")
     assert digest("A F", tied_head=True) == digest("A F") != digest("A F", tied_head=False)
+    assert digest("A[qk_norm=true] GDN") == "44e77c2ff9854a5e"
+    same = "A[qk_norm=true,heads=16,rope=1,gate=false] GDN[heads=6,key_heads=6]"
+    assert digest("A[qk_norm=true] GDN") == digest(same)
+    others = ("A[gate=true]", "A[rope=0]", "A[rope=0.5]", "A[heads=8]", "A[qk_norm=true]", "A[qk_norm=all]")
+    assert len({digest("A"), *map(digest, others)}) == 7
 
 
 def test_settings_that_do_not_fit_the_width_are_named() -> None:
@@ -60,6 +65,8 @@ def test_settings_that_do_not_fit_the_width_are_named() -> None:
         Architecture.parse("M2[groups=3]", width=2048)
     with pytest.raises(ValueError, match=r"M2\[expand=1.01\]: expand 1.01 of width 2048 is 2068.48, no whole number"):
         Architecture.parse("M2[expand=1.01]", width=2048)
+    with pytest.raises(ValueError, match="key_heads 4 does not divide the 6 heads of width 2048"):
+        Architecture.parse("GDN[key_heads=4]", width=2048)
     with pytest.raises(ValueError, match=r"F\[ratio=0.1\]: ratio 0.1 of width 128"):
         Architecture.parse("F[ratio=0.1]", width=128)
 
@@ -72,5 +79,7 @@ def test_layers_compare_by_what_they_are() -> None:
         Layer("mamba")
     with pytest.raises(ValueError, match="A has no setting 'windw', did you mean window"):
         Layer.of("A", windw=3)
+    with pytest.raises(ValueError, match=r"A\[qk_norm=1\]: expected one of false, true, all"):
+        Layer.of("A", qk_norm=1)
     with pytest.raises(ValueError, match="expected a whole number"):
         Layer.of("A", window=-1)

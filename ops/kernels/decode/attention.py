@@ -26,31 +26,54 @@ from nfsearch.ops.layout import Layout
 
 
 @triton.jit
-def _rotate(lo, hi, cos, sin):
-    return lo * cos - hi * sin, hi * cos + lo * sin
-
-
-@triton.jit
-def _half(x, at, row, live, norm, start, HALF: tl.constexpr, QK_NORM: tl.constexpr):
-    """Columns start .. start + HALF of rows `row` [rows, HALF] in float32, times the norm's weight, and squares."""
-    d = tl.arange(0, HALF)
-    v = tl.load(x + at + row[:, None] * 2 * HALF + start + d[None, :], mask=live[:, None], other=0.0).to(tl.float32)
+def _columns(x, head, live, norm, column, HALF: tl.constexpr, NORM: tl.constexpr):
+    """These columns of each head [heads, HALF] in float32, times the norm's weight, and the sum of their squares."""
+    at = head[:, None] * 2 * HALF + column[None, :]
+    v = tl.load(x + at, mask=live[:, None], other=0.0).to(tl.float32)
     squares = tl.sum(v * v, 1)
-    if QK_NORM:
-        v = v * tl.load(norm + start + d).to(tl.float32)[None, :]
+    if NORM == "heads":
+        v = v * tl.load(norm + column).to(tl.float32)[None, :]
+    if NORM == "all":
+        v = v * tl.load(norm + at, mask=live[:, None], other=0.0).to(tl.float32)
     return v, squares
 
 
 @triton.jit
-def _rotated(x, at, row, live, norm, cos, sin, HALF: tl.constexpr, QK_NORM: tl.constexpr, EPS: tl.constexpr):
-    """Both halves of the rows of x at `at`, normed and rotated."""
-    lo, squares = _half(x, at, row, live, norm, 0, HALF, QK_NORM)
-    hi, more = _half(x, at, row, live, norm, HALF, HALF, QK_NORM)
-    if QK_NORM:
+def _partner(column, PAIRS: tl.constexpr):
+    """With which column each turns; one that does not turn, with itself."""
+    return tl.where(column < PAIRS, column + PAIRS, tl.where(column < 2 * PAIRS, column - PAIRS, column))
+
+
+@triton.jit
+def _rotated(x, head, live, norm, turn, ALL: tl.constexpr, ALL_P: tl.constexpr, HALF: tl.constexpr,
+             PAIRS: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr):  # fmt: skip
+    """Both halves of these heads, of the ALL values from x on, normed and rotated."""
+    d = tl.arange(0, HALF)
+    lo, squares = _columns(x, head, live, norm, d, HALF, NORM)
+    hi, more = _columns(x, head, live, norm, d + HALF, HALF, NORM)
+    factor = 1.0
+    if NORM == "heads":
         factor = tl.rsqrt((squares + more) / (2 * HALF) + EPS)[:, None]
+    if NORM == "all":
+        i = tl.arange(0, ALL_P)
+        every = tl.load(x + i, mask=i < ALL, other=0.0).to(tl.float32)
+        factor = tl.rsqrt(tl.sum(every * every, 0) / ALL + EPS)
+    if NORM != "none":
         lo *= factor
         hi *= factor
-    return _rotate(lo, hi, cos[None, :], sin[None, :])
+    lo_cos, lo_sin, hi_cos, hi_sin = turn
+    if PAIRS == HALF:
+        new_lo = lo * lo_cos[None, :] + hi * lo_sin[None, :]
+        new_hi = hi * hi_cos[None, :] + lo * hi_sin[None, :]
+    elif PAIRS > 0:  # partners lie anywhere, and are read again
+        lo_too, _ = _columns(x, head, live, norm, _partner(d, PAIRS), HALF, NORM)
+        hi_too, _ = _columns(x, head, live, norm, _partner(d + HALF, PAIRS), HALF, NORM)
+        new_lo = lo * lo_cos[None, :] + lo_too * factor * lo_sin[None, :]
+        new_hi = hi * hi_cos[None, :] + hi_too * factor * hi_sin[None, :]
+    else:
+        new_lo = lo
+        new_hi = hi
+    return new_lo, new_hi
 
 
 @triton.jit
@@ -67,23 +90,43 @@ def _tile(keys, values, base, first, cached, here, KV: tl.constexpr, HALF: tl.co
 
 
 @triton.jit
-def _angle(position, LOG2_BASE: tl.constexpr, HALF: tl.constexpr):
-    """How far each pair has turned: cosines and sines [HALF]."""
-    d = tl.arange(0, HALF)
+def _angle(position, column, LOG2_BASE: tl.constexpr, PAIRS: tl.constexpr):
+    """How far the pair of each column has turned: cosine and sine."""
+    pair = tl.where(column < PAIRS, column, column - PAIRS)
     # Turns of each pair in float64: float32 loses the angle after some ten thousand tokens.
-    turns = position.to(tl.float64) * tl.exp2(d.to(tl.float64) * (-LOG2_BASE / HALF)) * 0.15915494309189535
+    turns = position.to(tl.float64) * tl.exp2(pair.to(tl.float64) * (-LOG2_BASE / PAIRS)) * 0.15915494309189535
     angle = ((turns - tl.floor(turns)) * 6.283185307179586).to(tl.float32)
     return tl.cos(angle), tl.sin(angle)
 
 
 @triton.jit
-def _append(qkv, keys, values, at_k, at_v, slot, norm, cos, sin, HALF: tl.constexpr, QK_NORM: tl.constexpr,
-            EPS: tl.constexpr):  # fmt: skip
-    """Puts the new token into its slot: both halves of its key, and its value."""
-    one = tl.arange(0, 1)
+def _turn(position, LOG2_BASE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr):
+    """What the columns of each half are multiplied by, and their partners, as they turn: four factors [HALF]."""
+    d = tl.arange(0, HALF)
+    if PAIRS == HALF:
+        hi_cos, hi_sin = _angle(position, d, LOG2_BASE, PAIRS)
+        lo_cos = hi_cos
+        lo_sin = -hi_sin
+    elif PAIRS > 0:
+        lo_cos, lo_sin = _angle(position, d, LOG2_BASE, PAIRS)
+        hi_cos, hi_sin = _angle(position, d + HALF, LOG2_BASE, PAIRS)
+        lo_cos = tl.where(d < 2 * PAIRS, lo_cos, 1.0)
+        lo_sin = tl.where(d < PAIRS, -lo_sin, tl.where(d < 2 * PAIRS, lo_sin, 0.0))
+        hi_cos = tl.where(d + HALF < 2 * PAIRS, hi_cos, 1.0)
+        hi_sin = tl.where(d + HALF < 2 * PAIRS, hi_sin, 0.0)
+    else:
+        lo_cos = tl.full((HALF,), 1.0, tl.float32)
+        lo_sin = lo_cos
+        hi_cos = lo_cos
+        hi_sin = lo_cos
+    return lo_cos, lo_sin, hi_cos, hi_sin
+
+
+@triton.jit
+def _append(qkv, at_v, keys, values, slot, lo, hi, HALF: tl.constexpr):
+    """Puts the new token into its slot: both halves of its key [1, HALF], and its value."""
     d = tl.arange(0, HALF)
     e = tl.arange(0, 2 * HALF)
-    lo, hi = _rotated(qkv, at_k, one, one < 1, norm, cos, sin, HALF, QK_NORM, EPS)
     lo = lo.to(keys.dtype.element_ty)
     hi = hi.to(keys.dtype.element_ty)
     v = tl.load(qkv + at_v + e)
@@ -108,11 +151,20 @@ def _fold(q_lo, q_hi, k_lo, k_hi, v, seen, top, total, o):
     return higher, total, o
 
 
+@triton.jit
+def _opened(o, gate, at, live, GATE: tl.constexpr):
+    """What attention gives, times the sigmoid of the gate's values at the same places."""
+    if GATE:
+        o = o * tl.sigmoid(tl.load(gate + at, mask=live, other=0.0).to(tl.float32))
+    return o
+
+
 @triton.jit(do_not_specialize=("SLOTS",))
 def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, WIDTH, SLOTS, AT_Q: tl.constexpr,
-               AT_K: tl.constexpr, AT_V: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr,
-               GROUP_P: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
-               LOG2_BASE: tl.constexpr, QK_NORM: tl.constexpr, EPS: tl.constexpr, EARLY: tl.constexpr,
+               AT_K: tl.constexpr, AT_V: tl.constexpr, AT_GATE: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr,
+               HALF: tl.constexpr, PAIRS: tl.constexpr, GROUP_P: tl.constexpr, Q_P: tl.constexpr, K_P: tl.constexpr,
+               TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, LOG2_BASE: tl.constexpr,
+               NORM: tl.constexpr, EPS: tl.constexpr, GATE: tl.constexpr, EARLY: tl.constexpr,
                PDL: tl.constexpr):  # fmt: skip
     begin(PDL, EARLY)
     GROUP: tl.constexpr = HEADS // KV
@@ -127,22 +179,23 @@ def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, W
     position = tl.load(position_at)
     here = (position % SLOTS).to(tl.int32)
     cached = tl.minimum(position, SLOTS).to(tl.int32)
-    cos, sin = _angle(position, LOG2_BASE, HALF)
+    turn = _turn(position, LOG2_BASE, HALF, PAIRS)
 
     follow(PDL, True)
 
     qkv += b.to(tl.int64) * WIDTH
-    q_lo, q_hi = _rotated(qkv, AT_Q + g * GROUP * HD, row, live_row, q_norm, cos, sin, HALF, QK_NORM, EPS)
+    head = g * GROUP + row
+    q_lo, q_hi = _rotated(qkv + AT_Q, head, live_row, q_norm, turn, HEADS * HD, Q_P, HALF, PAIRS, NORM, EPS)
     q_lo = (q_lo * (HD**-0.5 * 1.4426950408889634)).to(keys.dtype.element_ty)
     q_hi = (q_hi * (HD**-0.5 * 1.4426950408889634)).to(keys.dtype.element_ty)
     top = tl.full((GROUP_P,), -float("inf"), tl.float32)
     total = tl.zeros((GROUP_P,), tl.float32)
     o = tl.zeros((GROUP_P, HD), tl.float32)
     if split == 0:  # the new token, which this program also appends
+        one = tl.arange(0, 1)
+        k_lo, k_hi = _rotated(qkv + AT_K, g + one, one < 1, k_norm, turn, KV * HD, K_P, HALF, PAIRS, NORM, EPS)
         slot = base + here * (KV * HD)
-        n_lo, n_hi, new_v = _append(
-            qkv, keys, values, AT_K + g * HD, AT_V + g * HD, slot, k_norm, cos, sin, HALF, QK_NORM, EPS
-        )  # fmt: skip
+        n_lo, n_hi, new_v = _append(qkv, AT_V + g * HD, keys, values, slot, k_lo, k_hi, HALF)
         top = tl.sum(q_lo.to(tl.float32) * n_lo.to(tl.float32), 1)
         top += tl.sum(q_hi.to(tl.float32) * n_hi.to(tl.float32), 1)
         total += 1.0
@@ -155,8 +208,9 @@ def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, W
     if not EARLY:
         begin(PDL, True)
     if SPLITS == 1:
-        to = y + ((b * KV + g) * GROUP + row)[:, None] * HD + e[None, :]
-        tl.store(to, (o / total[:, None]).to(y.dtype.element_ty), mask=live_row[:, None])
+        at = head[:, None] * HD + e[None, :]
+        o = _opened(o / total[:, None], qkv + AT_GATE, at, live_row[:, None], GATE)
+        tl.store(y + b * HEADS * HD + at, o.to(y.dtype.element_ty), mask=live_row[:, None])
     else:
         cell = ((b * KV + g).to(tl.int64) * SPLITS + split) * GROUP + row
         tl.store(stats + 2 * cell, top, mask=live_row)
@@ -165,8 +219,9 @@ def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, W
 
 
 @triton.jit
-def _combine(part, stats, y, HEADS: tl.constexpr, KV: tl.constexpr, HD: tl.constexpr, SPLITS: tl.constexpr,
-             SPLITS_P: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+def _combine(part, stats, qkv, y, WIDTH, AT_GATE: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr,
+             HD: tl.constexpr, SPLITS: tl.constexpr, SPLITS_P: tl.constexpr, GATE: tl.constexpr,
+             PDL: tl.constexpr):  # fmt: skip
     """The softmax over all splits of one query head."""
     begin(PDL, True)
     GROUP: tl.constexpr = HEADS // KV
@@ -181,7 +236,9 @@ def _combine(part, stats, y, HEADS: tl.constexpr, KV: tl.constexpr, HD: tl.const
     o = tl.load(part + cell[:, None] * HD + e[None, :], mask=(i < SPLITS)[:, None], other=0.0)
     share = tl.exp2(top - tl.max(top, 0))
     mixed = tl.sum(o * share[:, None], 0) / tl.sum(total * share, 0)
-    tl.store(y + (b * HEADS + h) * HD + e, mixed.to(y.dtype.element_ty))
+    at = h * HD + e
+    mixed = _opened(mixed, qkv + b.to(tl.int64) * WIDTH + AT_GATE, at, at >= 0, GATE)
+    tl.store(y + b * HEADS * HD + at, mixed.to(y.dtype.element_ty))
 
 
 class Tiling(NamedTuple):
@@ -239,24 +296,31 @@ def bind_attention(
     norms: tuple[Held, Held] | None = None,
     eps: float = 0.0,
     how: Tiling | None = None,
+    rotary: int | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Attention of one new token per sequence over its cache and itself: [batch, heads * head_dim]; a function of qkv,
     keys, values and position, for inputs of the batch, dtype and device of `like` and a cache of the shape of `keys`.
 
     qkv are rows of this layout before rotation; keys, values [batch, slots, kv_heads, head_dim], to which the token is
     appended at `position % slots` (the slots are the window, or all positions); position: int64 tensor []. head_dim: a
-    power of two from 32. `norms`: the weights of the norms of q and k.
+    power of two from 32. `norms`: the weights of the norms of q and k, per head or as long as all heads. The first
+    `rotary` values of a head turn, or all. If the rows have a gate, its sigmoid multiplies the result.
     """
     batch, slots, kv_heads, head_dim = keys.shape
     how, heads, width = how or tiling_of(keys), layout.size("q") // head_dim, layout.total
     rows = max(16, triton.next_power_of_2(heads // kv_heads))  # what a matrix instruction takes
     options, device, dtype = dependent(like), like.device, like.dtype
     shape, cells = (batch, heads * head_dim), batch * heads * how.splits
-    shared = dict(HEADS=heads, KV=kv_heads, SPLITS=how.splits, **options)
+    gated = "gate" in dict(layout.parts) and layout.size("gate") > 0
+    over = "none" if norms is None else "heads" if len(norms[0]()) == head_dim else "all"
+    shared = dict(
+        HEADS=heads, KV=kv_heads, SPLITS=how.splits, GATE=gated, AT_GATE=layout.start("gate") if gated else 0, **options
+    )  # fmt: skip
     constants = dict(
-        AT_Q=layout.start("q"), AT_K=layout.start("k"), AT_V=layout.start("v"), HALF=head_dim // 2, GROUP_P=rows,
-        TILE=how.tile, STAGES=how.stages, LOG2_BASE=math.log2(rope_base), QK_NORM=norms is not None, EPS=eps,
-        EARLY=how.early, num_warps=how.warps, **shared,
+        AT_Q=layout.start("q"), AT_K=layout.start("k"), AT_V=layout.start("v"), HALF=head_dim // 2,
+        PAIRS=(head_dim if rotary is None else rotary) // 2, GROUP_P=rows, Q_P=triton.next_power_of_2(layout.size("q")),
+        K_P=triton.next_power_of_2(layout.size("k")), TILE=how.tile, STAGES=how.stages, LOG2_BASE=math.log2(rope_base),
+        NORM=over, EPS=eps, EARLY=how.early, num_warps=how.warps, **shared,
     )  # fmt: skip
     kernel, combine = _attention[(how.splits, kv_heads, batch)], _combine[(heads, batch)]
     known = triton.next_power_of_2(how.splits)
@@ -271,7 +335,7 @@ def bind_attention(
         part = torch.empty(cells * head_dim, device=device, dtype=torch.float32)
         stats = torch.empty(cells * 2, device=device, dtype=torch.float32)
         kernel(qkv, keys, values, part, stats, y, position, q_norm, k_norm, width, slots, **constants)
-        combine(part, stats, y, **combining)
+        combine(part, stats, qkv, y, width, **combining)
         return y
 
     return launch
@@ -280,7 +344,7 @@ def bind_attention(
 def bind(op: Any, norm: Any, x: Tensor, state: State, tiling: Tiling | None = None) -> Step:
     """See `FusedStep`."""
     norms, eps = ((held(op.q_norm), held(op.k_norm)), op.q_norm.eps) if op.q_norm is not None else (None, 0.0)
-    attend = bind_attention(x, state["keys"], op.layout, op.rope_base, norms, eps, tiling)
+    attend = bind_attention(x, state["keys"], op.layout, op.rope_base, norms, eps, tiling, op.rotary)
     into, out = project(op.qkv, norm, x), project_back(op.out_proj, x)
 
     def step(x: Tensor, state: State, position: Tensor) -> Tensor:

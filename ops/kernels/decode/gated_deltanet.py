@@ -22,8 +22,8 @@ from nfsearch.ops.kernels.pointwise import softplus
 @triton.jit
 def _token(proj, conv_w, ring, state, y, position_at, a_log, dt_bias, AT_Q: tl.constexpr, AT_K: tl.constexpr,
            AT_V: tl.constexpr, AT_BETA: tl.constexpr, AT_DECAY: tl.constexpr, CHANNELS: tl.constexpr,
-           HEADS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, TAPS: tl.constexpr, KEYS_P: tl.constexpr,
-           VALUES: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+           HEADS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, TAPS: tl.constexpr,
+           KEYS_P: tl.constexpr, VALUES: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """S *= a;  u = beta (v - S^T k);  S += k u^T;  o = S^T q. The channels of the convolution start with those of q."""
     begin(PDL, True)
     h = tl.program_id(0)
@@ -34,8 +34,8 @@ def _token(proj, conv_w, ring, state, y, position_at, a_log, dt_bias, AT_Q: tl.c
     live_k = k < KEYS
     live_v = v < DIM
     proj += b.to(tl.int64) * WIDTH
-    at_q = AT_Q + h * KEYS + k
-    at_k = AT_K + h * KEYS + k
+    at_q = AT_Q + h // GROUP * KEYS + k
+    at_k = AT_K + h // GROUP * KEYS + k
     at_v = AT_V + h * DIM + v
     cell = state + ((b * HEADS + h).to(tl.int64) * KEYS + k[:, None]) * DIM + v[None, :]
     live = live_k[:, None] & live_v[None, :]
@@ -54,8 +54,9 @@ def _token(proj, conv_w, ring, state, y, position_at, a_log, dt_bias, AT_Q: tl.c
     q_t = tl.load(proj + at_q, mask=live_k, other=0.0)
     k_t = tl.load(proj + at_k, mask=live_k, other=0.0)
     v_t = tl.load(proj + at_v, mask=live_v, other=0.0)
-    q_t = present(past_q, q_t, ring, conv_w, position, at_q - AT_Q, live_k, block == 0, CHANNELS, TAPS)
-    k_t = present(past_k, k_t, ring, conv_w, position, at_k - AT_Q, live_k, block == 0, CHANNELS, TAPS)
+    keep = (block == 0) & (h % GROUP == 0)
+    q_t = present(past_q, q_t, ring, conv_w, position, at_q - AT_Q, live_k, keep, CHANNELS, TAPS)
+    k_t = present(past_k, k_t, ring, conv_w, position, at_k - AT_Q, live_k, keep, CHANNELS, TAPS)
     v_t = present(past_v, v_t, ring, conv_w, position, at_v - AT_Q, live_v, True, CHANNELS, TAPS)
     recalled_q = tl.sum(s * q_t[:, None], 0)
     overlap = tl.sum(k_t * q_t)
@@ -85,7 +86,8 @@ def bind_token(op: Any, like: Tensor, state: State) -> Callable[[Tensor, State, 
     kernel = _token[(heads, triton.cdiv(values, block), batch)]
     constants = dict(
         AT_Q=rows.start("q"), AT_K=rows.start("k"), AT_V=rows.start("v"), AT_BETA=rows.start("beta"),
-        AT_DECAY=rows.start("decay"), CHANNELS=rows.size("q|k|v"), HEADS=heads, KEYS=keys, DIM=values,
+        AT_DECAY=rows.start("decay"), CHANNELS=rows.size("q|k|v"), HEADS=heads,
+        GROUP=heads * keys // rows.size("k"), KEYS=keys, DIM=values,
         TAPS=op.conv.shape[1], KEYS_P=triton.next_power_of_2(keys), VALUES=block, WIDTH=rows.total, num_warps=4,
         **dependent(like),
     )  # fmt: skip

@@ -203,7 +203,9 @@ def _gated_deltanet(op: GatedDeltaNet, eps: float) -> Step:
     def step(x: Tensor, w: Weights, state: State) -> Tensor:
         rows = F.linear(_norm(x, w, eps), w["in_proj.weight"])
         qkv, gate, beta, decay = layout.split(rows, "q|k|v", "gate", "beta", "decay")
-        q, k, v = (z.unflatten(1, (heads, -1)) for z in _conv(qkv, state, w).split(layout.sizes[:3], dim=-1))
+        parts = _conv(qkv, state, w).split(layout.sizes[:3], dim=-1)
+        q, k, v = (z.unflatten(1, (-1, dim)) for z, dim in zip(parts, op.dims, strict=True))
+        q, k = (z.repeat_interleave(heads // op.key_heads, dim=1) for z in (q, k))
         decay = decay.contiguous()
         out = _delta_kernel(q, k, v, beta, state["state"], g=decay, A_log=w["A_log"], dt_bias=w["dt_bias"])
         out = _gated_norm(out, gate.unflatten(1, (heads, -1)).contiguous(), w["norm.weight"], norm_eps)
@@ -335,31 +337,34 @@ def _flex(op: Attention, eps: float, position: int, setup: Setup) -> Parts:
 
 
 def _attention(op: Attention, eps: float, position: int, attend: Attend, path: str) -> Parts:
-    heads, kv_heads, dim = op.heads, op.kv_heads, op.head_dim
-    norms = (op.q_norm.eps, op.k_norm.eps) if op.q_norm and op.k_norm else None
+    dim, half, layout = op.head_dim, op.rotary // 2, op.layout
 
     def held(op: Operator, state: State) -> State:
         assert isinstance(op, Attention)
-        exponent = torch.arange(dim // 2, device=state["keys"].device) / (dim // 2)
+        exponent = torch.arange(half, device=state["keys"].device) / max(half, 1)
         angle = position * torch.pow(op.rope_base, -exponent.double())
         turn = {"cos": angle.cos().to(state["keys"].dtype), "sin": angle.sin().to(state["keys"].dtype)}
         return {**state, **turn}
+
+    def normed(z: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(z.unflatten(-1, (-1, len(weight))), weight.shape, weight, eps).flatten(-2)
 
     def step(x: Tensor, w: Weights, state: State) -> Tensor:
         keys, values = state["keys"], state["values"]
         slots = keys.shape[1]
         slot, length = position % slots, min(position + 1, slots)
-        rows = F.linear(_norm(x, w, eps), w["qkv.weight"]).unflatten(-1, (-1, dim))
-        q, k, v = rows.split((heads, kv_heads, kv_heads), dim=1)
-        if norms:
-            q = F.rms_norm(q, (dim,), w["q_norm.weight"], norms[0])
-            k = F.rms_norm(k, (dim,), w["k_norm.weight"], norms[1])
-        a, b = torch.cat((q, k), dim=1).chunk(2, dim=-1)
+        q, k, v, gate = layout.split(F.linear(_norm(x, w, eps), w["qkv.weight"]))
+        if op.q_norm and op.k_norm:
+            q, k = (normed(z, w[f"{name}_norm.weight"], op.q_norm.eps) for z, name in ((q, "q"), (k, "k")))
+        q, k, v = (z.unflatten(-1, (-1, dim)) for z in (q, k, v))
+        a, b, rest = torch.cat((q, k), dim=1).split((half, half, dim - 2 * half), dim=-1)
         cos, sin = state["cos"], state["sin"]
-        q, k = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).split((heads, kv_heads), dim=1)
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+        q, k = turned.split((op.heads, op.kv_heads), dim=1)
         keys[:, slot] = k
         values[:, slot] = v
         out = attend(q[:, :, None], keys[:, :length].transpose(1, 2), values[:, :length].transpose(1, 2))
-        return x + F.linear(out.flatten(1), w["out_proj.weight"])
+        out = out.flatten(1)
+        return x + F.linear(out * gate.sigmoid() if gate.shape[-1] else out, w["out_proj.weight"])
 
     return Parts(step, held, path)

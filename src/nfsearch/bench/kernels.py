@@ -75,7 +75,7 @@ def _linear(x: Tensor, w: Tensor) -> Tensor:
 
 def attention_alone(layer: Layer, width: int, context: int, batch: int, setup: Setup) -> Group:
     """Without projections. Ours turns the query and appends to the cache; the others are given both done."""
-    op = Attention(width, **layer.shape(width))
+    op = Attention(width, **{**layer.shape(width), "gate": False})  # which is of the projections
     heads, kv_heads, dim = op.heads, op.kv_heads, op.head_dim
     slots = context + 1 if op.window is None else min(context + 1, op.window)
     shape = (batch, slots, kv_heads, dim)
@@ -85,7 +85,7 @@ def attention_alone(layer: Layer, width: int, context: int, batch: int, setup: S
     rows = draw(batch, heads + 2 * kv_heads, dim).to(setup.dtype)
     position = torch.tensor(context, device=setup.kind)
     query, key, value = rows.double().split((heads, kv_heads, kv_heads), dim=1)
-    query, key = (rotate(z[:, None], position[None], op.rope_base)[:, 0] for z in (query, key))
+    query, key = (rotate(z[:, None], position[None], op.rope_base, op.rotary)[:, 0] for z in (query, key))
     for keys, values in caches:
         keys[:, context % slots], values[:, context % slots] = key.to(setup.dtype), value.to(setup.dtype)
     expected = sdpa(None)(query[:, :, None], *(held.double().transpose(1, 2) for held in caches[0])).flatten(1)
@@ -96,7 +96,7 @@ def attention_alone(layer: Layer, width: int, context: int, batch: int, setup: S
         from nfsearch.ops.kernels.decode.attention import bind_attention
 
         flat = rows.flatten(1)
-        attend = bind_attention(flat, caches[0][0], op.layout, op.rope_base)
+        attend = bind_attention(flat, caches[0][0], op.layout, op.rope_base, rotary=op.rotary)
         return lambda k, v: attend(flat, k, v, position)
 
     def theirs(make: Callable[[], Attend]) -> Kernel:

@@ -74,19 +74,24 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _attention(op: Attention, x: Tensor) -> Tensor:
-    rows = F.linear(x, op.qkv.weight).unflatten(-1, (-1, op.head_dim))
-    q, k, v = rows.split((op.heads, op.kv_heads, op.kv_heads), dim=2)
+    q, k, v, gate = op.layout.split(F.linear(x, op.qkv.weight))
     if op.q_norm is not None and op.k_norm is not None:
-        q, k = _norm(q, op.q_norm.weight, op.q_norm.eps), _norm(k, op.k_norm.weight, op.k_norm.eps)
+        q, k = (
+            _norm(z.unflatten(-1, (-1, len(norm.weight))), norm.weight, norm.eps).flatten(-2)
+            for z, norm in ((q, op.q_norm), (k, op.k_norm))
+        )
+    q, k, v = (z.unflatten(-1, (-1, op.head_dim)) for z in (q, k, v))
     positions = torch.arange(x.shape[1], device=x.device)
-    q, k, v = (z.transpose(1, 2) for z in (*(rotate(z, positions, op.rope_base) for z in (q, k)), v))
+    q, k = (rotate(z, positions, op.rope_base, op.rotary) for z in (q, k))
+    q, k, v = (z.transpose(1, 2) for z in (q, k, v))
     mask = None
     if op.window is not None and op.window < x.shape[1]:
         back = positions[:, None] - positions
         mask = (back >= 0) & (back < op.window)
     grouped = op.heads != op.kv_heads
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
-    return F.linear(out.transpose(1, 2).flatten(2), op.out_proj.weight)
+    out = out.transpose(1, 2).flatten(2)
+    return F.linear(out * gate.sigmoid() if gate.shape[-1] else out, op.out_proj.weight)
 
 
 def _feed_forward(op: FeedForward, x: Tensor) -> Tensor:
@@ -130,7 +135,8 @@ def _gated_deltanet() -> Forward:
 
     def chunk_gated_delta(op: GatedDeltaNet, x: Tensor) -> Tensor:
         *qkv, gate, beta, decay = op.layout.split(F.linear(x, op.in_proj.weight))
-        q, k, v = (z.unflatten(-1, (op.heads, -1)) for z in convolved(qkv, op.conv, None))
+        q, k, v = (z.unflatten(-1, (-1, dim)) for z, dim in zip(convolved(qkv, op.conv, None), op.dims, strict=True))
+        q, k = (z.repeat_interleave(op.heads // op.key_heads, dim=2) for z in (q, k))
         log_decay = -op.A_log.exp() * F.softplus(decay.float() + op.dt_bias)
         out, _ = chunk_gated_delta_rule(q, k, v, log_decay, beta.sigmoid(), use_qk_l2norm_in_kernel=True)
         out = rms_norm_gated(out, gate.unflatten(-1, (op.heads, -1)), op.norm.weight, None, eps=op.norm.eps)

@@ -17,7 +17,6 @@ from nfsearch.bench.race import TOLERANCE, Absent, Contender, Group, Role, Setup
 from nfsearch.bench.schema import Bandwidth, Comparison, Ratio
 from nfsearch.latency_lut.timing import Run
 from nfsearch.ops import Block, HybridLM, State
-from nfsearch.ops.attention import Attention
 from nfsearch.space import Architecture
 
 _FLASH = "(D F M2 F A F M2 F){%d} (D F M2 F){%d}"
@@ -50,19 +49,9 @@ def read_model(source: str, width: int | None) -> HybridLM:
 
 
 def qwen3(width: int, layers: int = 28, heads: int = 16, kv_heads: int = 8, head_dim: int = 128) -> HybridLM:
-    """The shape of Qwen3-0.6B (width 1024) and 1.7B (2048): all of its heads together may be wider than the model,
-    which the notation cannot say."""
-    one = f"A[head_dim={width // heads}, kv_heads={kv_heads}, qk_norm=true, rope_base=1e6] F"
-    model = HybridLM(Architecture.parse(f"({one}){{{layers}}}", width=width, vocab=151936))
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        old = block.operator
-        if isinstance(old, Attention) and old.head_dim != head_dim:
-            block.operator = Attention(
-                width, heads=heads, kv_heads=kv_heads, head_dim=head_dim, window=None, qk_norm=True, rope_base=1e6
-            )
-            block.operator.reset_parameters()
-    return model
+    """The shape of Qwen3-0.6B (width 1024) and 1.7B (2048)."""
+    one = f"A[heads={heads}, head_dim={head_dim}, kv_heads={kv_heads}, qk_norm=true, rope_base=1e6] F"
+    return HybridLM(Architecture.parse(f"({one}){{{layers}}}", width=width, vocab=151936))
 
 
 def bench_model(

@@ -247,25 +247,33 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions, over all that came before or the last `window` of it."""
+    """Grouped-query attention over all that came before or the last `window` of it. The first `rotary` values of each
+    head, or all, turn with the position; queries and keys may be normalised, per head or all heads together, and the
+    output gated."""
 
     def __init__(
         self, width: int, index: int, *, heads: int, kv_heads: int, head_dim: int, window: int | None,
-        qk_norm: bool, rope_base: float,
+        qk_norm: bool | str, rope_base: float, rotary: int | None = None, gate: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.index, self.heads, self.kv_heads, self.head_dim = index, heads, kv_heads, head_dim
-        self.window, self.rope_base = window, rope_base
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * head_dim, bias=False)
-        self.out_proj = nn.Linear(heads * head_dim, width, bias=False)
-        self.q_norm = RMSNorm(head_dim, 1e-6) if qk_norm else None
-        self.k_norm = RMSNorm(head_dim, 1e-6) if qk_norm else None
+        self.window, self.rope_base, self.rotary = window, rope_base, head_dim if rotary is None else rotary
+        self.gate = gate
+        inner, shared = heads * head_dim, kv_heads * head_dim
+        self.qkv = nn.Linear(width, (2 if gate else 1) * inner + 2 * shared, bias=False)  # the gate comes last
+        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.q_norm = RMSNorm(inner if qk_norm == "all" else head_dim, 1e-6) if qk_norm else None
+        self.k_norm = RMSNorm(shared if qk_norm == "all" else head_dim, 1e-6) if qk_norm else None
 
     def forward(self, x: Tensor, places: Places, cache: Cache | None) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, time, dim]
-        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        inner, shared = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        q, k, v, *gate = self.qkv(x).split((inner, shared, shared) + (inner,) * self.gate, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = (
+                norm(z.unflatten(-1, (-1, norm.weight.shape[0]))).flatten(-2)
+                for z, norm in ((q, self.q_norm), (k, self.k_norm))
+            )
+        q, k, v = (z.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for z in (q, k, v))  # [batch, heads, time, dim]
         q, k = self._turned(q, places.positions), self._turned(k, places.positions)
         held = 0
         if cache is not None:
@@ -280,16 +288,19 @@ class Attention(nn.Module):
             is_causal=mask is None and x.shape[1] > 1,
             enable_gqa=self.heads != self.kv_heads,
         )
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)
+        return self.out_proj(out * gate[0].sigmoid() if gate else out)
 
     def _turned(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Rotary embedding: pairs (i, i + dim / 2) turn by position * base^(-2i / dim)."""
-        half = self.head_dim // 2
+        """Rotary embedding: pairs (i, i + rotary / 2) turn by position * base^(-2i / rotary)."""
+        if not self.rotary:
+            return x
+        half = self.rotary // 2
         exponent = torch.arange(half, device=x.device, dtype=wide(x)) / half
         angle = positions[:, None, :, None] * self.rope_base**-exponent
         cos, sin = angle.cos(), angle.sin()
-        a, b = x.split(half, dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+        a, b, rest = x.split((half, half, self.head_dim - 2 * half), dim=-1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).to(x.dtype)
 
     def _mask(self, x: Tensor, held: int, kept: int, pads: Tensor | None) -> Tensor | None:
         """Which of the last `kept` places each new one sees, `held` being before it; None where that is plainly all."""
@@ -356,16 +367,18 @@ class Recurrent(nn.Module):
 
 
 class DeltaNet(Recurrent):
-    """The delta rule; `gated`, with a decay for each head and an output gate; `neg_eigval`, with beta in (0, 2)."""
+    """The delta rule; `gated`, with a decay for each head and an output gate; `neg_eigval`, with beta in (0, 2). Heads
+    may share queries and keys."""
 
     def __init__(
-        self, width: int, index: int, *, heads: int, key_dim: int, value_dim: int, conv: int, gated: bool = True,
-        neg_eigval: bool = False,
+        self, width: int, index: int, *, heads: int, key_dim: int, value_dim: int, conv: int,
+        key_heads: int | None = None, gated: bool = True, neg_eigval: bool = False,
     ) -> None:  # fmt: skip
-        keys, values = heads * key_dim, heads * value_dim
+        keys, values = (key_heads or heads) * key_dim, heads * value_dim
         rows = (keys, keys, values, values, heads, heads) if gated else (keys, keys, values, heads)
         super().__init__(width, index, rows, values, 2 * keys + values, conv)
-        self.heads, self.gated, self.most = heads, gated, 2.0 if neg_eigval else 1.0
+        self.heads, self.key_heads = heads, key_heads or heads
+        self.gated, self.most = gated, 2.0 if neg_eigval else 1.0
         self.norm = RMSNorm(value_dim, 1e-5)
         if gated:
             self.A_log, self.dt_bias = (nn.Parameter(torch.empty(heads)) for _ in range(2))
@@ -373,8 +386,10 @@ class DeltaNet(Recurrent):
     def forward(self, x: Tensor, places: Places, cache: Cache | None) -> Tensor:
         qkv, *gates = self.in_proj(x).split((sum(self.rows[:3]), *self.rows[3:]), dim=-1)
         q, k, v = self.convolved(qkv, places.real, cache).split(self.rows[:3], dim=-1)
-        q, k, v = (z.unflatten(-1, (self.heads, -1)) for z in (q, k, v))
+        q, k = (z.unflatten(-1, (self.key_heads, -1)) for z in (q, k))
         q, k = (z * (z.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for z in (q, k))
+        q, k = (z.repeat_interleave(self.heads // self.key_heads, dim=2) for z in (q, k))
+        v = v.unflatten(-1, (self.heads, -1))
         gate, beta, decay = gates if self.gated else (None, gates[0], None)
         beta = beta.to(q.dtype).sigmoid() * self.most
         if places.real is not None:

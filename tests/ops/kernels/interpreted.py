@@ -41,6 +41,22 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "mamba2, groups, many sequences": ("M2", {"head_dim": 8, "state": 8, "groups": 2}, 16, gemv.MAX_BATCH + 1, 1),
     "relu2, many sequences": ("F", {"act": "relu2"}, 48, gemv.MAX_BATCH + 1, 1),
     "attention": ("A", {"head_dim": 32}, 128, 2, 5),
+    "attention, partial rotation": (
+        "A",
+        {"head_dim": 32, "heads": 6, "kv_heads": 2, "rope": 0.75, "gate": True, "qk_norm": "all"},
+        64,
+        2,
+        4,
+    ),
+    "attention, a quarter turns": ("A", {"head_dim": 32, "rope": 0.25, "gate": True, "qk_norm": True}, 64, 1, 4),
+    "attention, no positions": (
+        "A",
+        {"head_dim": 32, "rope": 0, "kv_heads": 1, "window": 3, "qk_norm": "all"},
+        96,
+        1,
+        5,
+    ),
+    "gated delta, shared keys": ("GDN", {"head_dim": 16, "heads": 6, "key_heads": 2}, 32, 1, 5),
     "attention, window": ("A", {"head_dim": 32, "kv_heads": 1, "window": 3, "qk_norm": True}, 96, 1, 8),
 }
 
@@ -71,18 +87,21 @@ def error(name: str, settings: dict[str, Any], width: int, batch: int, time: int
     return float((torch.stack(outputs, 1) - expected).norm() / expected.norm())
 
 
-def shared_cache_error() -> float:
+def shared_cache_error(gates: int) -> float:
     """Of attention whose cache of 50 slots three programs share out, several tiles to each."""
     keys, values = torch.randn(2, 50, 2, 32), torch.randn(2, 50, 2, 32)
-    rows, position = torch.randn(2, 8, 32), torch.tensor(49)
-    query, key, value = rows.double().split((4, 2, 2), dim=1)
+    rows, position = torch.randn(2, 8 + gates, 32), torch.tensor(49)
+    query, key, value, gate = rows.double().split((4, 2, 2, gates), dim=1)
     query, key = (rotate(z[:, None], position[None], 1e4)[:, 0] for z in (query, key))
     exact = [held.double() for held in (keys, values)]
     exact[0][:, 49], exact[1][:, 49] = key, value
     scores = torch.einsum("bhd,bthd->bht", query, exact[0].repeat_interleave(2, 2)) / 32**0.5
-    expected = torch.einsum("bht,bthd->bhd", scores.softmax(-1), exact[1].repeat_interleave(2, 2)).flatten(1)
+    expected = torch.einsum("bht,bthd->bhd", scores.softmax(-1), exact[1].repeat_interleave(2, 2))
+    expected = (expected * gate.sigmoid() if gates else expected).flatten(1)
     how = attention.Tiling(tile=16, splits=3, warps=4, stages=3, early=False)
-    attend = attention.bind_attention(rows.flatten(1), keys, Layout.of(q=4 * 32, k=2 * 32, v=2 * 32), 1e4, how=how)
+    attend = attention.bind_attention(
+        rows.flatten(1), keys, Layout.of(q=4 * 32, k=2 * 32, v=2 * 32, gate=gates * 32), 1e4, how=how
+    )
     found = attend(rows.flatten(1), keys, values, position)
     return float((found - expected).norm() / expected.norm())
 
@@ -151,7 +170,7 @@ def model_error() -> float:
 def report() -> dict[str, Any]:
     torch.manual_seed(0)
     errors = {case: error(*setup) for case, setup in CASES.items()}
-    errors |= {"attention, shared cache": shared_cache_error()}
+    errors |= {"attention, shared cache": shared_cache_error(0), "attention, shared cache, gate": shared_cache_error(4)}
     errors |= {"head": head_error(False), "head, unit rows": head_error(True)}
     errors["embedding"] = embedding_error()
     errors["model"] = model_error()

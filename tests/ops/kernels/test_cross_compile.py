@@ -62,10 +62,11 @@ def token(module: Any, layer: Layer, width: int) -> Callable[[], object]:
     return call
 
 
-def attend(batch: int = 1) -> None:
-    cache, position = meta(batch, 8192, 4, 128), meta(1, dtype=torch.int64).reshape([])
-    layout = Layout.of(q=16 * 128, k=4 * 128, v=4 * 128)
-    attention.bind_attention(meta(batch, 3072), cache, layout, 1e4)(meta(batch, 3072), cache, cache, position)
+def attend(batch: int = 1, kv_heads: int = 4, dim: int = 128, gates: int = 0, **how: Any) -> None:
+    cache, position = meta(batch, 8192, kv_heads, dim), meta(1, dtype=torch.int64).reshape([])
+    layout = Layout.of(q=16 * dim, k=kv_heads * dim, v=kv_heads * dim, gate=gates * dim)
+    rows = meta(batch, layout.total)
+    attention.bind_attention(rows, cache, layout, 1e4, **how)(rows, cache, cache, position)
 
 
 def embed() -> None:
@@ -105,6 +106,16 @@ CALLS = {
     "attention": attend,
     "attention of eight": lambda: attend(8),
     "attention of many": lambda: attend(64),
+    "gated attention of which a quarter turns": lambda: attend(
+        1, 4, 256, 16, rotary=64, norms=(lambda: meta(256), lambda: meta(256)), eps=1e-6
+    ),
+    "attention without positions": lambda: attend(rotary=0),
+    "attention with all heads normed": lambda: attend(
+        1, 4, 128, norms=(lambda: meta(2048), lambda: meta(512)), eps=1e-6
+    ),
+    "gated delta, shared keys": token(
+        gated_deltanet, Layer.of("GDN", head_dim=128, expand_v=1, heads=16, key_heads=4), 1024
+    ),
     "norm of many": lambda: prologue.prologue(meta(64, 3072), norm=meta(3072)),
     "output norm of many": lambda: prologue.prologue(meta(64, 3072), norm=meta(512), gate=meta(64, 3072)),
     "output norm of groups": lambda: prologue.prologue(meta(1, 7680), norm=meta(7680), groups=8),

@@ -46,11 +46,15 @@ LAYERS: tuple[tuple[str, dict[str, Any], int], ...] = (
     ("M2", {"heads": 24, "head_dim": 80, "groups": 8}, 1536),
     ("GDN", {}, 1024),
     ("GDN", {"head_dim": 128}, 1536),
+    ("GDN", {"head_dim": 128, "expand_v": 1, "heads": 16, "key_heads": 4}, 1024),
     ("GLA", {}, 1024),
     ("GLA", {"heads": 8}, 1024),
     ("A", {}, 1024),
     ("A", {"head_dim": 256, "kv_heads": 1}, 768),
     ("A", {"window": 7, "qk_norm": True, "head_dim": 64}, 1536),
+    ("A", {"head_dim": 256, "heads": 8, "kv_heads": 2, "rope": 0.25, "gate": True, "qk_norm": True}, 1024),
+    ("A", {"head_dim": 64, "heads": 12, "kv_heads": 4, "rope": 0.75, "gate": True, "qk_norm": "all"}, 1024),
+    ("A", {"rope": 0, "window": 7, "gate": True}, 1024),
 )
 
 
