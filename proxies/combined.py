@@ -60,9 +60,23 @@ class Combined:
             proxy.start()
 
     def evaluate(self, job: Job, report: Report) -> Evaluation:
-        """The main evaluation, with what the others found. Theirs report nothing, as their losses are no part of the
-        curve."""
-        return self._completed(job, self.main.evaluate(self.main_job(job), report))
+        """The main evaluation, with what the others found. While these work, the last report is made again and again:
+        their losses are no part of the curve, and who listens may end them as well. Where the main proxy has no curve
+        they report as they do alone."""
+        found = self.main.evaluate(self.main_job(job), report)
+        parts, curve = [found], found.curve
+
+        def at_work(tokens: int, loss: float) -> None:
+            report(*(curve[-1] if curve else (tokens, loss)))
+
+        for proxy in self.others.values():
+            parts.append(proxy.evaluate(Job(job.architecture, proxy.fidelity, job.seed), at_work))
+        return replace(
+            found,
+            metrics={name: value for part in parts for name, value in part.metrics.items()},
+            seconds=sum(part.seconds for part in parts),
+            notes=tuple(note for part in parts for note in part.notes),
+        )
 
     def main_job(self, job: Job) -> Job:
         """The main proxy's part of a job. Raises ValueError for one of another fidelity, its budget apart."""
@@ -70,17 +84,6 @@ class Combined:
         if job.fidelity != replace(self.fidelity, tokens=tokens):
             raise ValueError(f"these settings cannot train at {job.fidelity}")
         return Job(job.architecture, replace(self.main.fidelity, tokens=tokens), job.seed)
-
-    def _completed(self, job: Job, found: Evaluation) -> Evaluation:
-        parts = [found]
-        for proxy in self.others.values():
-            parts.append(proxy.evaluate(Job(job.architecture, proxy.fidelity, job.seed), _unheard))
-        return replace(
-            found,
-            metrics={name: value for part in parts for name, value in part.metrics.items()},
-            seconds=sum(part.seconds for part in parts),
-            notes=tuple(note for part in parts for note in part.notes),
-        )
 
 
 class CombinedTraining(Combined):
@@ -119,7 +122,3 @@ def combined(main: Proxy, others: Mapping[str, Proxy]) -> Proxy:
         return main
     kind = CombinedTraining if isinstance(main, Trains) else Combined
     return kind(main, others)  # type: ignore[return-value]  # metrics of an object, not of its class
-
-
-def _unheard(tokens: int, loss: float) -> None:
-    pass

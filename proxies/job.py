@@ -12,7 +12,9 @@ from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.space import Architecture
 from nfsearch.support.metrics import Measurement, Measurements
 
-Report = Callable[[int, float], None]  # tokens seen, training loss since the last report in nats per token
+# Tokens seen, and the training loss since the last report in nats per token; the same once more says that something
+# else is at work, which can be ended.
+Report = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)

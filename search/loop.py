@@ -31,8 +31,9 @@ class Loop:
     """Has an executor evaluate what a strategy proposes until there are `evaluations` candidates, those of `history`
     counted, which are the store's unless given.
 
-    `rule` is asked after each report whether a job shall go on. `stop` is asked between two steps, and at each report,
-    whether the search shall: it is what an interrupt sets. The objectives and their limits say what the best is.
+    `rule` is asked after each report of new tokens whether a job shall go on. `stop` is asked between two steps, and at
+    each report, whether the search shall: it is what an interrupt sets. The objectives and their limits say what the
+    best is.
     """
 
     def __init__(
@@ -118,12 +119,14 @@ class Loop:
             self._record(job, state, event.evaluation, event.seconds, event.error, event.attempts)
             return
         curve = self._curves[job]
-        if curve and event.tokens <= curve[-1][0]:
+        if curve and event.tokens < curve[-1][0]:
             curve.clear()  # another attempt
-        curve.append((event.tokens, math.inf if math.isnan(event.loss) else event.loss))  # diverged either way
+        new = not curve or event.tokens > curve[-1][0]
+        if new:
+            curve.append((event.tokens, math.inf if math.isnan(event.loss) else event.loss))  # diverged either way
         if self.stop():
             self.executor.cancel(job)
-        elif self.rule is not None and not self.rule.go_on(job, curve, self.history):
+        elif new and self.rule is not None and not self.rule.go_on(job, curve, self.history):
             running = {each.job: each for each in self.executor.running}[job]
             self.executor.cancel(job)
             found = Evaluation({}, event.tokens, running.seconds, tuple(curve))

@@ -254,6 +254,29 @@ def test_a_rule_stops_jobs_and_the_study_keeps_their_curves(tmp_path: Path, hand
     assert trials[1].intermediate_values == dict(stopped.curve)
 
 
+def test_a_report_that_comes_again_is_no_point_of_the_curve_and_is_heard(tmp_path: Path) -> None:
+    class Again(FakeProxy):
+        """Something is at work after the training, and during that of the second job the search is to stop."""
+
+        def evaluate(self, job: Job, report: Any) -> Evaluation:
+            found = super().evaluate(job, report)
+            stop[0] = len(ended) == 1 and rule is None
+            report(*found.curve[-1])
+            ended.append(job)
+            return found
+
+    ended: list[Job] = []
+    stop = [False]
+    rule: FirstOnly | None = FirstOnly()
+    final = loop(tmp_path / "rule", Again(), evaluations=4, rule=rule).run()
+    assert [len(points) for job, points, _ in rule.asked if job == rule.asked[0][0]] == [1, 2]
+    assert [candidate.state for candidate in final.candidates] == ["done", *["stopped"] * 3]
+    ended.clear()
+    rule = None
+    final = loop(tmp_path / "stop", Again(), evaluations=4, stop=lambda: stop[0]).run()
+    assert len(final.candidates) == len(ended) == 1
+
+
 def test_what_is_said_of_a_job_is_kept_with_it(tmp_path: Path) -> None:
     def deed(job: Job, found: Evaluation) -> Evaluation:
         if job.architecture.width == 256:

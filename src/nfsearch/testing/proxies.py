@@ -50,7 +50,7 @@ class ProxySuite:
         assert all(math.isfinite(each.value) and each.error >= 0 for each in found.metrics.values())
         assert found.seconds >= 0
         assert bool(reports) == self.reports
-        assert [tokens for tokens, _ in reports] == sorted({tokens for tokens, _ in reports})
+        assert [tokens for tokens, _ in reports] == sorted(tokens for tokens, _ in reports)
         assert Evaluation.from_dict(found.to_dict()) == found
 
     def test_the_same_seed_gives_the_same_figures(self, proxy: Proxy) -> None:
