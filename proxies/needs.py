@@ -36,8 +36,8 @@ _KEPT, _SLOW = 256, {"cuda": 1e13, "cpu": 2e9}
 
 @dataclass(frozen=True)
 class Needs:
-    """Of a training whose steps compute so many sequences at a time: bytes of the GPU's memory at the peak, as PyTorch
-    reserves them (0 on a CPU), and seconds."""
+    """Of a training whose steps compute so many sequences at a time: bytes of the GPU's memory that it cannot do
+    without (0 on a CPU; see `taken`), and seconds."""
 
     micro_batch: int
     memory: float
@@ -48,9 +48,11 @@ class Needs:
 class _Rehearsal:
     tokens: int  # at a time
     parts: int  # of the step, one after the other
-    memory: float  # bytes, at the peak
+    allocated: float  # bytes, at the peak of a step
+    memory: float  # bytes that steps cannot do without: see `taken`
     seconds: float  # of a step
-    validation: float  # seconds for as many tokens without gradients
+    beside: float  # bytes that as many tokens without gradients take, beside what steps keep
+    validation: float  # seconds for them
     state: int  # bytes of the weights and of what the optimizers keep
 
 
@@ -115,9 +117,13 @@ def predict(model: HybridLM, settings: TrainingSettings, there: float, *, steps:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(before[name])
-    copies = found[0].state if validations > 1 else 0  # of all that a branch from a trunk has to put back
     micro = settings.micro_batch or settings.batch
-    while (memory := copies + _memory(found, micro * settings.sequence)) > _ROOM * there:
+
+    def needed(micro: int) -> float:
+        tokens = micro * settings.sequence
+        return _memory(found, tokens) + (_beside(found, tokens, settings) if validations > 1 else 0.0)
+
+    while (memory := needed(micro)) > _ROOM * there:
         if micro == 1 or settings.micro_batch:
             break
         micro = math.ceil(micro / 2)
@@ -206,14 +212,20 @@ def _measured(model: HybridLM, settings: TrainingSettings, parts: int, steps: in
             with torch.no_grad():
                 mean_loss(model, upload(tokens[:sequences], device))
 
-        for _ in range(_WARM if device.type == "cuda" else 1):
+        update(tokens, 0.0)
+        _empty(device)  # what the first use of a kernel takes to check it is nothing that training needs
+        for _ in range(_WARM - 1 if device.type == "cuda" else 0):
             update(tokens, 0.0)
         seconds = _timed(lambda: update(tokens, 0.0), device)
+        allocated, memory = _allocated(device), taken(device)
         model.eval()
         validate()
+        _empty(device)
+        kept = _allocated(device)
         validation = _timed(validate, device)
+        beside = _allocated(device) - kept
         state = sum(tensor.nbytes for tensor in update.state().values())
-    return _Rehearsal(sequences * settings.sequence, parts, _peak(device), seconds, validation, state)
+    return _Rehearsal(sequences * settings.sequence, parts, allocated, memory, seconds, beside, validation, state)
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
@@ -238,17 +250,39 @@ def _empty(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak(device: torch.device) -> float:
-    """Bytes reserved: the memory of a graph is not counted as allocated, though nothing else can have it."""
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0.0
+def taken(device: torch.device) -> float:
+    """Bytes that could not be done without since `_empty`: the most that was allocated at a time, or what is still held
+    once all that is unused is given back, a graph's memory included. That is not counted as allocated, though nothing
+    else can have it. What is reserved beyond is kept for later, and PyTorch gives it back where memory is short."""
+    allocated = _allocated(device)
+    if device.type != "cuda":
+        return allocated
+    torch.cuda.empty_cache()
+    return max(allocated, torch.cuda.memory_reserved(device))
+
+
+def _allocated(device: torch.device) -> float:
+    """The most bytes at a time since `_empty`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0.0
 
 
 # --- carrying on -----------------------------------------------------------------------------------------------------
 
 
 def _memory(found: list[_Rehearsal], tokens: int) -> float:
-    """Bytes for so many tokens at a time: what was measured, or a line through it."""
-    return _on_line([(one.tokens, one.memory) for one in found], tokens)
+    """Bytes that steps of so many tokens at a time cannot do without: a line through what was allocated, and on top of
+    it as large a share as in the largest rehearsal for the gaps between what a graph holds, in which few tokens leave
+    others than many."""
+    largest = found[0]
+    gaps = largest.memory / largest.allocated if largest.allocated else 1.0
+    return gaps * _on_line([(one.tokens, one.allocated) for one in found], tokens)
+
+
+def _beside(found: list[_Rehearsal], tokens: int, settings: TrainingSettings) -> float:
+    """Bytes that a rung takes beside what steps keep: a copy of all that has to be put back after it, and its
+    validation, so many tokens at a time."""
+    at_once = min(tokens, settings.validation_tokens)
+    return found[0].state + _on_line([(one.tokens, one.beside) for one in found], at_once)
 
 
 def _seconds(found: list[_Rehearsal], tokens: int) -> float:

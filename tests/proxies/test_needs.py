@@ -23,6 +23,7 @@ from tests.proxies.small import EVERY_MIXER, SMALL, architecture, evaluated
 LARGE = SMALL.model_copy(update={"batch": 48, "sequence": 1024})
 FIXED, EACH = 1e9, 5e4  # bytes of the faked GPU's memory: whatever is trained, and for each token
 OPTIMIZER, TOKEN = 0.5, 1e-5  # its seconds
+GAPS, BESIDE, STATE = 1.25, 3.0, 7  # bytes held for each that is allocated; of validation, for each token; of the state
 
 
 @pytest.fixture
@@ -36,7 +37,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
             raise torch.OutOfMemoryError
         with torch.no_grad():
             model.embedding.weight.add_(1)
-        return needs._Rehearsal(tokens, parts, memory, OPTIMIZER + TOKEN * tokens * parts, TOKEN * tokens / 3, 7)
+        seconds, validation = OPTIMIZER + TOKEN * tokens * parts, TOKEN * tokens / 3
+        beside = BESIDE * tokens
+        return needs._Rehearsal(tokens, parts, memory / GAPS, memory, seconds, beside, validation, STATE)
 
     monkeypatch.setattr(needs, "_measured", measured)
     monkeypatch.setattr(needs, "_REHEARSED", {"cpu": 2**14})
@@ -65,7 +68,8 @@ def test_as_many_sequences_at_a_time_as_fit(gpu: dict[str, float], memory: float
     validation = LARGE.validation_tokens * TOKEN / 3
     assert found.seconds == pytest.approx(10 * (OPTIMIZER + TOKEN * 48 * 1024) + validation)
     with_rungs = needs.predict(model, LARGE, memory, steps=10, validations=3)
-    assert with_rungs.memory == pytest.approx(found.memory + 7)
+    at_once = min(1024 * found.micro_batch, LARGE.validation_tokens)
+    assert with_rungs.memory == pytest.approx(found.memory + STATE + BESIDE * at_once)
     if micro is None:
         with pytest.raises(TooLarge, match=r"1 sequence of 1024 tokens at a time needs about 1.1 GB .* 1.1 GB are"):
             fitted(LARGE)
