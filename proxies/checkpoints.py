@@ -1,6 +1,7 @@
 """Trained weights on disk: where a trunk was left, so that a longer training goes on from there, and what it came to.
 
-A folder for each training holds `trunk.safetensors`, the weights and what the optimizers keep at the last branch;
+A folder for each training holds `trunk.safetensors`, the weights and what the optimizers keep at the last branch, or
+some seconds ago while it is at work; `decay-TOKENS.safetensors`, the same within the decay of a budget that is at work;
 `losses.json`, the validation loss at each budget that is done; and `weights-TOKENS.safetensors`, a model at the end of
 a budget. Each file appears whole or not at all.
 """
@@ -44,12 +45,14 @@ class Checkpoints:
         fidelity = replace(job.fidelity, tokens=0)
         return cls(folder / digest([job.architecture.digest, fidelity.digest, job.seed]))
 
-    def save(self, trunk: Trunk) -> None:
-        self._write(_TRUNK, trunk.tensors, {"step": trunk.step, "losses": trunk.losses})
+    def save(self, trunk: Trunk, decay: int | None = None) -> None:
+        """Of the decay of a budget of so many tokens, where it is in one."""
+        self._write(self._place(decay).name, trunk.tensors, {"step": trunk.step, "losses": trunk.losses})
 
-    def load(self, most: int) -> Trunk | None:
-        """The trunk, if it was left after at most so many steps. Raises OSError for a file that is damaged."""
-        path = self.folder / _TRUNK
+    def load(self, most: int, decay: int | None = None) -> Trunk | None:
+        """The trunk, or a training in the decay of a budget, if it was left after at most so many steps. Raises OSError
+        for a file that is damaged."""
+        path = self._place(decay)
         if not path.is_file():
             return None
         from safetensors import SafetensorError, safe_open
@@ -71,9 +74,10 @@ class Checkpoints:
         return {int(tokens): loss for tokens, loss in json.loads(path.read_text()).items()} if path.is_file() else {}
 
     def save_loss(self, tokens: int, loss: float) -> None:
-        """The validation loss at the end of a budget."""
+        """The validation loss at the end of a budget, whose decay is over."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / _LOSSES, json.dumps(self.losses | {tokens: loss}))
+        self._place(tokens).unlink(missing_ok=True)
 
     def save_weights(self, tokens: int, model: nn.Module) -> None:
         """A model at the end of a budget."""
@@ -93,6 +97,9 @@ class Checkpoints:
         except (SafetensorError, RuntimeError) as error:
             raise OSError(f"{path} is damaged ({error}); delete it, and the candidate is trained again") from None
         return True
+
+    def _place(self, decay: int | None) -> Path:
+        return self.folder / (_TRUNK if decay is None else f"decay-{decay}.safetensors")
 
     def _weights(self, tokens: int) -> Path:
         return self.folder / f"weights-{tokens}.safetensors"

@@ -32,6 +32,8 @@ _memory: Any = torch.utils.deterministic
 
 REPORTS = 50  # in a run, and so points in a curve
 _VALIDATED = 2**15  # tokens at a time, so that a GPU takes longer to compute than the host to launch
+# Seconds between two checkpoints, and how many times as long as one took: what a kill may cost, and what they may.
+_APART, _TIMES = 15.0, 20
 
 
 class Diverged(ArithmeticError):
@@ -124,7 +126,7 @@ class _Training:
         checkpoints: Checkpoints | None,
         report: Report | None,
     ) -> None:
-        self.model, self.corpus, self.settings, self.seed = model, corpus, settings, seed
+        self.model, self.corpus, self.settings, self.seed, self.tokens = model, corpus, settings, seed, tokens
         self.checkpoints, self.report = checkpoints if settings.schedule == "trunk" else None, report
         self.schedule = Schedule.of(settings, tokens)
         self.budgets = [rung for rung in settings.rungs if rung < tokens]
@@ -135,6 +137,7 @@ class _Training:
         known = self.checkpoints.losses if self.checkpoints else {}
         self.rungs = {budget: known[budget] for budget in self.budgets if budget in known}
         self.trunk = self._kept_trunk()
+        self.due = time.monotonic() + _APART  # when to keep the next checkpoint
 
     @property
     def curve(self) -> list[tuple[int, float]]:
@@ -168,7 +171,7 @@ class _Training:
             step = self._go(update, self.schedule, step, self.schedule.branch)
             if self.checkpoints:
                 self._keep(step, update.state())
-            self._go(update, self.schedule, step, self.schedule.steps)
+            self._decay(update, self.schedule, self.tokens)
 
     def _kept_trunk(self) -> Trunk | None:
         """Where it was left, unless beyond what is to be measured."""
@@ -192,12 +195,12 @@ class _Training:
 
     def _measure(self, update: Step, rung: Schedule, tokens: int) -> None:
         """The validation loss at a rung, from a branch of the trunk to which all is put back."""
-        step, losses = rung.branch, list(self.losses)
+        losses = list(self.losses)
         kept = {name: tensor.clone() for name, tensor in update.state().items()}
         if self.checkpoints:
-            self._keep(step, kept)
+            self._keep(rung.branch, kept)
         report, self.report = self.report, None
-        self._go(update, rung, step, rung.steps)
+        self._decay(update, rung, tokens)
         loss = evaluate(self.model, self.corpus, self.settings, self.model.embedding.weight.device)
         if not math.isfinite(loss):
             raise Diverged(f"the validation loss is {loss} after {tokens} tokens")
@@ -207,17 +210,29 @@ class _Training:
         if self.checkpoints:
             self.checkpoints.save_loss(tokens, loss)
 
-    def _keep(self, step: int, state: dict[str, Tensor]) -> None:
-        assert self.checkpoints
-        self.checkpoints.save(Trunk(step, state, self.losses))
+    def _decay(self, update: Step, schedule: Schedule, tokens: int) -> None:
+        """The steps from the branch of a budget to its end, or from where that was left."""
+        step = schedule.branch
+        if self.checkpoints and (found := self.checkpoints.load(schedule.steps, tokens)):
+            update.load(found.tensors)
+            self.losses, step = found.losses, found.step
+        self._go(update, schedule, step, schedule.steps, tokens)
 
-    def _go(self, update: Step, schedule: Schedule, first: int, last: int) -> int:
-        """The steps from `first` up to `last`, which is returned."""
+    def _keep(self, step: int, state: dict[str, Tensor], decay: int | None = None) -> None:
+        """Keeps where the trunk is after so many steps, or the decay of a budget of so many tokens."""
+        assert self.checkpoints
+        began = time.monotonic()
+        self.checkpoints.save(Trunk(step, state, self.losses), decay)
+        ended = time.monotonic()
+        self.due = ended + max(_APART, _TIMES * (ended - began))
+
+    def _go(self, update: Step, schedule: Schedule, first: int, last: int, decay: int | None = None) -> int:
+        """The steps from `first` up to `last`, which is returned: of the trunk, or of the decay of a budget."""
         with phase("steps"):
-            self._steps(update, schedule, first, last)
+            self._steps(update, schedule, first, last, decay)
         return max(first, last)
 
-    def _steps(self, update: Step, schedule: Schedule, first: int, last: int) -> None:
+    def _steps(self, update: Step, schedule: Schedule, first: int, last: int, decay: int | None) -> None:
         for step in range(first, last):
             windows = batch(self.shard, self.seed, step, self.settings.batch, self.settings.sequence)
             self.waiting.append(update(windows, schedule.rate(step)))
@@ -225,6 +240,9 @@ class _Training:
                 self._read()
                 if self.report:
                     self.report(*self.curve[-1])
+            if self.checkpoints and step + 1 < last and time.monotonic() >= self.due:
+                self._read()
+                self._keep(step + 1, update.state(), decay)
         self._read()
 
     def _read(self) -> None:

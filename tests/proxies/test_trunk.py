@@ -87,6 +87,37 @@ def test_killed_between_rungs_at_most_one_rung_is_lost(
     assert min(seen) == (0 if stop <= 6 else 6 if stop <= 14 else 12)
 
 
+@pytest.mark.parametrize("stop", [2, 5, 8, 11, 20, 26])  # in the trunk, in the decays of both rungs, and in the last
+def test_killed_anywhere_no_more_is_lost_than_since_the_last_checkpoint(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    settings = LONG.model_copy(update={"rungs": RUNGS})
+    honest, seen = trainer_module.batch, []
+
+    def noted(*a: Any) -> Any:
+        if len(seen) == dies:
+            raise KeyboardInterrupt
+        seen.append(a[2])
+        return honest(*a)
+
+    monkeypatch.setattr(trainer_module, "batch", noted)
+    dies = -1
+    expected = trained(corpus, settings, settings.tokens)
+    order = list(seen)
+    monkeypatch.setattr(trainer_module, "_APART", 0.0)
+    monkeypatch.setattr(trainer_module, "_TIMES", 0)  # so one after each step
+    seen.clear()
+    dies = stop
+    with pytest.raises(KeyboardInterrupt):
+        trained(corpus, settings, settings.tokens, tmp_path)
+    seen.clear()
+    dies = -1
+    found = trained(corpus, settings, settings.tokens, tmp_path)
+    assert (found.metrics, found.curve, found.rungs) == (expected.metrics, expected.curve, expected.rungs)
+    assert seen == order[stop:]
+    assert not list(tmp_path.glob("decay-*"))
+
+
 def test_weights_are_kept_and_read_back(corpus: Corpus, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     model, _ = train_model(architecture(), corpus, LONG, seed=0, device="cpu", checkpoints=checkpoints)
