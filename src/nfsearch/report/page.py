@@ -16,6 +16,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from nfsearch.report.favourites import sentence
 from nfsearch.report.front_figure import picture_points
 from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.report.words import WORDS
@@ -63,6 +64,7 @@ def render(result: RunResult, folder: str | Path = ".") -> str:
             timed=any(record.estimates for record in result.candidates),
             words=WORDS,
             notes=result.notes(),
+            favourites=sentence(result.favourites),
             narrow=max((record.fidelity.twin for record in result.candidates), default=1),
             colours=operator_colours(result.candidates),
             chains={record.number: ancestry(record, records) for record in front},

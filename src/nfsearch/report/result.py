@@ -24,6 +24,7 @@ from nfsearch.latency_lut.agreement import Agreement, Doubt, Trust
 from nfsearch.latency_lut.verification import Check, Verification
 from nfsearch.proxies import Fidelity, TokenSource
 from nfsearch.report.confirmation import Confirmed, Part, best, confirmed_of
+from nfsearch.report.favourites import Favourites, studied
 from nfsearch.search.budgets import Limits
 from nfsearch.search.candidate import Candidate, State
 from nfsearch.search.pareto import hypervolume, members, ranked, reference_point
@@ -153,6 +154,11 @@ class RunResult(Part):
     )
     confirmed: list[Confirmed] = Field(
         default=[], description="candidates evaluated again with other seeds, the most expensive fidelity first"
+    )
+    favourites: Favourites | None = Field(
+        default=None,
+        description="which operators the proxy places too high or too low, as the study that comes with nfsearch "
+        "found; null where that was not of a proxy with these settings",
     )
     hypervolume: Hypervolume | None = Field(
         description="of the search, with estimated times; null until a candidate has finished"
@@ -287,6 +293,7 @@ def build_result(
         candidates=records,
         front=best({record.number: record.metrics for record in able}, objectives),
         confirmed=confirmed_of(confirmations, by_number, objectives, limits),
+        favourites=studied(max(record.fidelity for record in records)) if records else None,
         hypervolume=_hypervolume(ordered, objectives, limits, population),
         refusals=dict(refusals),
         table=table,

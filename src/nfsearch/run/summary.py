@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from nfsearch.report.confirmation import Confirmed
+from nfsearch.report.favourites import sentence
 from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.run.metrics import PARAMETERS
 from nfsearch.support.metrics import Measurement, Metric
@@ -15,8 +16,8 @@ from nfsearch.support.terminal import alarm, say, stdout
 
 
 def print_summary(result: RunResult, folder: Path) -> None:
-    """The front as a table on stdout, confirmed where it was; what workers had to say and what is wrong with the
-    latency table on stderr; and where the report is."""
+    """The front as a table on stdout, confirmed where it was; what workers had to say, which operators the proxy
+    favours and what is wrong with the latency table on stderr; and where the report is."""
     confirmed = result.confirmed[0] if result.confirmed else None
     stdout().print(_front(result, confirmed))
     if confirmed:
@@ -26,6 +27,8 @@ def print_summary(result: RunResult, folder: Path) -> None:
         say(f"One seed each. Which order holds: nfsearch confirm {shlex.quote(str(folder))}")
     for note, numbers in result.notes().items():
         say(f"Beware, of {len(numbers)} of {len(result.candidates)} candidates: {note}")
+    if result.favourites and result.favourites.told():
+        say(sentence(result.favourites))
     if words := distrust(result):
         alarm(words)
     print(f"Report: {(folder / 'report.html').resolve()}")

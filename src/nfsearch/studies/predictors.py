@@ -120,7 +120,7 @@ def predictors(frame: pd.DataFrame, truth: Truth, stable: Mapping[str, float]) -
 
 def judge(predictor: Predictor, truth: Truth) -> Judged | None:
     """None where it scores too few of the architectures whose long training is done."""
-    both = pd.concat([predictor.scores.rename("score"), truth.order.rename("truth")], axis=1).dropna()
+    both = _both(predictor, truth)
     if len(both) < FEWEST:
         return None
     scores, order = both["score"].to_numpy(float), both["truth"].to_numpy(float)
@@ -142,23 +142,39 @@ def judge(predictor: Predictor, truth: Truth) -> Judged | None:
 
 
 def favours(predictor: Predictor, truth: Truth) -> dict[str, Interval]:
+    """The mean rank error of each operator: see `of_operators`; of the architectures without FFN; and of each third by
+    depth."""
+    about = truth.about.loc[_both(predictor, truth).index]
+    ffn = about[f"{LAYERS}F"] if f"{LAYERS}F" in about else pd.Series(0, index=about.index)
+    groups = {"without F": (ffn == 0).astype(float)}
+    for _, depths in about["depth"].groupby(pd.qcut(about["depth"], 3, duplicates="drop"), observed=True):
+        inside = about["depth"].between(depths.min(), depths.max())
+        groups[f"{depths.min()} to {depths.max()} layers"] = inside.astype(float)
+    return of_operators(predictor, truth) | _mean_errors(predictor, truth, groups)
+
+
+def of_operators(predictor: Predictor, truth: Truth) -> dict[str, Interval]:
     """The mean rank error of each operator, an architecture counting as much as the operator's share of its layers (of
-    its mixers, for a mixer); of the architectures without FFN; and of each third by depth. As a share of the list:
-    below 0 it is favoured."""
-    both = pd.concat([predictor.scores.rename("score"), truth.order.rename("truth")], axis=1).dropna()
-    errors = rank_errors(both["score"].to_numpy(float), both["truth"].to_numpy(float))
-    about = truth.about.loc[both.index]
+    its mixers, for a mixer). As a share of the list: below 0 it is favoured."""
+    about = truth.about.loc[_both(predictor, truth).index]
     weights = {
         name.removeprefix(LAYERS): about[name] / about["depth"] for name in about.columns if name.startswith(LAYERS)
     }
     ffn = weights.get("F", pd.Series(0.0, index=about.index))
     shares = {name: share if name == "F" else share / (1 - ffn).clip(lower=1e-9) for name, share in weights.items()}
-    groups = {"without F": (ffn == 0).astype(float)}
-    for _, depths in about["depth"].groupby(pd.qcut(about["depth"], 3, duplicates="drop"), observed=True):
-        inside = about["depth"].between(depths.min(), depths.max())
-        groups[f"{depths.min()} to {depths.max()} layers"] = inside.astype(float)
-    every = {**shares, **groups}
-    return {name: mean_error(errors, weight.to_numpy(float)) for name, weight in every.items() if weight.sum() > 0}
+    return _mean_errors(predictor, truth, shares)
+
+
+def _mean_errors(predictor: Predictor, truth: Truth, weights: Mapping[str, pd.Series]) -> dict[str, Interval]:
+    """By name, of those that some architecture has a weight of."""
+    both = _both(predictor, truth)
+    errors = rank_errors(both["score"].to_numpy(float), both["truth"].to_numpy(float))
+    return {name: mean_error(errors, weight.to_numpy(float)) for name, weight in weights.items() if weight.sum() > 0}
+
+
+def _both(predictor: Predictor, truth: Truth) -> pd.DataFrame:
+    """Columns score and truth of the architectures that have both."""
+    return pd.concat([predictor.scores.rename("score"), truth.order.rename("truth")], axis=1).dropna()
 
 
 def _rows(frame: pd.DataFrame, recipe: str, tokens: int) -> pd.DataFrame:

@@ -8,25 +8,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from nfsearch.proxies import Fidelity
+from nfsearch.report.favourites import FAVOURED, FAVOURITES, FILE, Bias, Favourites
 from nfsearch.run.records import CONFIG
 from nfsearch.studies.agreement import Interval, seed_spread
 from nfsearch.studies.config import StudyConfig, load_study
 from nfsearch.studies.draw import read_architectures
 from nfsearch.studies.figure import figure_png
 from nfsearch.studies.journal import read
-from nfsearch.studies.predictors import Judged, Truth, favours, judge, predictors, truth_of
+from nfsearch.studies.predictors import Judged, Truth, favours, judge, of_operators, predictors, truth_of
 from nfsearch.studies.results import results
 from nfsearch.support.files import naming, whole, write_atomically
 from nfsearch.support.terminal import duration, steps
 
 TARGET = 0.85  # the rank correlation from which an order is believed
 _MOST = 0.9  # of the architectures that any predictor scored
-FAVOURED = 0.1  # of the list: a mean rank error beyond it is told
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Writes results.parquet, predictors.csv, operators.csv, report.md and figure.png of what a study has so far;
-    returns their paths. Raises ValueError where the folder is no study's, or too little of it is done."""
+    """Writes results.parquet, predictors.csv, operators.csv, favourites.json, report.md and figure.png of what a study
+    has so far; returns their paths. Raises ValueError where the folder is no study's, or too little of it is done."""
     drawn = read_architectures(folder)
     config = load_study(folder / CONFIG)
     frame = results(drawn, read(folder))
@@ -42,6 +43,7 @@ def write_report(folder: Path) -> list[Path]:
     files: dict[str, str | bytes] = {
         "predictors.csv": table.to_csv(index=False),
         "operators.csv": operators.to_csv(index=False),
+        FAVOURITES: FILE.dump_json(favourites(found, frame, truth), indent=1) + b"\n",
         "report.md": _markdown(frame, truth, sentences(best, biased, noise), table, operators),
         "figure.png": figure_png(found, best, truth, biased, TARGET),
     }
@@ -101,6 +103,29 @@ def sentences(best: Judged, biased: Mapping[str, Interval], noise: float | None)
             sure = "" if error.low > 0 or error.high < 0 else ", though the interval holds 0"
             found.append(f"Beware: it places {name} {abs(error.value):.0%} of the list {side}{sure}.")
     return found
+
+
+def favourites(found: Sequence[Judged], frame: pd.DataFrame, truth: Truth) -> list[Favourites]:
+    """Which operators each recipe favours at each budget, where enough architectures have an interval: what
+    `nfsearch.report.favourites` reads."""
+    each_loss = [each for each in found if each.predictor.kind == "loss" and np.isfinite(each.spearman.low)]
+    return [
+        Favourites(
+            fidelity=_fidelity(frame, each.predictor.recipe, each.predictor.tokens),
+            tokens=truth.tokens,
+            architectures=each.architectures,
+            operators={
+                name: Bias(error=round(one.value, 4), low=round(one.low, 4), high=round(one.high, 4))
+                for name, one in of_operators(each.predictor, truth).items()
+            },
+        )
+        for each in sorted(each_loss, key=lambda each: (each.predictor.recipe, each.predictor.tokens))
+    ]
+
+
+def _fidelity(frame: pd.DataFrame, recipe: str, tokens: int) -> Fidelity:
+    row = frame[(frame["recipe"] == recipe) & (frame["tokens"] == tokens)].iloc[0]
+    return Fidelity(tokens, int(row["sequence"]), int(row["batch"]), row["settings"], row["data"], int(row["twin"]))
 
 
 def _regret(nats: float, noise: float | None) -> str:

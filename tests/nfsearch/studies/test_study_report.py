@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import math
 import random
+import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from nfsearch.proxies import Fidelity
+from nfsearch.proxies.settings import TrainingSettings
+from nfsearch.report import favourites
 from nfsearch.space import Architecture
 from nfsearch.studies import agreement
-from nfsearch.studies.draw import operators
+from nfsearch.studies.config import load_study
+from nfsearch.studies.draw import operators, read_architectures
+from nfsearch.studies.journal import read
+from nfsearch.studies.predictors import of_operators, predictors, truth_of
 from nfsearch.studies.report import write_report
+from nfsearch.studies.results import results
 from tests.nfsearch.studies.made_up import made_up_study
 from tests.nfsearch.studies.tiny import study_config
 
-FILES = ("results.parquet", "predictors.csv", "operators.csv", "report.md", "figure.png")
+FILES = ("results.parquet", "predictors.csv", "operators.csv", "favourites.json", "report.md", "figure.png")
 
 
 @pytest.fixture(autouse=True)
@@ -85,11 +95,46 @@ def test_every_predictor_has_a_row_and_the_reference_none(folder: Path) -> None:
     assert table.loc[("fails", 4.0), "spearman"] < 0.7
 
 
-def test_a_favourite_is_told(tmp_path: Path) -> None:
+def test_a_favourite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = report_of(tmp_path / "only", partisan)
     assert "Beware: it places M2" in said
     assert "of the list too high." in said
     assert "No budget reaches a Spearman of 0.85. The nearest is partisan" in said
+    # ... and to runs whose proxy has the settings of that recipe and budget.
+    monkeypatch.setattr(favourites, "_shipped", lambda: found)
+    found = favourites.FILE.validate_json((tmp_path / "only" / favourites.FAVOURITES).read_bytes())
+    same = Fidelity(2_000_000, 32, 8, "partisan", "other data")
+    sentence = favourites.sentence(favourites.studied(same))
+    assert sentence.startswith("Beware: the proxy favours some operators: it places ")
+    assert re.search(r"M2 \d\d% of the list too high \(95 %: \d+% to \d\d%\)", sentence)
+    assert sentence.endswith("in a study of 30 architectures against 16,000,000 tokens of training.")
+    assert favourites.studied(replace(same, recipe="partisan; mqar: of pairs 8")) == favourites.studied(same)
+    for change in ({"tokens": 3_000_000}, {"twin": 2}, {"recipe": "another"}, {"batch": 4}):
+        assert favourites.studied(replace(same, **change)) is None  # type: ignore[arg-type]
+    fair = favourites.Favourites(fidelity=same, tokens=9, architectures=8, operators={})
+    assert "places no operator more than 10% of the list too high or too low" in favourites.sentence(fair)
+    assert favourites.sentence(None) == "Whether this proxy favours some operators was not studied."
+
+
+def test_what_is_shipped_of_favourites_is_what_the_committed_study_found(tmp_path: Path) -> None:
+    """After another sitting: `nfsearch study report DIR`, then copy its favourites.json to src/nfsearch/report."""
+    experiment = Path(__file__).parents[3] / "experiments/fidelity"
+    folder = shutil.copytree(experiment / "study", tmp_path / "study")
+    shutil.copy(experiment / "config.yaml", folder)
+    config = load_study(folder / "config.yaml")
+    frame = results(read_architectures(folder), read(folder))
+    truth = truth_of(frame, config.study.reference.recipe, config.study.reference.tokens)
+    default = TrainingSettings().fidelity("", "cuda")
+    shipped = favourites.studied(default)
+    assert shipped is not None
+    predictor = next(
+        each for each in predictors(frame, truth, {}) if (each.recipe, each.tokens) == ("default", default.tokens)
+    )
+    found = of_operators(predictor, truth)
+    assert shipped.architectures == len(predictor.scores.index.intersection(truth.order.index))
+    assert {name: each.error for name, each in shipped.operators.items()} == {
+        name: round(each.value, 4) for name, each in found.items()
+    }
 
 
 def report_of(folder: Path, recipe: Callable[..., float]) -> str:

@@ -1,0 +1,75 @@
+"""Which operators a proxy places too high or too low: what the study of experiments/fidelity found comes with nfsearch,
+in favourites.json, as `nfsearch study report` writes it, and the report of a run says it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field, TypeAdapter
+
+from nfsearch.proxies import Fidelity
+from nfsearch.report.confirmation import Part
+
+FAVOURITES = "favourites.json"
+FAVOURED = 0.1  # of the list: a mean rank error beyond it is told
+
+
+class Bias(Part):
+    """The mean rank error of an operator with the ends of its 95 % interval, as shares of the list; below 0 the proxy
+    favours it."""
+
+    error: float
+    low: float
+    high: float
+
+    def words(self) -> str:
+        """Such as "12% of the list too low (95 %: 3% to 20%)"."""
+        side, low, high = (-1, -self.high, -self.low) if self.error < 0 else (1, self.low, self.high)
+        return (
+            f"{side * self.error:.0%} of the list too {'high' if side < 0 else 'low'} (95 %: {low:.0%} to {high:.0%})"
+        )
+
+
+class Favourites(Part):
+    """What a study found of a proxy: its ranks beside those of a long training of the same architectures."""
+
+    fidelity: Fidelity = Field(description="of the proxy that was studied, with the study's own data")
+    tokens: int = Field(description="training tokens of the long training")
+    architectures: int
+    operators: dict[str, Bias]
+
+    def told(self) -> list[str]:
+        """The operators with an error beyond what is told, each in words."""
+        return [f"{name} {each.words()}" for name, each in self.operators.items() if abs(each.error) > FAVOURED]
+
+
+def sentence(found: Favourites | None) -> str:
+    """What a report says of it."""
+    if found is None:
+        return "Whether this proxy favours some operators was not studied."
+    of = f"in a study of {found.architectures} architectures against {found.tokens:,} tokens of training"
+    if not found.told():
+        return f"The proxy places no operator more than {FAVOURED:.0%} of the list too high or too low, {of}."
+    return f"Beware: the proxy favours some operators: it places {', '.join(found.told())}, {of}."
+
+
+def studied(fidelity: Fidelity) -> Favourites | None:
+    """What is known of a proxy that measures with a fidelity, whatever its data; None where it was not studied."""
+    key = _settings(fidelity)
+    return next((each for each in _shipped() if _settings(each.fidelity) == key), None)
+
+
+def _settings(fidelity: Fidelity) -> Fidelity:
+    """What proxies have in common that order architectures alike: all but the data and, behind a semicolon, what other
+    proxies do beside."""
+    return replace(fidelity, data="", recipe=fidelity.recipe.split("; ")[0])
+
+
+FILE = TypeAdapter(list[Favourites])
+
+
+@cache
+def _shipped() -> list[Favourites]:
+    return FILE.validate_json(Path(__file__).with_name(FAVOURITES).read_bytes())
