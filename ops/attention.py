@@ -10,21 +10,7 @@ from torch.nn import functional as F
 
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.operator import Operator, RMSNorm, State, linear, wide
-
-
-def rotate(x: Tensor, positions: Tensor, base: float, turned: int | None = None) -> Tensor:
-    """Rotary embedding of the first `turned` of dim values, or of all. x [batch, time, heads, dim], positions [time]:
-    pairs (i, i + turned/2) turn by position * base^(-2i/turned). Angles are computed in float32 or wider."""
-    turned = x.shape[-1] if turned is None else turned
-    if not turned:
-        return x
-    half = turned // 2
-    kind = wide(x.dtype)
-    exponent = torch.arange(half, device=x.device, dtype=kind) / half
-    angle = positions.to(kind)[:, None, None] * torch.pow(base, -exponent)  # [time, 1, half]
-    cos, sin = angle.cos(), angle.sin()
-    a, b, rest = x.split((half, half, x.shape[-1] - turned), dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).to(x.dtype)
+from nfsearch.ops.rotary import Heads, turn
 
 
 class Attention(Operator):
@@ -101,14 +87,17 @@ class Attention(Operator):
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys (both turned) and values of x [batch, time, width], each [batch, time, heads, head_dim], and
         the gate [batch, time, heads head_dim or 0]."""
-        qk, v, gate = self.layout.split(self.qkv(x), "q|k", "v", "gate")
+        rows = self.qkv(x)
+        heads = Heads(self.heads, self.kv_heads, self.head_dim, self.rotary, self.rope_base)
         if self.q_norm is not None and self.k_norm is not None:
+            qk, rest = self.layout.split(rows, "q|k", "v|gate")
             parts = zip(qk.split(self.layout.sizes[:2], dim=-1), (self.q_norm, self.k_norm), strict=True)
             normed = [norm(z.unflatten(-1, (-1, len(norm.weight)))).flatten(-2) for z, norm in parts]
-            qk = torch.cat(normed, dim=-1)
-        qk, v = (z.unflatten(-1, (-1, self.head_dim)) for z in (qk, v))
-        q, k = rotate(qk, positions, self.rope_base, self.rotary).split((self.heads, self.kv_heads), dim=2)
-        return q, k, v, gate
+            q, k, _ = turn(torch.cat(normed, dim=-1).to(rows.dtype), positions, heads)
+        else:
+            q, k, rest = turn(rows, positions, heads)
+        v, gate = rest.split(self.layout.sizes[2:], dim=-1)
+        return q, k, v.unflatten(-1, (-1, self.head_dim)), gate
 
     def _held(self, state: State, position: int, time: int) -> tuple[tuple[Tensor, Tensor], int]:
         """The past keys and values that are still kept, oldest first, and how many positions they are."""

@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend
 from nfsearch.bench.baselines import Attend, backend_name, flex, sdpa
 from nfsearch.bench.race import TOLERANCE, Absent, Contender, Group, Role, Setup, links, relative
 from nfsearch.latency_lut.timing import Run
-from nfsearch.ops.attention import Attention, rotate
+from nfsearch.ops.attention import Attention
+from nfsearch.ops.rotary import rotate
 from nfsearch.space import Layer
 
 Kernel = Callable[..., Tensor]

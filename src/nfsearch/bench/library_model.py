@@ -18,13 +18,14 @@ from nfsearch.bench.baselines import FLA_MODULES, need
 from nfsearch.bench.race import Absent
 from nfsearch.bench.training import ask_fla_for_gated_gradients
 from nfsearch.ops import Block, HybridLM
-from nfsearch.ops.attention import Attention, rotate
+from nfsearch.ops.attention import Attention
 from nfsearch.ops.deltanet import DeltaNet
 from nfsearch.ops.ffn import FeedForward
 from nfsearch.ops.gated_deltanet import GatedDeltaNet
 from nfsearch.ops.gla import GatedLinearAttention
 from nfsearch.ops.mamba2 import Mamba2
 from nfsearch.ops.norms import norm_groups
+from nfsearch.ops.rotary import rotate
 
 Forward = Callable[[Any, Tensor], Tensor]
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nfsearch.ops import ffn, residual
-from nfsearch.ops.attention import rotate
+from nfsearch.ops import ffn, residual, rotary
 from nfsearch.ops.forms import Form
-from nfsearch.ops.kernels.training import rotary
+from nfsearch.ops.kernels.training.rotary import turn
+from nfsearch.ops.rotary import Heads
 
 Draw = Callable[..., Tensor]  # shape, dtype
 Case = tuple[Callable[..., Any], Callable[..., Any], list[Tensor | None]]
@@ -42,25 +42,26 @@ def activation(act: str, inner: int, dtype: torch.dtype) -> Callable[[Draw, int,
 
 
 def turned(
-    heads: int, kv_heads: int, values: int, dim: int, turning: int, dtype: torch.dtype
+    queries: int, keys: int, rest: int, dim: int, turning: int, dtype: torch.dtype
 ) -> Callable[[Draw, int, int], Case]:
-    """Rows of attention's projection [batch, time, q|k|v]."""
+    """Rows of attention's projection [batch, time, q|k|rest], rest being so many values."""
+
+    heads = Heads(queries, keys, dim, turning, 1e4)
 
     def kernel(rows: Tensor) -> list[Tensor]:
-        positions = torch.arange(5, 5 + rows.shape[1], device=rows.device)
-        how = dict(heads=heads, kv_heads=kv_heads, dim=dim, turned=turning, base=1e4)
-        return [z for z in rotary.turn(rows, positions, **how) if z.numel()]
+        return [z for z in turn(rows, positions(rows), *heads) if z.numel()]
 
     def plain(rows: Tensor) -> list[Tensor]:
-        positions = torch.arange(5, 5 + rows.shape[1], device=rows.device)
-        q, k, v = rows.unflatten(-1, (-1, dim)).split((heads, kv_heads, values), dim=2)
-        q, k = (torch.cat((rotate(z[..., :turning], positions, 1e4), z[..., turning:]), dim=-1) for z in (q, k))
-        return [z for z in (q, k, v) if z.numel()]
+        return [z for z in rotary._turned(rows, positions(rows), heads) if z.numel()]
 
     def make(draw: Draw, batch: int, time: int) -> Case:
-        return kernel, plain, [draw(batch, time, (heads + kv_heads + values) * dim, dtype=dtype)]
+        return kernel, plain, [draw(batch, time, (queries + keys) * dim + rest, dtype=dtype)]
 
     return make
+
+
+def positions(rows: Tensor) -> Tensor:
+    return torch.arange(5, 5 + rows.shape[1], device=rows.device)
 
 
 def _both(form: Form) -> tuple[Callable[..., Any], Callable[..., Any]]:

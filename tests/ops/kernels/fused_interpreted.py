@@ -19,8 +19,8 @@ CASES = {
     "swiglu": activation("swiglu", 40, FP32),
     "swiglu, half precision": activation("swiglu", 7, BF16),
     "relu2": activation("relu2", 24, FP32),
-    "rotary": turned(3, 1, 1, 16, 16, FP32),
-    "rotary of a quarter": turned(2, 2, 2, 8, 2, FP32),
+    "rotary": turned(3, 1, 16, 16, 16, FP32),
+    "rotary of a quarter": turned(2, 2, 131, 8, 2, FP32),
     "rotary, odd sizes": turned(2, 1, 0, 10, 6, FP32),
 }
 

@@ -39,6 +39,9 @@ LAYERS = (
     Layer.of("M2", head_dim=16, state=8),
     Layer.of("M2", head_dim=8, state=8, groups=2),
     Layer.of("GLA", heads=2),
+    Layer.of("A", head_dim=8, kv_heads=1, rope=0.5, gate=True),
+    Layer.of("A", head_dim=8, qk_norm=True),
+    Layer.of("F", ratio=1.5),
 )
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from nfsearch.ops import chooser, steps
-from nfsearch.ops.attention import rotate
 from nfsearch.ops.forms import named
 from nfsearch.ops.kernels.decode import attention, deltanet, embedding, gemv
 from nfsearch.ops.kernels.decode.projection import bind_head
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.model import Block, HybridLM
 from nfsearch.ops.operator import RMSNorm, build_operator
+from nfsearch.ops.rotary import rotate
 from nfsearch.space import Architecture, Layer
 
 # name: (operator, settings, width, batch, steps); widths and head counts that are no powers of two among them

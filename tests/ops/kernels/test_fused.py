@@ -30,9 +30,9 @@ CASES: dict[str, Callable[..., Case]] = {
     "swiglu": activation("swiglu", 1536, BF16),
     "swiglu, odd size": activation("swiglu", 1100, BF16),
     "relu2": activation("relu2", 1152, FP32),
-    "rotary": turned(4, 1, 1, 128, 128, BF16),
-    "rotary of a quarter": turned(6, 2, 2, 64, 16, BF16),
-    "rotary, no values": turned(3, 3, 0, 80, 80, FP32),
+    "rotary": turned(4, 1, 128, 128, 128, BF16),
+    "rotary of a quarter": turned(6, 2, 520, 64, 16, BF16),
+    "rotary alone": turned(3, 3, 0, 80, 80, FP32),
 }
 
 

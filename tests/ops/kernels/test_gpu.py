@@ -13,7 +13,6 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from nfsearch.ops.attention import rotate
 from nfsearch.ops.checks import compile_together
 from nfsearch.ops.forms import Step, named
 from nfsearch.ops.kernels.decode import embedding
@@ -22,6 +21,7 @@ from nfsearch.ops.kernels.decode.projection import bind_head
 from nfsearch.ops.layout import Layout
 from nfsearch.ops.model import Block
 from nfsearch.ops.operator import RMSNorm
+from nfsearch.ops.rotary import rotate
 from nfsearch.space import Layer
 
 pytestmark = [

@@ -80,7 +80,7 @@ def test_what_is_around_the_recurrences_agrees_with_float64(report: dict[str, An
     found = report["glue"]
     assert found["verdicts"]
     assert not any(found["verdicts"])
-    assert len(found["errors"]) == 18
+    assert len(found["errors"]) == 21
     assert {name: error for name, error in found["errors"].items() if not error < 1e-5} == {}
 
 
