@@ -48,7 +48,7 @@ class Attention(Operator):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.window, self.rope_base, self.rotary = window, rope_base, head_dim if rotary is None else rotary
         inner, shared = heads * head_dim, kv_heads * head_dim
-        self.layout = Layout.of(q=inner, k=shared, v=shared, gate=inner if gate else 0)
+        self.layout = Layout.of(q=inner, k=shared, v=shared, **({"gate": inner} if gate else {}))
         self.qkv = linear(width, self.layout.total)
         self.out_proj = linear(inner, width)
         self.q_norm = RMSNorm(inner if qk_norm == "all" else head_dim) if qk_norm else None
@@ -84,19 +84,19 @@ class Attention(Operator):
         mask = (torch.arange(slots, device=x.device) <= position)[None, None, None]
         return self._out(self._attend(q, keys, values, mask), gate)[:, 0]
 
-    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Queries, keys (both turned) and values of x [batch, time, width], each [batch, time, heads, head_dim], and
-        the gate [batch, time, heads head_dim or 0]."""
+        the gate [batch, time, heads head_dim], if there is one."""
         rows = self.qkv(x)
         heads = Heads(self.heads, self.kv_heads, self.head_dim, self.rotary, self.rope_base)
         if self.q_norm is not None and self.k_norm is not None:
-            qk, rest = self.layout.split(rows, "q|k", "v|gate")
+            qk, rest = self.layout.split(rows, "q|k", "|".join(self.layout.names[2:]))
             parts = zip(qk.split(self.layout.sizes[:2], dim=-1), (self.q_norm, self.k_norm), strict=True)
             normed = [norm(z.unflatten(-1, (-1, len(norm.weight)))).flatten(-2) for z, norm in parts]
             q, k, _ = turn(torch.cat(normed, dim=-1).to(rows.dtype), positions, heads)
         else:
             q, k, rest = turn(rows, positions, heads)
-        v, gate = rest.split(self.layout.sizes[2:], dim=-1)
+        v, *gate = rest.split(self.layout.sizes[2:], dim=-1)
         return q, k, v.unflatten(-1, (-1, self.head_dim)), gate
 
     def _held(self, state: State, position: int, time: int) -> tuple[tuple[Tensor, Tensor], int]:
@@ -150,10 +150,10 @@ class Attention(Operator):
         out = out.unflatten(2, (group, window)).unflatten(0, (len(first), -1)).permute(0, 2, 3, 1, 4, 5)
         return torch.cat((first, out.flatten(3, 4).flatten(1, 2)), dim=2)[:, :, :time]
 
-    def _out(self, out: Tensor, gate: Tensor) -> Tensor:
+    def _out(self, out: Tensor, gate: list[Tensor]) -> Tensor:
         """What attention gives [batch, heads, time, head_dim], gated and projected."""
         out = out.transpose(1, 2).flatten(2)
-        return self.out_proj(out * gate.sigmoid() if self.layout.size("gate") else out)
+        return self.out_proj(out * gate[0].sigmoid() if gate else out)
 
     def reference(self, x: Tensor) -> Tensor:
         group = self.heads // self.kv_heads
@@ -163,8 +163,8 @@ class Attention(Operator):
         values: list[Tensor] = []
         outputs = []
         for t, row in enumerate(x.unbind(1)):
-            *parts, gate = self.layout.split(row @ self.qkv.weight.T)
-            q, k, v = (z.unflatten(-1, (-1, self.head_dim)) for z in parts)
+            q, k, v, *gate = self.layout.split(row @ self.qkv.weight.T)
+            q, k, v = (z.unflatten(-1, (-1, self.head_dim)) for z in (q, k, v))
             if self.q_norm is not None and self.k_norm is not None:
                 over = -1 if len(self.q_norm.weight) == self.head_dim else (-2, -1)  # a head, or all of them
                 q, k = (
@@ -183,5 +183,5 @@ class Attention(Operator):
             past_v = torch.stack(values[first:], dim=2).repeat_interleave(group, dim=1)
             weight = (torch.einsum("bhd,bhsd->bhs", q, past_k) / math.sqrt(self.head_dim)).softmax(-1)
             out = torch.einsum("bhs,bhsd->bhd", weight, past_v).flatten(1)
-            outputs.append((out * gate.sigmoid() if self.layout.size("gate") else out) @ self.out_proj.weight.T)
+            outputs.append((out * gate[0].sigmoid() if gate else out) @ self.out_proj.weight.T)
         return torch.stack(outputs, dim=1)

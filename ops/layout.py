@@ -19,6 +19,11 @@ class Layout:
         return cls(tuple(sizes.items()))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all parts."""
+        return tuple(name for name, _ in self.parts)
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """The sizes of all parts."""
         return tuple(size for _, size in self.parts)
@@ -35,8 +40,7 @@ class Layout:
 
     def start(self, group: str) -> int:
         """The first row of a part or a group."""
-        names = [name for name, _ in self.parts]
-        return sum(self.sizes[: names.index(group.split("|")[0])])
+        return sum(self.sizes[: self.names.index(group.split("|")[0])])
 
     def split(self, x: Tensor, *groups: str) -> tuple[Tensor, ...]:
         """x [..., total] cut into all parts, or into these groups, which are all parts in their order. What x has after

@@ -311,7 +311,7 @@ def bind_attention(
     rows = max(16, triton.next_power_of_2(heads // kv_heads))  # what a matrix instruction takes
     options, device, dtype = dependent(like), like.device, like.dtype
     shape, cells = (batch, heads * head_dim), batch * heads * how.splits
-    gated = "gate" in dict(layout.parts) and layout.size("gate") > 0
+    gated = "gate" in layout.names
     over = "none" if norms is None else "heads" if len(norms[0]()) == head_dim else "all"
     shared = dict(
         HEADS=heads, KV=kv_heads, SPLITS=how.splits, GATE=gated, AT_GATE=layout.start("gate") if gated else 0, **options

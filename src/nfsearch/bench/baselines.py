@@ -353,7 +353,7 @@ def _attention(op: Attention, eps: float, position: int, attend: Attend, path: s
         keys, values = state["keys"], state["values"]
         slots = keys.shape[1]
         slot, length = position % slots, min(position + 1, slots)
-        q, k, v, gate = layout.split(F.linear(_norm(x, w, eps), w["qkv.weight"]))
+        q, k, v, *gate = layout.split(F.linear(_norm(x, w, eps), w["qkv.weight"]))
         if op.q_norm and op.k_norm:
             q, k = (normed(z, w[f"{name}_norm.weight"], op.q_norm.eps) for z, name in ((q, "q"), (k, "k")))
         q, k, v = (z.unflatten(-1, (-1, dim)) for z in (q, k, v))
@@ -365,6 +365,6 @@ def _attention(op: Attention, eps: float, position: int, attend: Attend, path: s
         values[:, slot] = v
         out = attend(q[:, :, None], keys[:, :length].transpose(1, 2), values[:, :length].transpose(1, 2))
         out = out.flatten(1)
-        return x + F.linear(out * gate.sigmoid() if gate.shape[-1] else out, w["out_proj.weight"])
+        return x + F.linear(out * gate[0].sigmoid() if gate else out, w["out_proj.weight"])
 
     return Parts(step, held, path)

@@ -75,7 +75,7 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _attention(op: Attention, x: Tensor) -> Tensor:
-    q, k, v, gate = op.layout.split(F.linear(x, op.qkv.weight))
+    q, k, v, *gate = op.layout.split(F.linear(x, op.qkv.weight))
     if op.q_norm is not None and op.k_norm is not None:
         q, k = (
             _norm(z.unflatten(-1, (-1, len(norm.weight))), norm.weight, norm.eps).flatten(-2)
@@ -92,7 +92,7 @@ def _attention(op: Attention, x: Tensor) -> Tensor:
     grouped = op.heads != op.kv_heads
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
     out = out.transpose(1, 2).flatten(2)
-    return F.linear(out * gate.sigmoid() if gate.shape[-1] else out, op.out_proj.weight)
+    return F.linear(out * gate[0].sigmoid() if gate else out, op.out_proj.weight)
 
 
 def _feed_forward(op: FeedForward, x: Tensor) -> Tensor:

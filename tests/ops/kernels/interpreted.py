@@ -98,9 +98,10 @@ def shared_cache_error(gates: int) -> float:
     scores = torch.einsum("bhd,bthd->bht", query, exact[0].repeat_interleave(2, 2)) / 32**0.5
     expected = torch.einsum("bht,bthd->bhd", scores.softmax(-1), exact[1].repeat_interleave(2, 2))
     expected = (expected * gate.sigmoid() if gates else expected).flatten(1)
+    gate_rows = {"gate": gates * 32} if gates else {}
     how = attention.Tiling(tile=16, splits=3, warps=4, stages=3, early=False)
     attend = attention.bind_attention(
-        rows.flatten(1), keys, Layout.of(q=4 * 32, k=2 * 32, v=2 * 32, gate=gates * 32), 1e4, how=how
+        rows.flatten(1), keys, Layout.of(q=4 * 32, k=2 * 32, v=2 * 32, **gate_rows), 1e4, how=how
     )
     found = attend(rows.flatten(1), keys, values, position)
     return float((found - expected).norm() / expected.norm())

@@ -64,7 +64,8 @@ def token(module: Any, layer: Layer, width: int) -> Callable[[], object]:
 
 def attend(batch: int = 1, kv_heads: int = 4, dim: int = 128, gates: int = 0, **how: Any) -> None:
     cache, position = meta(batch, 8192, kv_heads, dim), meta(1, dtype=torch.int64).reshape([])
-    layout = Layout.of(q=16 * dim, k=kv_heads * dim, v=kv_heads * dim, gate=gates * dim)
+    gate = {"gate": gates * dim} if gates else {}
+    layout = Layout.of(q=16 * dim, k=kv_heads * dim, v=kv_heads * dim, **gate)
     rows = meta(batch, layout.total)
     attention.bind_attention(rows, cache, layout, 1e4, **how)(rows, cache, cache, position)
 
