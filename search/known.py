@@ -42,8 +42,9 @@ def _members(space: SearchSpace, design: str | KnownDesign) -> list[Draft]:
         if answers is not None:
             members.append(Draft(architecture, answers, "known"))
     if not members:
+        refusal = space.refusal(architecture)
         raise ValueError(
             f"seeds_known: {text!r} at width {' or '.join(map(str, widths))} is no member of the space, "
-            "or breaks its limits"
+            f"or breaks its limits{refusal and f' ({refusal})'}"
         )
     return members

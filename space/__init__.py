@@ -2,11 +2,11 @@
 
 from nfsearch.space.architecture import Architecture
 from nfsearch.space.layer import Layer
-from nfsearch.space.limits import Limits
+from nfsearch.space.limits import Limits, Unreachable
 from nfsearch.space.notation import NotationError, parse, parse_definitions, print_layers, print_node
 from nfsearch.space.operators import Cost, OperatorSpec, Setting, find_operator, operators
 from nfsearch.space.questions import Answerer, Question
-from nfsearch.space.search_space import Member, SearchSpace, Unreachable
+from nfsearch.space.search_space import Member, SearchSpace
 from nfsearch.space.settings import SpaceSettings
 
 __all__ = [

@@ -7,13 +7,17 @@ leave out whatever breaks them before anything is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 from nfsearch.space.architecture import Architecture
 from nfsearch.space.layer import Layer, print_value
+from nfsearch.support.registry import Registry
+
+# As operators' modules, exporters are found by name: this package does not know them.
+_EXPORTERS: Registry[Any] = Registry("nfsearch.exporters", "exporter")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Family:
 
     A refusal is "" or one sentence with a colon: what was found and where, and after the colon the family's rule."""
 
-    family: ClassVar[str]
+    family: str
     operators: ClassVar[Mapping[str, Expressed]]  # by the short name
     paired: ClassVar[bool] = False  # each of its layers is a mixer with the F after it
 
@@ -102,6 +106,11 @@ class Family:
         return ""
 
 
+def rule_of(refusal: str) -> str:
+    """The family's rule in a refusal."""
+    return refusal.rpartition(": ")[2]
+
+
 @lru_cache(maxsize=100_000)
 def values_of(layer: Layer, width: int) -> Mapping[str, Any]:
     """The settings of a layer and the sizes that follow from them, by name; a size where both have one name."""
@@ -114,3 +123,34 @@ def _by(name: str, layer: Layer, other: Layer) -> str:
     return (
         "" if name in one or layer.op != other.op else f" (by {', '.join(key for key in one if one[key] != two[key])})"
     )
+
+
+class _Other(Family):
+    """An exporter of another package, of which is known what it refuses, but not by which rules."""
+
+    def __init__(self, name: str, refusal: Callable[[Architecture], str]) -> None:
+        self.family, self._refusal = name, refusal
+
+    def refusal(self, architecture: Architecture) -> str:
+        return self._refusal(architecture)
+
+    def model_refusal(self, architecture: Architecture) -> str:
+        return ""
+
+    def layer_refusal(self, layer: Layer, width: int) -> str:
+        return ""
+
+    def numbers(self, layer: Layer, width: int) -> dict[str, Any]:
+        return {}
+
+
+@cache
+def find_family(name: str) -> Family:
+    """What the exporter of that name expresses. Raises ValueError for a name that no exporter has, with the nearest one
+    that is known, and for an exporter that can express anything."""
+    exporter = _EXPORTERS.find(name)()
+    if isinstance(exporter, Family):
+        return exporter
+    if not hasattr(exporter, "refusal"):
+        raise ValueError(f"{name} can write any design, so there is nothing that a space would have to keep to")
+    return _Other(name, exporter.refusal)

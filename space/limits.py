@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pydantic import Field, field_validator
 
 from nfsearch.space.architecture import Architecture
+from nfsearch.space.family import rule_of
 from nfsearch.space.layer import Layer
 from nfsearch.space.operators import find_operator, operator_names
 from nfsearch.support.names import nearest
@@ -53,3 +55,30 @@ class Limits(Settings):
         if not set(self.required) <= {layer.op for layer in architecture.layers}:
             return "required"
         return None
+
+
+class Unreachable(ValueError):
+    """No member within the limits was found in a bounded number of tries."""
+
+
+class Misses:
+    """Why designs that were drawn are no members, as text: the reasons by how often they were met."""
+
+    def __init__(self) -> None:
+        self._reasons: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}  # of what a family refuses, by its rule
+
+    def add(self, reason: str, refusal: str = "") -> None:
+        """One more, with what a family said, if it refused."""
+        if refusal:
+            reason = rule_of(refusal)
+            self._examples.setdefault(reason, refusal)
+        self._reasons[reason] += 1
+
+    def __str__(self) -> str:
+        text = ", ".join(f"{reason} {count} times" for reason, count in self._reasons.most_common())
+        example = next(
+            (self._examples[reason] for reason, _ in self._reasons.most_common() if reason in self._examples), ""
+        )
+        hint = f". Write the space so that its members keep to that, or leave out `serves` (such as {example})"
+        return text + hint if example else text

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 Answers = Mapping[str, Any]
@@ -20,6 +20,10 @@ class Question:
     name: str
     kind: str
     options: tuple[Any, ...]
+
+    def offering(self, indices: Iterable[int]) -> Question:
+        """The same question with these options alone."""
+        return replace(self, options=tuple(self.options[index] for index in indices))
 
 
 class Answerer(Protocol):

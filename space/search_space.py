@@ -12,16 +12,16 @@ is item 0 of `layers`. Every question has the same options whenever it is asked.
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
 from nfsearch.space.architecture import Architecture
 from nfsearch.space.counting import answers_by_depth, deepest
+from nfsearch.space.family import Family
 from nfsearch.space.layer import Layer
-from nfsearch.space.limits import Limits
+from nfsearch.space.limits import Limits, Misses, Unreachable
 from nfsearch.space.membership import Found, Matcher, body_path
 from nfsearch.space.notation import (
     MAX_LAYERS,
@@ -35,6 +35,7 @@ from nfsearch.space.notation import (
     print_node,
     require_shallow,
 )
+from nfsearch.space.parts import Part, agreeing
 from nfsearch.space.questions import (
     Answerer,
     Answers,
@@ -47,14 +48,10 @@ from nfsearch.space.questions import (
 )
 
 Fits = Callable[[Architecture], bool]
-_Ask = Callable[[Question], int]  # the index of the option taken
+_Ask = Callable[..., int]  # of a question and the indices of the options that are possible, if not all: the one taken
 MAX_PARTS = 10 * MAX_LAYERS  # of a member
 MAX_BLOCKS = 20_000  # layers at widths: each is a row of a latency table
 TRIES = 200  # draws before a limit is called unreachable
-
-
-class Unreachable(ValueError):
-    """No member within the limits was found in a bounded number of tries."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,9 @@ class SearchSpace:
     With `fit_width` the width is not a question: it is the widest for which the caller's `fits` holds (the paper's
     rule: the widest that meets the latency budget), and the widest of all where no `fits` is given.
 
+    With `serves` an architecture that the family cannot express is no member, as if it broke a limit (see
+    `nfsearch.space.serving`).
+
     Raises ValueError where an operator cannot have one of the widths, a member could exceed 2000 layers, or a limit
     names an operator that the space does not have.
     """
@@ -92,6 +92,8 @@ class SearchSpace:
     meta_tokens: tuple[int, ...] = (0,)
     head_norm: bool = False
     tied_head: bool = True
+    serves: Family | None = None
+    left_out: tuple[Layer, ...] = ()  # what `serving` took out of the expressions
 
     def __post_init__(self) -> None:
         require_shallow(self.layers, self.where)
@@ -114,23 +116,26 @@ class SearchSpace:
 
     # --- building --------------------------------------------------------------------------------------------------
 
-    def build_with(self, answerer: Answerer, fits: Fits | None = None) -> Member:
+    def build_with(self, answerer: Answerer, fits: Fits | None = None, part: Part | None = None) -> Member:
         """The member that these answers lead to, whatever its limits: `answerer` is called with each `Question` that
         the building raises, in order, and returns one of its options. A question with one option is not asked.
 
             space.build_with(lambda question: question.options[0])
             space.build_with(lambda question: trial.suggest_categorical(question.name, question.options))
 
+        Of a `part`, which has a member, only the options that lead to one of its members are offered.
+
         Raises ValueError if an answer is no option."""
         answers: dict[str, Any] = {}
         questions: list[Question] = []
 
-        def ask(question: Question) -> int:
+        def ask(question: Question, possible: Sequence[int] | None = None) -> int:
             if len(question.options) == 1:
                 return 0
-            answer = answerer(question)
-            if answer not in question.options:
-                raise ValueError(f"{question.name}: {answer!r} is none of {listed(question.options)}")
+            offered = question if possible is None else question.offering(possible)
+            answer = answerer(offered)
+            if answer not in offered.options:
+                raise ValueError(f"{question.name}: {answer!r} is none of {listed(offered.options)}")
             index = question.options.index(answer)
             questions.append(question)
             answers[question.name] = question.options[index]
@@ -144,10 +149,10 @@ class SearchSpace:
         starts = []
         for path, stage in self._stages():
             starts.append(len(layers))
-            layers += self._layers(stage, path, ask, inner=False)
+            layers += self._layers(stage, path, ask, part, inner=False)
         for width in sorted(widths, reverse=True):
             architecture = self.architecture(width, tuple(layers), meta_tokens)
-            if not self.fit_width or fits is None or fits(architecture):
+            if not self.fit_width or ((fits is None or fits(architecture)) and not self.refusal(architecture)):
                 break
         return Member(architecture, answers, tuple(questions), tuple(starts))
 
@@ -162,7 +167,7 @@ class SearchSpace:
     def sample(self, rng: random.Random, fits: Fits | None = None) -> Member:
         """A random member within the limits: each question is answered uniformly (answers are uniform, members are
         not: one that few answers lead to is rare). Raises `Unreachable`."""
-        return self._first_within_limits(lambda: self.build_with(at_random(rng), fits), fits)
+        return self._first_within_limits(lambda: self.build_with(at_random(rng), fits), rng, fits)
 
     def enumerate(self) -> Iterator[Member]:
         """Every member, limits aside, once for each set of answers that leads to it."""
@@ -185,7 +190,8 @@ class SearchSpace:
     def mutate(self, answers: Answers, rng: random.Random, fits: Fits | None = None) -> tuple[Member, str]:
         """A different member with one question answered anew, and that question's kind.
 
-        Questions that only the new answer raises are answered at random; repair to the limits may shorten further.
+        Questions that only the new answer raises are answered at random; repair to the limits may shorten further, and
+        what a family wants the same in all layers follows the new answer.
         Raises `Unreachable`."""
         parent = self.build(answers, fits)
         if not parent.questions:
@@ -198,7 +204,7 @@ class SearchSpace:
             others = [option for option in changed.options if option != answers[changed.name]]
             return self.build_with(replaying({**answers, changed.name: rng.choice(others)}, at_random(rng)), fits)
 
-        member = self._first_within_limits(draw, fits, other_than=parent.architecture)
+        member = self._first_within_limits(draw, rng, fits, other_than=parent.architecture)
         return member, changed.kind
 
     def cross(self, one: Answers, other: Answers, rng: random.Random, fits: Fits | None = None) -> Member:
@@ -212,38 +218,40 @@ class SearchSpace:
 
             return self.build_with(either, fits)
 
-        return self._first_within_limits(draw, fits)
+        return self._first_within_limits(draw, rng, fits)
 
     def _stages(self) -> list[tuple[str, Node]]:
         if isinstance(self.layers, Seq) and self.layers.items:
             return [(f"layers/{i}", item) for i, item in enumerate(self.layers.items)]
         return [("layers", self.layers)]
 
-    def _layers(self, node: Node, path: str, ask: _Ask, inner: bool) -> list[Layer]:
+    def _layers(self, node: Node, path: str, ask: _Ask, part: Part | None, inner: bool) -> list[Layer]:
         """`inner`: inside a repeat, where a count is a ratio between operators rather than a number of blocks."""
         match node:
             case Op(name, settings):
-                chosen = {
-                    key: values[ask(Question(f"{path}.{key}", "setting", values)) if len(values) > 1 else 0]
-                    for key, values in settings
-                }
+                chosen: dict[str, Any] = {}
+                for key, values in settings:
+                    index = 0
+                    if len(values) > 1:
+                        possible = part and part.values(node, chosen, key)
+                        index = ask(Question(f"{path}.{key}", "setting", values), possible)
+                    chosen[key] = values[index]
                 return [_layer(name, tuple(chosen.items()))]
             case Ref(name):
-                return self._layers(self.where[name], f"{path}/{name}", ask, inner)
+                return self._layers(self.where[name], f"{path}/{name}", ask, part, inner)
             case Seq(items):
-                return [
-                    layer for i, item in enumerate(items) for layer in self._layers(item, f"{path}/{i}", ask, inner)
-                ]
+                placed = ((f"{path}/{i}", item) for i, item in enumerate(items))
+                return [layer for place, item in placed for layer in self._layers(item, place, ask, part, inner)]
             case Choice(options):
-                index = ask(self._choice(options, path))
-                return self._layers(options[index], f"{path}/{index}", ask, inner)
+                index = ask(self._choice(options, path), part and part.options(options))
+                return self._layers(options[index], f"{path}/{index}", ask, part, inner)
             case Repeat(body, low, _, tied):
-                count = low + ask(self._count(node, path, inner))
+                count = low + ask(self._count(node, path, inner), part and part.counts(node))
                 if not count:
                     return []
                 if tied:
-                    return self._layers(body, body_path(node, path), ask, True) * count
-                copies = (self._layers(body, f"{path}/{k}", ask, True) for k in range(count))
+                    return self._layers(body, body_path(node, path), ask, part, True) * count
+                copies = (self._layers(body, f"{path}/{k}", ask, part, True) for k in range(count))
                 return [layer for copy in copies for layer in copy]
 
     def _choice(self, options: tuple[Node, ...], path: str) -> Question:
@@ -265,20 +273,35 @@ class SearchSpace:
         """Choices and counts asked before, by name: to write them anew takes a third of building a member."""
         return {}
 
-    # --- limits ----------------------------------------------------------------------------------------------------
+    # --- limits, and what the space serves ---------------------------------------------------------------------------
 
     def _first_within_limits(
-        self, draw: Callable[[], Member], fits: Fits | None, other_than: Architecture | None = None
+        self, draw: Callable[[], Member], rng: random.Random, fits: Fits | None, other_than: Architecture | None = None
     ) -> Member:
-        broken: Counter[str] = Counter()
+        misses = Misses()
         for _ in range(TRIES):
-            member = self._repaired(draw(), fits)
+            member = self._repaired(self._agreed(draw(), rng, fits, other_than), fits)
             reason = self.limits.broken_by(member.stage_layers(), member.architecture)
-            if reason is None and member.architecture != other_than:
+            refusal = "" if reason else self.refusal(member.architecture)
+            if not reason and not refusal and member.architecture != other_than:
                 return member
-            broken[reason or "no change"] += 1
-        worst = ", ".join(f"{reason} {count} times" for reason, count in broken.most_common())
-        raise Unreachable(f"no member within the limits in {TRIES} tries: {worst}")
+            misses.add(reason or "no change", refusal)
+        raise Unreachable(f"no member within the limits in {TRIES} tries: {misses}")
+
+    def _agreed(self, member: Member, rng: random.Random, fits: Fits | None, parent: Architecture | None) -> Member:
+        """The member, where it has layers that no model of the family has together, with other answers at random in
+        place of those that lead to them. What is new compared with a parent stays."""
+        if self.serves is None:
+            return member
+        layers, width = member.architecture.layers, member.architecture.width
+        part = Part(agreeing(self.serves, layers, width, rng, after=parent.layers if parent else ()), self.where)
+        if all(map(part.allowed, layers)) or not part.has(self.layers):
+            return member
+        return self.build_with(replaying(member.answers, at_random(rng)), fits, part)
+
+    def refusal(self, architecture: Architecture) -> str:
+        """Why the family that the space serves cannot express an architecture; "" where it can, or there is none."""
+        return self.serves.refusal(architecture) if self.serves else ""
 
     def _repaired(self, member: Member, fits: Fits | None) -> Member:
         """While a member is too deep or too large, its last stage loses a block (paper, section on the search space);
@@ -337,10 +360,10 @@ class SearchSpace:
     # --- membership ------------------------------------------------------------------------------------------------
 
     def locate(self, architecture: Architecture) -> dict[str, Any] | None:
-        """Answers that lead to this architecture, or None if it is not a member or breaks a limit."""
+        """Answers that lead to this architecture, or None if it is no member, breaks a limit or cannot be expressed."""
         if architecture.width not in self.widths or architecture.meta_tokens not in self.meta_tokens:
             return None
-        if self.limits.broken_by([], architecture):
+        if self.limits.broken_by([], architecture) or self.refusal(architecture):
             return None
         answers = self.locate_layers(architecture.layers)
         if answers is None:

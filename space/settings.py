@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from nfsearch.space.family import find_family
 from nfsearch.space.limits import Limits
 from nfsearch.space.notation import parse, parse_definitions
 from nfsearch.space.operators import LARGEST
 from nfsearch.space.search_space import SearchSpace
+from nfsearch.space.serving import serving
 from nfsearch.support.settings import Settings
 
 
@@ -41,6 +43,16 @@ class SpaceSettings(Settings):
         default=False, description="divide logits by the norm of their row of the head, as released"
     )
     tied_head: bool = Field(default=True, description="the head is the embedding; false = a matrix of its own")
+    serves: str | None = Field(
+        default=None, description="an exporter, such as nemotron_h: members that it cannot express are left out"
+    )
+
+    @field_validator("serves")
+    @classmethod
+    def _expresses(cls, serves: str | None) -> str | None:
+        if serves is not None:
+            find_family(serves)
+        return serves
 
     @field_validator("where")
     @classmethod
@@ -80,7 +92,7 @@ class SpaceSettings(Settings):
     def build(self, vocab: int) -> SearchSpace:
         """The space; `vocab` is the tokenizer's, used where the setting is auto."""
         widths = self.width.widths if isinstance(self.width, FitWidth) else self.width
-        return SearchSpace(
+        space = SearchSpace(
             layers=parse(self.layers, self.where),
             where=parse_definitions(self.where),
             widths=widths if isinstance(widths, tuple) else (widths,),
@@ -91,3 +103,4 @@ class SpaceSettings(Settings):
             head_norm=self.head_norm,
             tied_head=self.tied_head,
         )
+        return serving(space, find_family(self.serves)) if self.serves else space

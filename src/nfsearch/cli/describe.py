@@ -10,17 +10,20 @@ from nfsearch.run.config import load_config
 from nfsearch.run.tables import vocabulary
 from nfsearch.space import SearchSpace
 from nfsearch.space.counting import in_full
+from nfsearch.space.family import find_family
 from nfsearch.space.notation import parse, parse_definitions, parse_layers, print_layers
+from nfsearch.space.serving import serving
 
 EXPRESSION_WIDTH = 1024  # an expression alone leaves the width open; any that fits every operator will do
 
 
-def read_space(source: str) -> SearchSpace:
+def read_space(source: str, serves: str | None = None) -> SearchSpace:
     """The space of a config file, or of an expression; `name = expression` after a `;` or on lines of their own define
-    names. Raises ValueError."""
+    names. `serves` is a family to keep it to, in the place of the config's. Raises ValueError."""
     if Path(source).suffix in (".yaml", ".yml") or _is_file(source):
         config, _ = load_config(Path(source))
-        return config.space.build(config.proxy.vocabulary or vocabulary(config))
+        given = config.space if serves is None else config.space.model_copy(update={"serves": serves})
+        return given.build(config.proxy.vocabulary or vocabulary(config))
     where = {}
     expressions = []
     for part in re.split(r"[;\n]", source):
@@ -31,7 +34,8 @@ def read_space(source: str) -> SearchSpace:
     if len(expressions) != 1:
         raise ValueError(f"expected one expression and `name = expression` after a ';', found {len(expressions)}")
     layers, names = expressions[0], parse_definitions(where)
-    return SearchSpace(parse(layers, names), (EXPRESSION_WIDTH,), names)
+    space = SearchSpace(parse(layers, names), (EXPRESSION_WIDTH,), names)
+    return space if serves is None else serving(space, find_family(serves))
 
 
 def _is_file(text: str) -> bool:
@@ -45,6 +49,9 @@ def describe_space(space: SearchSpace) -> None:
     print(space.notation)
     print(f"widths       {', '.join(map(str, space.widths))}" + (" (the widest that fits)" if space.fit_width else ""))
     print(f"operators    {', '.join(map(str, space.alphabet()))}")
+    if space.serves:
+        left_out = f", without {', '.join(map(str, space.left_out))}" if space.left_out else ""
+        print(f"serves       {space.serves.family}{left_out}")
     print(f"choices      {in_full(space.count())} combinations (a member that several lead to counts several times)")
     if space.limits.layers:
         print(f"             {in_full(space.count_within_depth())} of them within {space.limits.layers} layers")
@@ -60,10 +67,15 @@ def check_member(space: SearchSpace, notation: str) -> int:
     """Prints whether the layers are a member, and the answers that lead to them; the exit status is 0 if they are."""
     layers = parse_layers(notation)
     answers = space.locate_layers(layers)
+    sizes = [space.architecture(width, layers, meta) for width in space.widths for meta in space.meta_tokens]
+    refused = [space.refusal(size) for size in sizes]
+    if all(refused):
+        print(f"not a member: {refused[0]}")
+        return 1
+    sizes = [size for size, refusal in zip(sizes, refused, strict=True) if not refusal]
     if answers is None:
         print(f"not a member: no choices lead to {print_layers(layers)}")
         return 1
-    sizes = [space.architecture(width, layers, meta) for width in space.widths for meta in space.meta_tokens]
     broken = {size.width: space.limits.broken_by([], size) for size in sizes}
     fitting = [width for width, limit in broken.items() if limit is None]
     if not fitting:

@@ -154,11 +154,14 @@ def space(
     sample: Annotated[int, typer.Option(metavar="N", help="Print N random members.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Of the random members.")] = 0,
     check: Annotated[str | None, typer.Option(metavar="NOTATION", help="Is this architecture a member?")] = None,
+    serves: Annotated[
+        str | None, typer.Option(metavar="FAMILY", help="Leave out what this exporter cannot express.")
+    ] = None,
 ) -> int:
     """Describe a search space: its size, random members, membership."""
     from nfsearch.cli.describe import check_member, describe_space, read_space, sample_members
 
-    described = read_space(source)
+    described = read_space(source, serves)
     if check is not None:
         return check_member(described, check)
     if count:

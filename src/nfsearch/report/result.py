@@ -70,6 +70,7 @@ class SpaceRecord(Part):
     widths: list[int] = Field(description="hidden sizes")
     fit_width: bool = Field(default=False, description="true: the widest that meets the latency budget is taken")
     limits: dict[str, Any] = Field(default={})
+    serves: str | None = Field(default=None, description="the exporter that can express every member; null: any")
 
 
 class CandidateRecord(Part):

@@ -46,6 +46,7 @@ def run_meta(config: Config, file: YamlFile, space: SearchSpace, device: str) ->
         widths=list(space.widths),
         fit_width=space.fit_width,
         limits=config.space.limits.model_dump(mode="json", exclude_none=True),
+        serves=config.space.serves,
     )
     return {
         "status": "running",
@@ -62,6 +63,8 @@ def fingerprint(config: Config) -> dict[str, Any]:
     fine."""
     values = config.model_dump(mode="json", exclude={"workers", "storage"})
     values["objectives"] = list(config.objective_names)
+    if values["space"]["serves"] is None:
+        del values["space"]["serves"]  # runs that began before there was such a setting have none
     del values["search"]["evaluations"], values["latency"]["verify"], values["latency"]["trust"]
     return values
 
