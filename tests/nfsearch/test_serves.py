@@ -1,0 +1,105 @@
+"""Searches kept to a family that other software opens, from the config to the opened model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nfsearch import hf
+from nfsearch.report.result import RunResult
+from nfsearch.run.config import load_config
+from nfsearch.run.records import fingerprint
+from nfsearch.space import Architecture
+from nfsearch.support.registry import Registry
+from tests.nfsearch.runs import Run, complaint, invented_table, tiny_config
+from tests.nfsearch.test_native import LLAMA, LlamaExporter
+
+Command = Callable[..., tuple[str, str]]
+SPACE = {
+    "width": [32, 64],
+    "where": {
+        "mixer": "D[head_dim=16] | M2[head_dim=16,state=16] | A[head_dim=8|16,kv_heads=1|2,window=none|8]",
+        "wide": "F[ratio=1|2,act=swiglu|relu2]",
+    },
+    "layers": "(mixer wide)*{1..4}",
+    "serves": "llama",
+}
+
+
+@pytest.fixture(autouse=True)
+def llama(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a package with this exporter were installed."""
+    find = Registry.find
+
+    def found(registry: Registry[Any], name: str) -> Any:
+        asked = registry.group, name
+        return LlamaExporter if asked == ("nfsearch.exporters", "llama") else find(registry, name)
+
+    monkeypatch.setattr(Registry, "find", found)
+
+
+def test_a_space_is_described_without_what_the_family_has_not(command: Command) -> None:
+    expression = "(mixer F[act=swiglu|relu2])*{1..9}; mixer = A[window=none|512] | D"
+    out, _ = command("space", expression, "--serves", "llama")
+    assert out.splitlines() == [
+        "(mixer F)*{1..9}",
+        "mixer = A",
+        "widths       1024",
+        "operators    A, F",
+        "serves       llama, without A[window=512], D, F[act=relu2]",
+        "choices      9 combinations (a member that several lead to counts several times)",
+    ]
+    out, _ = command("space", expression, "--serves", "llama", "--sample", 3)
+    assert out.count("@ 1024") == 3
+    assert command("space", expression, "--serves", "llama", "--count")[0] == "9\n"
+    out, _ = command("space", expression, "--serves", "llama", "--check", "A F A F")
+    assert out.startswith("a member: A F A F @ 1024")
+    out, _ = command("space", expression, "--serves", "llama", "--check", "A F D F", status=1)
+    assert out == "not a member: layer 2 is D: llama has layers for A, F alone\n"
+
+
+def test_names_that_nothing_serves_are_refused_by_name(fails: Run, tmp_path: Path) -> None:
+    assert "unknown exporter 'hff', did you mean hf?" in fails("space", "A F", "--serves", "hff")
+    assert "yaml can write any design" in fails("space", "A F", "--serves", "yaml")
+    assert "llama can express no member of the space: D: llama has" in fails("space", "D F", "--serves", "llama")
+    text = "space:\n  width: 64\n  layers: F\n  serves: hff\n"
+    assert complaint(tmp_path / "a.yaml", text).endswith(
+        "a.yaml:4: space.serves: unknown exporter 'hff', did you mean hf?"
+    )
+
+
+def test_a_config_that_serves_nothing_is_what_it_was(tmp_path: Path) -> None:
+    text = "space: {width: 64, layers: 'F{1..3}'}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    assert "serves" not in fingerprint(load_config(tmp_path / "a.yaml")[0])["space"]
+    (tmp_path / "a.yaml").write_text(text.replace("layers", "serves: hf, layers"))
+    assert fingerprint(load_config(tmp_path / "a.yaml")[0])["space"]["serves"] == "hf"
+
+
+def test_a_search_from_its_config_to_a_model_that_transformers_opens(
+    command: Command, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("NFSEARCH_CACHE", str(tmp_path / "cache"))
+    table = str(invented_table(tmp_path / "served.parquet", SPACE))
+    config = tiny_config(tmp_path, space=SPACE, latency={"table": table})
+    command("run", config, "--out", "run")
+    result = RunResult.load(tmp_path / "run" / "result.json")
+    designs = [Architecture.from_dict(candidate.architecture) for candidate in result.candidates]
+    assert len(set(designs)) == 8
+    assert [said for design in designs if (said := LLAMA.refusal(design))] == []
+    assert {candidate.origin.partition(":")[0] for candidate in result.candidates} >= {"random", "mutation"}
+    assert result.space.serves == "llama"
+    err = command("run", "--resume", "run", "--set", "space.serves=hf", status=2)[1]
+    assert 'space.serves was "llama" and is now "hf"' in err
+    command("export", "run", "--best", "--to", "llama", "-o", "best")
+    command("export", "run", "--best", "--to", "hf", "-o", "ours")
+    model, ours = transformers.AutoModelForCausalLM.from_pretrained("best"), hf.load("ours")
+    assert sum(weight.numel() for weight in model.parameters()) == ours.architecture.parameters
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, ours(tokens), atol=1e-5, rtol=0)
