@@ -30,7 +30,7 @@ class LlamaExporter(NativeExporter):
                 "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim",
                 "rope_base": "rope_theta",
             },
-            only={"window": (None,), "qk_norm": (False,)},
+            only={"window": (None,), "qk_norm": (False,), "rope": (1.0,), "gate": (False,)},
         ),
         "F": Expressed(numbers={"inner": "intermediate_size"}, only={"act": ("swiglu",)}),
     }  # fmt: skip
@@ -48,7 +48,7 @@ class LlamaExporter(NativeExporter):
             found[f"{place}.{norms[index % 2]}.weight"] = block.norm.weight
             match operator:
                 case Attention():
-                    parts = operator.layout.split(operator.qkv.weight.T)
+                    parts = operator.layout.split(operator.qkv.weight.T)[:3]
                     named = {f"self_attn.{name}_proj": part.T for name, part in zip("qkv", parts, strict=True)}
                     named["self_attn.o_proj"] = operator.out_proj.weight
                 case FeedForward():

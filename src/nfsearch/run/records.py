@@ -19,7 +19,7 @@ from nfsearch.report.result import ConfigRecord, Run, RunResult, SpaceRecord, Ta
 from nfsearch.run.config import Config, validated
 from nfsearch.run.yaml_file import YamlFile
 from nfsearch.search.study import Store
-from nfsearch.space import SearchSpace
+from nfsearch.space import SearchSpace, SpaceSettings
 from nfsearch.support.versions import versions
 
 CONFIG, JOURNAL, STUDY, TABLE = "config.yaml", "study.journal", "study.name", "latency.parquet"  # in a run's folder
@@ -63,8 +63,9 @@ def fingerprint(config: Config) -> dict[str, Any]:
     fine."""
     values = config.model_dump(mode="json", exclude={"workers", "storage"})
     values["objectives"] = list(config.objective_names)
-    if values["space"]["serves"] is None:
-        del values["space"]["serves"]  # runs that began before there was such a setting have none
+    for name in ("serves", "tied_head"):  # runs that began before there were such settings have none
+        if values["space"][name] == SpaceSettings.model_fields[name].default:
+            del values["space"][name]
     del values["search"]["evaluations"], values["latency"]["verify"], values["latency"]["trust"]
     return values
 
