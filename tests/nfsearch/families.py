@@ -35,8 +35,9 @@ LENGTHS = (1, 2, 63, 64, 65, 300)
 PROMPTS = (1, 6, 70)
 
 
-def drawn(architecture: Architecture, seed: int = 0) -> HybridLM:
-    """A model whose layers all matter, none of whose weights is zero or one or the same as another."""
+def drawn(architecture: Architecture, seed: int = 0, scale: float = 1.0) -> HybridLM:
+    """A model whose layers all matter, none of whose weights is zero or one or the same as another. Products of several
+    activations, and what float32 loses of them, are large unless the `scale` of the matrices is less than one."""
     torch.manual_seed(seed)
     model = HybridLM(architecture)
     with torch.no_grad():
@@ -44,13 +45,17 @@ def drawn(architecture: Architecture, seed: int = 0) -> HybridLM:
             if weight.dim() == 1:
                 weight.add_(0.2 * torch.randn_like(weight))
             else:
-                weight.normal_(std=weight.shape[-1] ** -0.5)
+                weight.normal_(std=scale * weight.shape[-1] ** -0.5)
     return model.eval()
 
 
 @torch.no_grad()
 def check_members(
-    exporter: NativeExporter, member: Callable[[random.Random], Architecture], folder: Path, count: int = 20
+    exporter: NativeExporter,
+    member: Callable[[random.Random], Architecture],
+    folder: Path,
+    count: int = 20,
+    scale: float = 1.0,
 ) -> None:
     """Draws `count` members, exports them with random weights, opens all in one process that has no nfsearch, and
     requires of each: the family's class, every weight known, as many parameters; logits equal to 1e-5 in float32; what
@@ -59,7 +64,7 @@ def check_members(
     for number in range(count):
         architecture = member(random.Random(number))
         assert exporter.refusal(architecture) == "", architecture
-        models.append(drawn(architecture, number))
+        models.append(drawn(architecture, number, scale))
         exporter.write(models[-1], folder / str(number))
         save_file(_asked(architecture.vocab, number), folder / f"{number}.asked")
     _open(folder, count)

@@ -57,3 +57,8 @@ class TestYaml(ExporterSuite):
 
 class TestHub(ExporterSuite):
     name = "hf"
+
+
+class TestLfm2(ExporterSuite):
+    name = "lfm2"
+    layers = "C F A[head_dim=16,qk_norm=true] F"
