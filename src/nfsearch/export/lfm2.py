@@ -93,7 +93,7 @@ def _named(operator: Operator) -> dict[str, Tensor]:
     assert isinstance(operator, Attention)
     assert operator.q_norm is not None
     assert operator.k_norm is not None
-    q, k, v, _ = operator.layout.split(operator.qkv.weight.mT)  # the gate, which has no rows
-    found = {"q_proj": q.mT, "k_proj": k.mT, "v_proj": v.mT, "out_proj": operator.out_proj.weight}
+    q, k, v = (rows.mT for rows in operator.layout.split(operator.qkv.weight.mT))
+    found = {"q_proj": q, "k_proj": k, "v_proj": v, "out_proj": operator.out_proj.weight}
     found |= {"q_layernorm": operator.q_norm.weight, "k_layernorm": operator.k_norm.weight}
     return {f"self_attn.{name}.weight": weight for name, weight in found.items()}
