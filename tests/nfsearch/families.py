@@ -20,6 +20,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -95,7 +96,8 @@ def compare(exporter: NativeExporter, model: HybridLM, folder: Path, number: int
     """Requires of the member of this number in `folder`, which was opened, that it is this model."""
     asked, found = load_file(folder / f"{number}.asked"), load_file(folder / f"{number}.found")
     said, where = json.loads((folder / f"{number}.json").read_text()), f"member {number}, {model.architecture}"
-    expected = {"class": exporter.model_class, "parameters": model.architecture.parameters, "odd": []}
+    written = replace(model.architecture, tied_head=exporter.ties and model.architecture.tied_head)
+    expected = {"class": exporter.model_class, "parameters": written.parameters, "odd": []}
     assert said == expected, where
 
     def near(name: str, wanted: Tensor) -> None:

@@ -22,16 +22,20 @@ from nfsearch import hf
 from nfsearch.bench.model import qwen3
 from nfsearch.export import Winner
 from nfsearch.export.hub import CODE, HubExporter
+from nfsearch.export.nemotron_h import NemotronHExporter
 from nfsearch.ops.attention import Attention
 from nfsearch.ops.model import HybridLM
 from nfsearch.proxies.tokenizers import load_tokenizer
 from nfsearch.report.result import RunResult
+from nfsearch.run.config import load_config
 from nfsearch.run.finished import export_candidate
 from nfsearch.space import Architecture
+from nfsearch.space.notation import parse_layers
 from nfsearch.support.metrics import SECONDS
 from tests.fla_stand_in import stand_in
 from tests.nfsearch.runs import invented_table, tiny_config
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 EVERY_OPERATOR = (
     "A[head_dim=16] F D[head_dim=16] M2[head_dim=16,state=16] GDN[head_dim=16] GLA F[act=relu2] "
     "C A[head_dim=16,window=8]"
@@ -316,3 +320,27 @@ def test_qwen3_of_the_benchmark_has_its_shape(transformers: Any, width: int, inn
     attention = next(ours.operators())
     assert isinstance(attention, Attention)
     assert (attention.heads, attention.kv_heads, attention.head_dim) == (16, 8, 128)
+
+
+def test_nemotron_3_nano_4b_is_a_member_of_its_space_and_as_large_as_the_class_says(transformers: Any) -> None:
+    """By what NVIDIA's public config says, written down here once more."""
+    public = dict(
+        hybrid_override_pattern="M-M-M-MM-M-M*-M-M*-M-M-M*-M-M-MM*-MMM-M-M-", hidden_size=3136, vocab_size=131072,
+        intermediate_size=12544, num_attention_heads=40, num_key_value_heads=8, head_dim=128, mamba_num_heads=96,
+        mamba_head_dim=80, n_groups=8, ssm_state_size=128, conv_kernel=4, layer_norm_epsilon=1e-5,
+        tie_word_embeddings=False, mlp_bias=False, use_conv_bias=True, mlp_hidden_act="relu2",
+    )  # fmt: skip
+    space = load_config(EXPERIMENTS / "nemotron_h" / "config.yaml")[0].space.build(131072)
+    written = {
+        "M": "M2[heads=96,head_dim=80,groups=8]",
+        "*": "A[heads=40,kv_heads=8,head_dim=128,rope=0]",
+        "-": "F[ratio=4,act=relu2]",
+    }
+    layers = parse_layers(" ".join(written[kind] for kind in str(public["hybrid_override_pattern"])))
+    architecture = space.architecture(3136, layers, 0)
+    assert space.locate(architecture) is not None
+    said = NemotronHExporter().config(architecture)
+    assert {name: said[name] for name in public} == public
+    with torch.device("meta"):
+        theirs = transformers.NemotronHForCausalLM(transformers.NemotronHConfig(**public))
+    assert sum(p.numel() for p in theirs.parameters()) == architecture.parameters == 3_973_556_832

@@ -62,3 +62,8 @@ class TestHub(ExporterSuite):
 class TestLfm2(ExporterSuite):
     name = "lfm2"
     layers = "C F A[head_dim=16,qk_norm=true] F"
+
+
+class TestNemotronH(ExporterSuite):
+    name = "nemotron_h"
+    layers = "M2[head_dim=16,groups=2] A[head_dim=16,rope=0] F[act=relu2]"

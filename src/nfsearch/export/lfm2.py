@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nfsearch.export.native import NativeExporter
+from nfsearch.export.native import NativeExporter, own_head
 from nfsearch.space import Architecture, Layer
 from nfsearch.space.family import Expressed
 
@@ -63,9 +63,8 @@ class Lfm2Exporter(NativeExporter):
         }
 
     def weights(self, model: HybridLM) -> dict[str, Tensor]:
-        found = {"model.embed_tokens.weight": model.embedding.weight, "model.embedding_norm.weight": model.norm.weight}
-        if model.own_head is not None:
-            found["lm_head.weight"] = model.own_head.weight
+        found = own_head(model)
+        found |= {"model.embed_tokens.weight": model.embedding.weight, "model.embedding_norm.weight": model.norm.weight}
         for index, (block, operator) in enumerate(zip(model.blocks, model.operators(), strict=True)):
             at = f"model.layers.{index // 2}"
             found[f"{at}.{'ffn_norm' if index % 2 else 'operator_norm'}.weight"] = block.norm.weight  # type: ignore[union-attr,assignment]
