@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
@@ -24,6 +24,7 @@ from nfsearch.run.tables import training_kind
 from nfsearch.run.yaml_file import YamlFile, read_yaml
 from nfsearch.support.settings import SettingError, Settings
 
+MOST = 10_000  # architectures
 _SHARED = {"kind", "data", "tokenizer", "validation_tokens"}  # what losses that are compared have in common
 
 
@@ -50,7 +51,9 @@ class MoreSeeds(Settings):
 class StudySettings(Settings):
     """The `study:` section. `study_model` gives the model with the settings of a kind of proxy in its recipes."""
 
-    architectures: int = Field(default=48, gt=2, le=10_000, description="how many are drawn from the space")
+    architectures: Annotated[int, Field(gt=2, le=MOST)] | Literal["all"] = Field(
+        default=48, description="how many are drawn from the space; all: every member, whatever its latency"
+    )
     within: float = Field(default=0.05, gt=0, le=1, description="how far below the limit a latency may lie, as a share")
     depths: tuple[int, int] | None = Field(
         default=None, description="fewest and most operators of an architecture; all depths occur alike"
@@ -121,7 +124,8 @@ def load_study(path: Path, assignments: Sequence[str] = ()) -> StudyConfig:
     run = read_config(file)
     if not {"tokens", "warmup"} <= type(run.proxy).model_fields.keys():
         raise ValueError(file.complaint(["proxy", "kind"], f"{run.proxy.kind} trains on no number of tokens"))
-    if not run.limit_values.most.keys() & run.latency.workloads.keys():
+    every = section.get("architectures") == "all"
+    if not every and not run.limit_values.most.keys() & run.latency.workloads.keys():
         text = "a study compares architectures of one latency: expected a limit on one, such as tpot_ms: 2"
         raise ValueError(file.complaint(["limits"], text))
     values = file.values

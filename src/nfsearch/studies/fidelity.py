@@ -23,9 +23,10 @@ from nfsearch.run.records import CONFIG, TABLE, config_text
 from nfsearch.run.sources import tell_sources
 from nfsearch.run.tables import budgets_of, check_layers, given_table, measure, training_kind
 from nfsearch.space import SearchSpace
-from nfsearch.studies.config import StudyConfig, load_study, require_same
+from nfsearch.studies.config import MOST, StudyConfig, load_study, require_same
 from nfsearch.studies.draw import ARCHITECTURES, Drawn, draw, read_architectures
 from nfsearch.studies.journal import Journal, read
+from nfsearch.studies.predictors import FEWEST
 from nfsearch.studies.training import Sitting, trainings
 from nfsearch.support.files import write_atomically
 from nfsearch.support.interrupt import interruptible
@@ -51,8 +52,7 @@ def study_fidelity(config_path: Path, folder: Path, share: str, assignments: Seq
             proxy.check(space)
         except ValueError as error:
             raise ValueError(config.file.complaint(["study", "recipes", name], str(error))) from None
-    table = given_table(config.run)
-    drawn = None if table is None or begun else _draw(config, space, table)
+    drawn = None if begun else _drawn(config, space)
     folder.mkdir(parents=True, exist_ok=True)
     with logged(folder), interruptible() as interrupted:
         with _alone(folder):
@@ -88,9 +88,28 @@ def _share(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _drawn(config: StudyConfig, space: SearchSpace) -> list[Drawn] | None:
+    """The architectures of a study; None where the table that they are drawn by is yet to be measured."""
+    if config.study.architectures == "all":
+        return _all(config, space)
+    table = given_table(config.run)
+    return None if table is None else _draw(config, space, table)
+
+
+def _all(config: StudyConfig, space: SearchSpace) -> list[Drawn]:
+    """Every member of the space once. Raises ValueError for too many, or too few to be put in an order."""
+    count = space.count()
+    members = {each.architecture: None for each in space.enumerate()} if count <= MOST else {}
+    if len(members) < FEWEST:
+        text = f"the space has {len(members) or count:,} members: expected {FEWEST} to {MOST:,}"
+        raise ValueError(config.file.complaint(["study", "architectures"], text))
+    return [Drawn(each, {}) for each in members]
+
+
 def _draw(config: StudyConfig, space: SearchSpace, table: LatencyTable) -> list[Drawn]:
     """The architectures of a study. Raises ValueError where the table or the space does not give them."""
     run, study = config.run, config.study
+    assert isinstance(study.architectures, int)
     table.require(
         keys_for(space, run.latency.workloads, run.latency.dtype_on(table.provenance.kind)), run.latency.accept
     )

@@ -84,7 +84,7 @@ class Judged:
 
 def truth_of(frame: pd.DataFrame, recipe: str, tokens: int) -> Truth:
     """Raises ValueError where too few of the long trainings are done."""
-    losses = _by_seed(frame, recipe, tokens)
+    losses = by_seed(frame, recipe, tokens)
     about = frame.drop_duplicates("number").set_index("number")
     found = Truth(recipe, tokens, losses, about)
     if losses.empty or len(found.order) < FEWEST:
@@ -106,7 +106,7 @@ def predictors(frame: pd.DataFrame, truth: Truth, stable: Mapping[str, float]) -
         for count, tokens in enumerate(budgets, start=1):
             if (recipe, tokens) == (truth.recipe, truth.tokens):
                 continue
-            losses = _by_seed(frame, recipe, tokens)
+            losses = by_seed(frame, recipe, tokens)
             yield Predictor(recipe, "loss", recipe, tokens, losses, seconds[tokens])
             if recipe in stable and count >= LEAST_POINTS and tokens < truth.tokens:
                 found = _last(_extrapolated(frame, recipe, budgets[:count], truth.tokens), losses)
@@ -181,7 +181,7 @@ def _rows(frame: pd.DataFrame, recipe: str, tokens: int) -> pd.DataFrame:
     return frame[(frame["recipe"] == recipe) & (frame["tokens"] == tokens)]
 
 
-def _by_seed(frame: pd.DataFrame, recipe: str, tokens: int) -> pd.DataFrame:
+def by_seed(frame: pd.DataFrame, recipe: str, tokens: int) -> pd.DataFrame:
     """Losses, [architectures by number, seeds]; infinite where the training diverged before."""
     diverged = frame[(frame["recipe"] == recipe) & (frame["state"] == "diverged") & (frame["tokens"] < tokens)]
     rows = pd.concat([_rows(frame, recipe, tokens), diverged]).drop_duplicates(["number", "seed"])

@@ -17,6 +17,7 @@ from nfsearch.studies.draw import read_architectures
 from nfsearch.studies.figure import figure_png
 from nfsearch.studies.journal import read
 from nfsearch.studies.predictors import Judged, Truth, favours, judge, of_operators, predictors, truth_of
+from nfsearch.studies.rates import Rates, rates_of
 from nfsearch.studies.results import results
 from nfsearch.support.files import naming, whole, write_atomically
 from nfsearch.support.terminal import duration, steps
@@ -27,7 +28,8 @@ _MOST = 0.9  # of the architectures that any predictor scored
 
 def write_report(folder: Path) -> list[Path]:
     """Writes results.parquet, predictors.csv, operators.csv, favourites.json, report.md and figure.png of what a study
-    has so far; returns their paths. Raises ValueError where the folder is no study's, or too little of it is done."""
+    has so far, and rates.csv where its recipes differ in their rates; returns their paths. Raises ValueError where the
+    folder is no study's, or too little of it is done."""
     drawn = read_architectures(folder)
     config = load_study(folder / CONFIG)
     frame = results(drawn, read(folder))
@@ -40,13 +42,17 @@ def write_report(folder: Path) -> list[Path]:
     biased = favours(best.predictor, truth)
     noise = seed_spread(truth.losses)
     table, operators = predictors_table(found, noise), operators_table(biased)
+    rates = rates_of(frame, config.study)
+    said = [*sentences(best, biased, noise), *(rates.sentences() if rates else ())]
     files: dict[str, str | bytes] = {
         "predictors.csv": table.to_csv(index=False),
         "operators.csv": operators.to_csv(index=False),
         FAVOURITES: FILE.dump_json(favourites(found, frame, truth), indent=1) + b"\n",
-        "report.md": _markdown(frame, truth, sentences(best, biased, noise), table, operators),
+        "report.md": _markdown(frame, truth, said, table, operators, rates),
         "figure.png": figure_png(found, best, truth, biased, TARGET),
     }
+    if rates:
+        files["rates.csv"] = rates.table(truth.about).to_csv(index=False)
     with naming(folder / "results.parquet"), whole(folder / "results.parquet") as scratch:
         frame.to_parquet(scratch, index=False)
     for name, content in files.items():
@@ -166,7 +172,12 @@ def operators_table(biased: Mapping[str, Interval]) -> pd.DataFrame:
 
 
 def _markdown(
-    frame: pd.DataFrame, truth: Truth, said: Sequence[str], table: pd.DataFrame, operators: pd.DataFrame
+    frame: pd.DataFrame,
+    truth: Truth,
+    said: Sequence[str],
+    table: pd.DataFrame,
+    operators: pd.DataFrame,
+    rates: Rates | None,
 ) -> str:
     order = truth.order
     about = truth.about.loc[order.index]
@@ -197,6 +208,9 @@ def _markdown(
         _table(_shown_operators(operators)),
         "",
     ]
+    if rates:
+        tau = "Kendall's tau between the orders at two learning rates (losses by rate: rates.csv):"
+        lines += [tau, "", _table(rates.agreements()), ""]
     return "\n".join(lines)
 
 

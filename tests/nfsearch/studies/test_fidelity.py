@@ -156,6 +156,26 @@ def test_architectures_keep_the_latency_and_are_spread(tmp_path: Path) -> None:
         drawn_from(tmp_path, depths=(5, 5))
 
 
+def test_all_members_of_a_space_can_be_trained_whatever_their_latency(tmp_path: Path, jobs: list[Job]) -> None:
+    space = {"width": [32, 48], "layers": "D[head_dim=16] | (D[head_dim=16] F[ratio=2]){1}", "where": {}}
+    config = study_config(
+        tmp_path, architectures="all", recipes={"one": {"budgets": [512]}}, reference={"recipe": "one", "tokens": 512}
+    )
+    options = [f"space={space}", "study.more_seeds=null", "limits={}", "latency.table=auto"]
+    assert study_fidelity(config, tmp_path / "study", "1/1", options) == 0
+    found = read_architectures(tmp_path / "study")
+    assert sorted(str(each.architecture) for each in found) == [
+        "D[head_dim=16] @ 32",
+        "D[head_dim=16] @ 48",
+        "D[head_dim=16] F[ratio=2] @ 32",
+        "D[head_dim=16] F[ratio=2] @ 48",
+    ]
+    assert [job.architecture for job in jobs] == [each.architecture for each in found]
+    assert not found[0].latencies
+    with pytest.raises(ValueError, match=r"study\.architectures: the space has 2 members: expected 3 to 10,000"):
+        study_fidelity(config, tmp_path / "two", "1/1", [*options, "space.layers='D[head_dim=16]'"])
+
+
 def test_a_training_that_diverges_is_recorded_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: list[Job]
 ) -> None:

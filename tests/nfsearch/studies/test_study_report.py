@@ -24,7 +24,7 @@ from nfsearch.studies.journal import read
 from nfsearch.studies.predictors import of_operators, predictors, truth_of
 from nfsearch.studies.report import write_report
 from nfsearch.studies.results import results
-from tests.nfsearch.studies.made_up import made_up_study
+from tests.nfsearch.studies.made_up import Loss, made_up_study
 from tests.nfsearch.studies.tiny import study_config
 
 FILES = ("results.parquet", "predictors.csv", "operators.csv", "favourites.json", "report.md", "figure.png")
@@ -114,6 +114,33 @@ def test_a_favourite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     fair = favourites.Favourites(fidelity=same, tokens=9, architectures=8, operators={})
     assert "places no operator more than 10% of the list too high or too low" in favourites.sentence(fair)
     assert favourites.sentence(None) == "Whether this proxy favours some operators was not studied."
+
+
+def test_the_best_rate_of_each_architecture_is_told(tmp_path: Path) -> None:
+    def at(rate: float) -> Loss:
+        def loss(number: int, design: Architecture, tokens: int, seed: int) -> float:
+            best = 0.08 if number == 7 else 0.02
+            return 3 + number / 10 + abs(math.log2(rate / best)) + (number == 3) * (rate == 0.08)
+
+        return loss
+
+    rates = {"rule": 0.02, "half": 0.01, "twice": 0.04, "four times": 0.08}
+    folder = made_up_study(tmp_path / "up", 8, {name: at(rate) for name, rate in rates.items()})
+    text = (folder / "config.yaml").read_text()
+    for name, rate in rates.items():
+        text = text.replace(f"    {name}:\n", f"    {name}:\n      learning_rate: {rate}\n")
+    (folder / "config.yaml").write_text(text)
+    assert folder / "rates.csv" in write_report(folder)
+    said = (folder / "report.md").read_text()
+    assert (
+        "Best rate by architecture, at 4,000,000 tokens: 0.01 for 0, 0.02 for 7, 0.04 for 0, 0.08 for 1 of 8; "
+        "within 2 times the rule's 0.02 for 7 of 8." in said
+    )
+    table = pd.read_csv(folder / "rates.csv")
+    assert list(table["best_rate"]) == [0.02] * 7 + [0.08]
+    assert table.loc[7, "loss_at_0.08"] == pytest.approx(3.7)
+    row = next(line for line in said.splitlines() if line.startswith("| 0.01 |"))
+    assert row.startswith("| 0.01 |  | 1.00 (1.00 to 1.00) |")
 
 
 def test_what_is_shipped_of_favourites_is_what_the_committed_study_found(tmp_path: Path) -> None:

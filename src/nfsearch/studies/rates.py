@@ -1,0 +1,78 @@
+"""Which learning rate is best for each architecture, and whether their order depends on it: of the recipes of a study
+that differ from the reference's in their rate alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from nfsearch.studies.agreement import Interval, kendall
+from nfsearch.studies.config import StudySettings
+from nfsearch.studies.predictors import FEWEST, by_seed
+
+NEAR = 2.0  # times the rule's rate, or a part of it: as near as a best rate should lie
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Losses of the first seed, [architectures by number, rates rising], after so many tokens; `rule` is the rate of
+    the reference's recipe."""
+
+    losses: pd.DataFrame
+    tokens: int
+    rule: float
+
+    @property
+    def best(self) -> pd.Series:
+        """The rate with the lowest loss, by architecture."""
+        return self.losses.idxmin(axis=1)
+
+    def agreement(self, one: float, other: float) -> Interval:
+        """Kendall's tau between the orders of the architectures at two of the rates."""
+        return kendall(self.losses[one].to_numpy(float), self.losses[other].to_numpy(float))
+
+    def sentences(self) -> list[str]:
+        """What there is to say."""
+        best = self.best
+        counts = ", ".join(f"{rate:g} for {(best == rate).sum()}" for rate in self.losses.columns)
+        near = best.between(self.rule / NEAR, self.rule * NEAR).sum()
+        return [
+            f"Best rate by architecture, at {self.tokens:,} tokens: {counts} of {len(best)}; within {NEAR:g} times the "
+            f"rule's {self.rule:g} for {near} of {len(best)}."
+        ]
+
+    def table(self, about: pd.DataFrame) -> pd.DataFrame:
+        """A row for each architecture: what it is, its best rate, and the loss at each rate in nats."""
+        found = about.loc[self.losses.index, ["width", "depth", "notation"]].assign(best_rate=self.best)
+        return found.join(self.losses.rename(columns=lambda rate: f"loss_at_{rate:g}"))
+
+    def agreements(self) -> pd.DataFrame:
+        """The orders at each rate against those at each other, as text."""
+        rates = [float(rate) for rate in self.losses.columns]
+        rows = [{"": f"{one:g}", **{f"{other:g}": self._cell(one, other) for other in rates}} for one in rates]
+        return pd.DataFrame(rows)
+
+    def _cell(self, one: float, other: float) -> str:
+        return "" if one == other else str(self.agreement(one, other))
+
+
+def rates_of(frame: pd.DataFrame, study: StudySettings) -> Rates | None:
+    """Those of a study, at the largest budget that all of them have; None where there are fewer than three, or fewer
+    architectures that have all losses."""
+    reference = study.recipes[study.reference.recipe]
+    alike = [name for name, recipe in study.recipes.items() if _but_the_rate(recipe) == _but_the_rate(reference)]
+    names = {getattr(study.recipes[name], "learning_rate", 0.0): name for name in alike}
+    shared = set.intersection(*(set(study.budgets(name)) for name in names.values()))
+    if len(names) < 3 or not shared:
+        return None
+    losses = {rate: by_seed(frame, names[rate], max(shared)) for rate in sorted(names)}
+    if any(each.empty for each in losses.values()):
+        return None
+    found = pd.DataFrame({rate: each.iloc[:, 0] for rate, each in losses.items()}).dropna()
+    return Rates(found, max(shared), reference.learning_rate) if len(found) >= FEWEST else None
+
+
+def _but_the_rate(recipe: object) -> dict[str, object]:
+    values: dict[str, object] = recipe.model_dump(exclude={"budgets", "learning_rate"})  # type: ignore[attr-defined]
+    return values
