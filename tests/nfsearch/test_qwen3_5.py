@@ -11,9 +11,12 @@ import torch
 from nfsearch.export.qwen3_5 import DELTA_EPS, Qwen35Exporter
 from nfsearch.ops.gated_deltanet import GatedDeltaNet
 from nfsearch.ops.operator import build_operator
+from nfsearch.run.config import load_config
 from nfsearch.space import Architecture, Layer
+from nfsearch.space.notation import parse_layers
 from tests.nfsearch.families import check_members, compare, drawn
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 QWEN = Qwen35Exporter()
 A = "A[gate=true,head_dim=16,qk_norm=true]"
 GDN = "GDN[head_dim=16]"
@@ -117,3 +120,29 @@ def test_the_class_turns_as_many_values(head_dim: int, rope: float) -> None:
     layer = Layer.of("A", head_dim=head_dim, heads=2, rope=rope, gate=True, qk_norm=True)
     share = QWEN.numbers(layer, 64)["partial_rotary_factor"]
     assert int(head_dim * share) == layer.shape(64).get("rotary", head_dim)
+
+
+def test_the_text_model_of_qwen3_5_0_8b_is_a_member_of_its_space_and_as_large_as_the_class_says() -> None:
+    """By what is public of it, written down here once more."""
+    transformers = pytest.importorskip("transformers")
+    public = dict(
+        layer_types=(["linear_attention"] * 3 + ["full_attention"]) * 6, hidden_size=1024, intermediate_size=3584,
+        num_hidden_layers=24, num_attention_heads=8, num_key_value_heads=2, head_dim=256, linear_num_value_heads=16,
+        linear_num_key_heads=16, linear_key_head_dim=128, linear_value_head_dim=128, linear_conv_kernel_dim=4,
+        vocab_size=248320, tie_word_embeddings=True, hidden_act="silu",
+        rope_parameters={"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
+    )  # fmt: skip
+    space = load_config(EXPERIMENTS / "qwen3_5" / "config.yaml")[0].space.build(257)
+    written = {
+        "linear_attention": "GDN[heads=16,head_dim=128,expand_v=1] F[ratio=3.5]",
+        "full_attention": "A[heads=8,kv_heads=2,head_dim=256,rope=0.25,rope_base=1e7,gate=true,qk_norm=true] "
+        "F[ratio=3.5]",
+    }
+    layers = parse_layers(" ".join(written[kind] for kind in public["layer_types"]))
+    architecture = space.architecture(1024, layers, 0)
+    assert space.locate(architecture) is not None
+    said = QWEN.config(architecture)
+    assert {name: said[name] for name in public} == public
+    with torch.device("meta"):
+        theirs = transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig(**public))
+    assert sum(p.numel() for p in theirs.parameters()) == architecture.parameters == 752_393_024
