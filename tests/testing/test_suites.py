@@ -55,6 +55,11 @@ class TestYaml(ExporterSuite):
     name = "yaml"
 
 
+class TestMegatron(ExporterSuite):
+    name = "megatron"
+    layers = "(M2[head_dim=16,state=16] F[ratio=2]){2}"
+
+
 class TestHub(ExporterSuite):
     name = "hf"
 

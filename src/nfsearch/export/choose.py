@@ -52,3 +52,10 @@ def require_free(path: str | Path) -> None:
         return
     if path.exists() or path.is_symlink():
         raise FileExistsError(f"{path} exists already: name a new one for the export, or remove it first")
+
+
+def require_free_file(path: Path) -> None:
+    """The same for an export that is one file, which no folder can become."""
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder: this export is one file")
+    require_free(path)

@@ -56,4 +56,10 @@ class Expresses(Exporter, Protocol):
         takes microseconds, and imports nothing heavy."""
 
 
+def require_expressed(exporter: Expresses, architecture: Architecture) -> None:
+    """Raises ValueError, with the refusal, for what an exporter cannot express."""
+    if said := exporter.refusal(architecture):
+        raise ValueError(f"{said}; --to yaml writes any design")
+
+
 EXPORTERS: Registry[type[Exporter]] = Registry("nfsearch.exporters", "exporter")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nfsearch.export.choose import require_free
-from nfsearch.export.exporter import Winner
+from nfsearch.export.exporter import Winner, require_expressed
 from nfsearch.proxies import Trains
 from nfsearch.space import Architecture
 from nfsearch.support.files import whole
@@ -45,7 +45,7 @@ class FolderExporter(ABC):
 
     def export(self, winner: Winner, out: Path) -> Path:
         require_free(out)
-        self._require(winner.architecture)  # before the training
+        require_expressed(self, winner.architecture)  # before the training
         model = winner.train()
         proxy = winner.proxy()
         tokenizer = proxy.tokenizer if isinstance(proxy, Trains) else None
@@ -64,7 +64,7 @@ class FolderExporter(ABC):
 
         folder, architecture = Path(folder), model.architecture
         require_free(folder)
-        self._require(architecture)
+        require_expressed(self, architecture)
         if winner is not None and winner.record.digest != architecture.digest:
             raise ValueError(
                 f"candidate {winner.record.number} is {winner.record.digest}, but the model given is "
@@ -87,10 +87,6 @@ class FolderExporter(ABC):
             card = _card(architecture, folder.name, self.opening(architecture, folder.name), winner)
             (scratch / "README.md").write_text(card, encoding="utf-8")
         return folder
-
-    def _require(self, architecture: Architecture) -> None:
-        if said := self.refusal(architecture):
-            raise ValueError(f"{said}; --to yaml writes any design")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

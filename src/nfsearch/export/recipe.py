@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from nfsearch.export.choose import require_free
+from nfsearch.export.choose import require_free_file
 from nfsearch.export.exporter import Winner
 from nfsearch.space import Architecture
 from nfsearch.support.files import write_atomically
@@ -25,9 +25,7 @@ class YamlExporter:
     """The architecture, a training recipe, and where both come from, in one file."""
 
     def export(self, winner: Winner, out: Path) -> Path:
-        if out.is_dir():
-            raise FileExistsError(f"{out} is a folder: a YAML export is one file")
-        require_free(out)
+        require_free_file(out)
         fields = recipe(winner)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, _HEADER + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=110))
