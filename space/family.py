@@ -40,6 +40,7 @@ class Family:
     family: str
     operators: ClassVar[Mapping[str, Expressed]]  # by the short name
     paired: ClassVar[bool] = False  # each of its layers is a mixer with the F after it
+    required: ClassVar[str] = ""  # the operator whose layers it counts tokens by, so that each model needs one
 
     def refusal(self, architecture: Architecture) -> str:
         """Why the family cannot express this architecture, naming the layer and the setting; "" where it can."""
@@ -69,6 +70,13 @@ class Family:
         found = values_of(layer, width)
         return {field: found[name] for name, field in self.operators[layer.op].numbers.items()}
 
+    @property
+    def required_refusal(self) -> str:
+        """What it says of a model without the operator that it needs."""
+        return (
+            f"no layer is {self.required}: {self.family} counts the tokens in its cache by those of an attention layer"
+        )
+
     def _refusals(self, architecture: Architecture) -> Iterator[str]:
         yield self.model_refusal(architecture)
         for index, layer in enumerate(architecture.layers):
@@ -77,6 +85,8 @@ class Family:
         yield self._numbers_refusal(architecture)
         if self.paired:
             yield self._pairs_refusal(architecture.layers)
+        if self.required not in ("", *(layer.op for layer in architecture.layers)):
+            yield self.required_refusal
 
     def _numbers_refusal(self, architecture: Architecture) -> str:
         decided: dict[str, tuple[int, Layer, Any]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from nfsearch.space.family import Family
@@ -22,14 +23,16 @@ def serving(space: SearchSpace, family: Family) -> SearchSpace:
 
         return Part(allowed, space.where)
 
-    widths = tuple(width for width in space.widths if part(width).has(space.layers))
-    bare = {meta: space.architecture(space.widths[0], (), meta) for meta in space.meta_tokens}
-    metas = tuple(meta for meta, architecture in bare.items() if not family.model_refusal(architecture))
-    if not widths or not metas:
-        said = [family.model_refusal(architecture) for architecture in bare.values()] if not metas else []
-        said += [family.layer_refusal(layer, width) for layer in space.alphabet() for width in space.widths]
+    def nothing(model: Iterable[str], layers: Iterable[Layer]) -> ValueError:
+        said = [*model, *(family.layer_refusal(layer, width) for layer in layers for width in space.widths)]
         reasons = "; ".join(list(dict.fromkeys(filter(None, said)))[:3])
-        raise ValueError(f"{family.family} can express no member of the space: {reasons}")
+        return ValueError(f"{family.family} can express no member of the space: {reasons}")
+
+    widths = tuple(width for width in space.widths if part(width).has(space.layers))
+    refused = {meta: family.model_refusal(space.architecture(space.widths[0], (), meta)) for meta in space.meta_tokens}
+    metas = tuple(meta for meta, refusal in refused.items() if not refusal)
+    if not widths or not metas:
+        raise nothing([] if metas else refused.values(), space.alphabet())
     left = part(*widths)
     kept = replace(
         space,
@@ -40,4 +43,6 @@ def serving(space: SearchSpace, family: Family) -> SearchSpace:
         serves=family,
     )
     alphabet = set(kept.alphabet())
+    if family.required not in ("", *(layer.op for layer in alphabet)):
+        raise nothing([family.required_refusal], (layer for layer in space.alphabet() if layer.op == family.required))
     return replace(kept, left_out=tuple(layer for layer in space.alphabet() if layer not in alphabet))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,32 @@ import pytest
 import torch
 
 from nfsearch import hf
+from nfsearch.export.nemotron_h import NemotronHExporter
+from nfsearch.ops.model import HybridLM
 from nfsearch.report.result import RunResult
 from nfsearch.run.config import load_config
 from nfsearch.run.records import fingerprint
-from nfsearch.space import Architecture
+from nfsearch.space import Architecture, SpaceSettings
 from nfsearch.support.registry import Registry
 from tests.nfsearch.runs import Run, complaint, invented_table, tiny_config
-from tests.nfsearch.test_native import LLAMA, LlamaExporter
+from tests.nfsearch.test_native import LlamaExporter
 
 Command = Callable[..., tuple[str, str]]
-SPACE = {
+SPACE: dict[str, Any] = {
     "width": [32, 64],
     "where": {
-        "mixer": "D[head_dim=16] | M2[head_dim=16,state=16] | A[head_dim=8|16,kv_heads=1|2,window=none|8]",
+        "mamba": "M2[head_dim=16,state=8|16,groups=1|2,expand=1|2]",
+        "heads": "A[head_dim=8|16,kv_heads=1|2,window=none|8,rope=0|1,qk_norm=false|true]",
+        "mixer": "D[head_dim=16] | GDN[head_dim=16] | mamba | heads",
         "wide": "F[ratio=1|2,act=swiglu|relu2]",
     },
-    "layers": "(mixer wide)*{1..4}",
-    "serves": "llama",
+    "layers": "(mixer wide{0..2})*{1..5}",
+    "serves": "nemotron_h",
 }
+NEMOTRON = NemotronHExporter()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def llama(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a package with this exporter were installed."""
     find = Registry.find
@@ -42,7 +49,7 @@ def llama(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Registry, "find", found)
 
 
-def test_a_space_is_described_without_what_the_family_has_not(command: Command) -> None:
+def test_a_space_is_described_without_what_the_family_has_not(command: Command, llama: None) -> None:
     expression = "(mixer F[act=swiglu|relu2])*{1..9}; mixer = A[window=none|512] | D"
     out, _ = command("space", expression, "--serves", "llama")
     assert out.splitlines() == [
@@ -62,7 +69,7 @@ def test_a_space_is_described_without_what_the_family_has_not(command: Command) 
     assert out == "not a member: layer 2 is D: llama has layers for A, F alone\n"
 
 
-def test_names_that_nothing_serves_are_refused_by_name(fails: Run, tmp_path: Path) -> None:
+def test_names_that_nothing_serves_are_refused_by_name(fails: Run, tmp_path: Path, llama: None) -> None:
     assert "unknown exporter 'hff', did you mean hf?" in fails("space", "A F", "--serves", "hff")
     assert "yaml can write any design" in fails("space", "A F", "--serves", "yaml")
     assert "llama can express no member of the space: D: llama has" in fails("space", "D F", "--serves", "llama")
@@ -80,6 +87,17 @@ def test_a_config_that_serves_nothing_is_what_it_was(tmp_path: Path) -> None:
     assert fingerprint(load_config(tmp_path / "a.yaml")[0])["space"]["serves"] == "hf"
 
 
+def test_a_thousand_samples_are_exported_without_a_refusal(tmp_path: Path) -> None:
+    space, rng = SpaceSettings.model_validate(SPACE).build(257), random.Random(0)
+    designs = [space.sample(rng).architecture for _ in range(1000)]
+    assert [said for design in designs if (said := NEMOTRON.refusal(design))] == []
+    assert len(set(designs)) > 700
+    for number in range(5):
+        NEMOTRON.write(HybridLM(designs[number]), tmp_path / str(number))
+    open_space = SpaceSettings.model_validate({**SPACE, "serves": None}).build(257)
+    assert all(NEMOTRON.refusal(open_space.sample(rng).architecture) for _ in range(100)), "it would hold by itself"
+
+
 def test_a_search_from_its_config_to_a_model_that_transformers_opens(
     command: Command, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,15 +109,16 @@ def test_a_search_from_its_config_to_a_model_that_transformers_opens(
     result = RunResult.load(tmp_path / "run" / "result.json")
     designs = [Architecture.from_dict(candidate.architecture) for candidate in result.candidates]
     assert len(set(designs)) == 8
-    assert [said for design in designs if (said := LLAMA.refusal(design))] == []
+    assert [said for design in designs if (said := NEMOTRON.refusal(design))] == []
     assert {candidate.origin.partition(":")[0] for candidate in result.candidates} >= {"random", "mutation"}
-    assert result.space.serves == "llama"
+    assert result.space.serves == "nemotron_h"
     err = command("run", "--resume", "run", "--set", "space.serves=hf", status=2)[1]
-    assert 'space.serves was "llama" and is now "hf"' in err
-    command("export", "run", "--best", "--to", "llama", "-o", "best")
+    assert 'space.serves was "nemotron_h" and is now "hf"' in err
+    command("export", "run", "--best", "--to", "nemotron_h", "-o", "best")
     command("export", "run", "--best", "--to", "hf", "-o", "ours")
     model, ours = transformers.AutoModelForCausalLM.from_pretrained("best"), hf.load("ours")
-    assert sum(weight.numel() for weight in model.parameters()) == ours.architecture.parameters
+    held = replace(ours.architecture, tied_head=False).parameters  # the family has a head of its own
+    assert sum(weight.numel() for weight in model.parameters()) == held
     tokens = torch.arange(40).view(2, 20)
     with torch.no_grad():
         torch.testing.assert_close(model(tokens).logits, ours(tokens), atol=1e-5, rtol=0)

@@ -87,6 +87,22 @@ def test_a_space_of_which_nothing_is_left_is_refused_with_the_reasons() -> None:
     assert "head_norm is true" in told(small("F[act=relu2]", head_norm=True))
 
 
+def test_a_family_that_needs_an_operator_says_why_none_is_left() -> None:
+    class Attentive(Stacked):
+        family, required = "attentive", "A"
+
+    space = serving(small("(F[act=relu2] | M2[head_dim=32] | A[head_dim=32,qk_norm=true])*{1..6}"), Attentive())
+    rng = random.Random(0)
+    assert all("A" in {layer.op for layer in space.sample(rng).architecture.layers} for _ in range(50))
+    why = "no layer is A: attentive counts the tokens in its cache by those of an attention layer"
+    assert Attentive().refusal(Architecture(64, (Layer.of("F", act="relu2"),), vocab=100)) == why
+    said = told(small("(F[act=relu2] | A[head_dim=32])*{1..6}"), Attentive())
+    assert said == (
+        f"attentive can express no member of the space: {why}; "
+        "A[head_dim=32], with qk_norm=false: attentive needs qk_norm=true"
+    )
+
+
 def test_a_thousand_samples_are_all_expressed_and_various() -> None:
     space, rng = serving(OPEN, FAMILY), random.Random(0)
     found = [space.sample(rng) for _ in range(1000)]

@@ -25,6 +25,7 @@ class Lfm2Exporter(NativeExporter):
 
     family, model_class = "lfm2", "Lfm2ForCausalLM"
     paired = True
+    required = "A"
     operators = {  # noqa: RUF012
         # Other taps are none that the kernels of causal_conv1d take, which the class runs where they are installed.
         "C": Expressed(numbers={"conv": "conv_L_cache"}, only={"conv": (2, 3, 4)}),
@@ -44,12 +45,6 @@ class Lfm2Exporter(NativeExporter):
         said = super().layer_refusal(layer, width)
         if not said and layer.op == "A" and (heads := layer.shape(width)["heads"]) * layer.values["head_dim"] != width:
             return f"{layer}, with {heads} heads of {layer.values['head_dim']}: those of lfm2 fill the width, {width}"
-        return said
-
-    def refusal(self, architecture: Architecture) -> str:
-        said = super().refusal(architecture)
-        if not said and not any(layer.op == "A" for layer in architecture.layers):
-            return "no layer is A: lfm2 counts the tokens in its cache by those of an attention layer"
         return said
 
     def config(self, architecture: Architecture) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class NemotronHExporter(NativeExporter):
 
     family, model_class = "nemotron_h", "NemotronHForCausalLM"
     ties = False
+    required = "A"
     operators = {  # noqa: RUF012
         "M2": Expressed(
             numbers={
@@ -52,12 +53,6 @@ class NemotronHExporter(NativeExporter):
 
     def model_refusal(self, architecture: Architecture) -> str:
         return super().model_refusal(replace(architecture, head_norm=False))
-
-    def refusal(self, architecture: Architecture) -> str:
-        said = super().refusal(architecture)
-        if not said and not any(layer.op == "A" for layer in architecture.layers):
-            return "no layer is A: nemotron_h counts the tokens in its cache by those of an attention layer"
-        return said
 
     def config(self, architecture: Architecture) -> dict[str, Any]:
         return super().config(architecture) | {

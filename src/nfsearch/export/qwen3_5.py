@@ -37,6 +37,7 @@ class Qwen35Exporter(NativeExporter):
 
     family, model_class = "qwen3_5", "Qwen3_5ForCausalLM"
     paired = True
+    required = "A"
     operators = {  # noqa: RUF012
         "GDN": Expressed(
             numbers={
@@ -64,12 +65,6 @@ class Qwen35Exporter(NativeExporter):
         if layer.op == "A":
             found["partial_rotary_factor"] = _share(**_turning(layer, width))
         return found
-
-    def refusal(self, architecture: Architecture) -> str:
-        said = super().refusal(architecture)
-        if not said and not any(layer.op == "A" for layer in architecture.layers):
-            return "no layer is A: qwen3_5 counts the tokens in its cache by those of an attention layer"
-        return said
 
     def config(self, architecture: Architecture) -> dict[str, Any]:
         said = super().config(architecture)
