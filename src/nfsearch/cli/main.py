@@ -128,9 +128,11 @@ def export(
     folder: RunFolder,
     to: Annotated[
         str,
-        typer.Option(metavar="NAME", help="yaml: design and training recipe; hf: a model folder; or another exporter."),
+        typer.Option(
+            metavar="NAME", help="yaml: the design; hf: a model folder; or another exporter, such as nemotron_h."
+        ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file (yaml) or folder (hf) to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file or folder to write.")],
     best: Annotated[
         bool, typer.Option("--best", help="The one with the lowest first objective (the default).")
     ] = False,
@@ -139,7 +141,7 @@ def export(
         float | None, typer.Option(metavar="X", help="The best of those this fast (first latency objective).")
     ] = None,
 ) -> None:
-    """Write a candidate as a training recipe, or as a Hugging Face model trained as the search trained it."""
+    """Write a candidate in another form: a recipe, arguments of a trainer, a model with the weights of the search."""
     from nfsearch.run.finished import export_candidate
 
     if sum([best, pick is not None, max_latency_ms is not None]) > 1:
