@@ -16,14 +16,17 @@ from nfsearch.support.files import local_path
 
 _END = "<|endoftext|>"
 _ENDS = (_END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")  # the first that a tokenizer knows
+_END_OF_BYTES = 256  # behind the bytes
 _BPE_CHARACTERS = 32_000_000  # of training text that merges are learned from
 
 
 class Tokenizer(Protocol):
-    """`vocab` is one more than the largest id; `digest` names the mapping itself, whatever file it came from."""
+    """`vocab` is one more than the largest id; `digest` names the mapping itself, whatever file it came from; `end` is
+    the id that ends a document (None where none does)."""
 
     vocab: int
     digest: str
+    end: int | None
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One integer array per text, with the end-of-document id at its end (where the tokenizer has one)."""
@@ -37,9 +40,12 @@ class ByteTokenizer:
 
     vocab = 257
     digest = "bytes"
+    end: int | None = _END_OF_BYTES
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.append(np.frombuffer(utf8(text), np.uint8).astype(np.uint16), np.uint16(256)) for text in texts]
+        return [
+            np.append(np.frombuffer(utf8(text), np.uint8).astype(np.uint16), np.uint16(_END_OF_BYTES)) for text in texts
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
@@ -70,10 +76,10 @@ class JsonTokenizer:
             raise ValueError(f"{path}: the tokenizer has an empty vocabulary")
         self.vocab = max(ids.values()) + 1
         self.digest = hashlib.blake2b(content, digest_size=10).hexdigest()
-        self._end = next((ids[name] for name in _ENDS if name in ids), None)
+        self.end = next((ids[name] for name in _ENDS if name in ids), None)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        end = [] if self._end is None else [self._end]
+        end = [] if self.end is None else [self.end]
         clean = [utf8(text).decode() for text in texts]
         encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)  # without offsets
         return [np.array(one.ids + end, dtype=np.uint32) for one in encoded]

@@ -17,6 +17,11 @@ class TestTraining(ProxySuite):
     settings = {"tokens": 1024, "sequence": 16, "batch": 4, "validation_tokens": 512}  # noqa: RUF012
 
 
+class TestLongContext(ProxySuite):
+    name = "long-context"
+    settings = {"tokens": 1024, "sequence": 16, "batch": 4, "context": 64, "validation_tokens": 512}  # noqa: RUF012
+
+
 class TestMqar(ProxySuite):
     name = "mqar"
     settings = {"pairs": 2, "sequence": 8, "symbols": 8, "examples": 48, "batch": 8, "test": 8}  # noqa: RUF012
