@@ -63,6 +63,7 @@ class TestYaml(ExporterSuite):
 class TestMegatron(ExporterSuite):
     name = "megatron"
     layers = "(M2[head_dim=16,state=16] F[ratio=2]){2}"
+    refused = "D[head_dim=16] F[ratio=2]"
 
 
 class TestHub(ExporterSuite):
@@ -72,8 +73,16 @@ class TestHub(ExporterSuite):
 class TestLfm2(ExporterSuite):
     name = "lfm2"
     layers = "C F A[head_dim=16,qk_norm=true] F"
+    refused = "D[head_dim=16] F[ratio=2]"
 
 
 class TestNemotronH(ExporterSuite):
     name = "nemotron_h"
     layers = "M2[head_dim=16,groups=2] A[head_dim=16,rope=0] F[act=relu2]"
+    refused = "D[head_dim=16] F[ratio=2]"
+
+
+class TestQwen35(ExporterSuite):
+    name = "qwen3_5"
+    layers = "GDN[head_dim=16,heads=2] F[ratio=2] A[gate=true,head_dim=16,qk_norm=true] F[ratio=2]"
+    refused = "D[head_dim=16] F[ratio=2]"

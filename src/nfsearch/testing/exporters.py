@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -24,16 +26,20 @@ if TYPE_CHECKING:
 
 
 class ExporterSuite:
-    """Name the exporter, and layers that it can express, at a width."""
+    """Name the exporter, and layers that it can express, at a width; and others that it refuses, if it does."""
 
     name: ClassVar[str]
     layers: ClassVar[str] = "(D[head_dim=16] F[ratio=2]){2}"
+    refused: ClassVar[str | None] = None
     width: ClassVar[int] = 32
 
     @pytest.fixture
     def winner(self) -> Winner:
         """The best candidate of a made-up search whose one member has these layers; its weights are random."""
-        result = _result(self.layers, self.width)
+        return self._winner(self.layers)
+
+    def _winner(self, layers: str) -> Winner:
+        result = _result(layers, self.width)
         record = choose(result)
 
         def train() -> HybridLM:
@@ -63,6 +69,24 @@ class ExporterSuite:
             EXPORTERS.find(self.name)().export(winner, taken)
         assert taken.read_text() == "mine"
         assert list(tmp_path.iterdir()) == [taken]
+
+    def test_what_it_refuses_is_not_trained(self, winner: Winner, tmp_path: Path) -> None:
+        exporter = EXPORTERS.find(self.name)()
+        refusal = getattr(exporter, "refusal", None)
+        assert refusal is None or refusal(winner.architecture) == ""
+        if self.refused is None:
+            pytest.skip("nothing is said to be refused")
+
+        def untrained() -> HybridLM:
+            raise AssertionError("what was refused is trained")
+
+        other = replace(self._winner(self.refused), train=untrained)
+        assert refusal is not None, "a search cannot be kept to what this exporter can express"
+        said = refusal(other.architecture)
+        assert said
+        with pytest.raises(ValueError, match=re.escape(said)):
+            exporter.export(other, tmp_path / "out")
+        assert not list(tmp_path.iterdir())
 
 
 def _result(layers: str, width: int) -> RunResult:
