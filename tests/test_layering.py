@@ -109,6 +109,12 @@ def test_space_knows_no_torch() -> None:
             "assert SearchSpace(parse('(fla:HGRN2Attention[expand_ratio=32|64] F){1..3}'), (64, 96)).count() == 12",
             {"torch", "fla"},
         ),
+        (
+            "from nfsearch.space import SpaceSettings\n"
+            "space = SpaceSettings(width=64, layers='A[head_dim=32,rope=0|1]{1..3}', serves='nemotron_h').build(9)\n"
+            "assert space.count() == 3",
+            {"torch", "transformers"},
+        ),
         ("import nfsearch.run.config, nfsearch.latency_lut, nfsearch.proxies, nfsearch.search", {"torch", "ray"}),
     ],
 )

@@ -17,6 +17,7 @@ from nfsearch.ops.model import HybridLM
 from nfsearch.report.result import RunResult
 from nfsearch.run.config import load_config
 from nfsearch.run.records import fingerprint
+from nfsearch.search.known import locate
 from nfsearch.space import Architecture, SpaceSettings
 from nfsearch.support.registry import Registry
 from tests.nfsearch.runs import Run, complaint, invented_table, tiny_config
@@ -79,6 +80,16 @@ def test_names_that_nothing_serves_are_refused_by_name(fails: Run, tmp_path: Pat
     )
 
 
+def test_a_known_design_that_is_not_expressed_is_refused_with_the_reason(tmp_path: Path) -> None:
+    space = SpaceSettings.model_validate(SPACE).build(257)
+    design = "A[head_dim=8,kv_heads=1,rope=0] F[act=relu2,ratio=1] A[head_dim=8,kv_heads=1,rope=0] F[act=relu2,ratio=2]"
+    assert len(locate(space, [design.replace("ratio=2", "ratio=1")])[0]) == 2
+    with pytest.raises(
+        ValueError, match=r"is no member of the space, or breaks its limits \(layer 3 is F.*, with inner="
+    ):
+        locate(space, [design])
+
+
 def test_a_config_that_serves_nothing_is_what_it_was(tmp_path: Path) -> None:
     text = "space: {width: 64, layers: 'F{1..3}'}\n"
     (tmp_path / "a.yaml").write_text(text)
@@ -112,6 +123,7 @@ def test_a_search_from_its_config_to_a_model_that_transformers_opens(
     assert [said for design in designs if (said := NEMOTRON.refusal(design))] == []
     assert {candidate.origin.partition(":")[0] for candidate in result.candidates} >= {"random", "mutation"}
     assert result.space.serves == "nemotron_h"
+    assert "nemotron_h, which can express every member" in Path("run", "report.html").read_text()
     err = command("run", "--resume", "run", "--set", "space.serves=hf", status=2)[1]
     assert 'space.serves was "nemotron_h" and is now "hf"' in err
     command("export", "run", "--best", "--to", "nemotron_h", "-o", "best")
