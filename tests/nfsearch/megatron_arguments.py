@@ -1,4 +1,4 @@
-"""Has the parser of Megatron-LM itself read the arguments of random designs, and compares what it found:
+"""Has Megatron-LM itself read and check the arguments of random designs, and compares what it found:
 
     git clone https://github.com/NVIDIA/Megatron-LM megatron && git -C megatron checkout d98e8a6
     python -m tests.nfsearch.megatron_arguments megatron
@@ -8,6 +8,9 @@ It needs no GPU, but what Megatron-LM imports. It is no part of the suite.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import random
 import sys
 import typing
@@ -30,6 +33,12 @@ SPACE = {
     "layers": "(mixer F[ratio=2|3,act=swiglu|relu2]{0..1})*{1..8}",
     "serves": "megatron",
 }
+# What a training needs besides, and what does without Transformer Engine and Apex.
+OTHERS = (
+    "--micro-batch-size 1 --seq-length 128 --max-position-embeddings 128 --train-iters 1 --lr 1e-4 "
+    "--tokenizer-type NullTokenizer --vocab-size 1000 --no-rope-fusion --no-gradient-accumulation-fusion "
+    "--no-persist-layer-norm --no-masked-softmax-fusion --no-bias-dropout-fusion"
+)
 
 
 def expected(design: Architecture) -> dict[str, Any]:
@@ -76,20 +85,27 @@ def expected(design: Architecture) -> dict[str, Any]:
 
 def main(checkout: str) -> None:
     sys.path.insert(0, checkout)
+    os.environ.update(NO_VCS_VERSION="1", WORLD_SIZE="1", RANK="0", CUDA_DEVICE_MAX_CONNECTIONS="1")
     typing.override = typing_extensions.override  # type: ignore[attr-defined]  # which Python 3.12 has
     from megatron.core.models.hybrid.hybrid_layer_allocation import parse_hybrid_pattern
-    from megatron.training.arguments import parse_args
+    from megatron.training.arguments import core_transformer_config_from_args, parse_args, validate_args
 
     space, rng, exporter = SpaceSettings.model_validate(SPACE).build(1000), random.Random(0), MegatronExporter()
     for _ in range(100):
         design = space.sample(rng).architecture
-        sys.argv = ["pretrain_hybrid.py", *(word for argument in exporter.arguments(design) for word in argument)]
-        read = vars(parse_args())
-        wanted = expected(design)
+        words = [word for argument in exporter.arguments(design) for word in argument]
+        sys.argv = ["pretrain_hybrid.py", *words, *OTHERS.split()]
+        arguments, wanted = parse_args(), expected(design)
+        read = vars(arguments)
         assert {name: read[name] for name in wanted} == wanted, design
         assert read["spec"] == ["megatron.core.models.hybrid.hybrid_layer_specs", "hybrid_stack_spec"]
         assert parse_hybrid_pattern(read["hybrid_layer_pattern"]).main_pattern == wanted["hybrid_layer_pattern"]
-    print("100 designs were read as they are")
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints all arguments
+            validate_args(arguments)
+        config = core_transformer_config_from_args(arguments)
+        assert config.num_layers == len(design.layers)
+        assert (config.hidden_dropout, config.attention_dropout, config.add_bias_linear) == (0, 0, False)
+    print("100 designs were read as they are, and found valid")
 
 
 if __name__ == "__main__":
