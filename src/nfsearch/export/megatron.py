@@ -2,7 +2,8 @@
 
 Source: Megatron-LM at commit d98e8a6 (August 2026, megatron-core 0.20): megatron/core/models/hybrid
 (hybrid_layer_allocation.py: the symbols of the pattern; hybrid_layer_specs.py: the layers), megatron/core/ssm (Mamba2,
-Gated DeltaNet) and megatron/training/arguments.py. `tests/nfsearch/megatron_arguments.py` has its own parser read and check them.
+Gated DeltaNet) and megatron/training/arguments.py. `tests/nfsearch/megatron_arguments.py` has it
+read and check them.
 """
 
 from __future__ import annotations
