@@ -86,3 +86,8 @@ class TestQwen35(ExporterSuite):
     name = "qwen3_5"
     layers = "GDN[head_dim=16,heads=2] F[ratio=2] A[gate=true,head_dim=16,qk_norm=true] F[ratio=2]"
     refused = "D[head_dim=16] F[ratio=2]"
+
+
+class TestTorchtitan(ExporterSuite):
+    name = "torchtitan"
+    refused = "fla:GatedMemory[num_heads=2] F[ratio=2]"

@@ -25,7 +25,7 @@ class FolderExporter(ABC):
     """Writes config.json, model.safetensors, the tokenizer, generation_config.json and a model card, whole or not at
     all. A subclass says what it can express, and what is in the first two."""
 
-    code: ClassVar[Path | None] = None  # a modelling file that goes into the folder
+    code: ClassVar[tuple[Path, ...]] = ()  # files that go into the folder as they are
 
     @abstractmethod
     def refusal(self, architecture: Architecture) -> str:
@@ -81,8 +81,8 @@ class FolderExporter(ABC):
             config = self.config(architecture) | tokens | {"dtype": dtype}
             _write_json(scratch / "config.json", config)
             _write_json(scratch / "generation_config.json", tokens | {"use_cache": config["use_cache"]})
-            if self.code is not None:
-                shutil.copyfile(self.code, scratch / self.code.name)
+            for file in self.code:
+                shutil.copyfile(file, scratch / file.name)
             save_file(weights, scratch / "model.safetensors", metadata={"format": "pt"})
             card = _card(architecture, folder.name, self.opening(architecture, folder.name), winner)
             (scratch / "README.md").write_text(card, encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nfsearch.export.folder import FolderExporter
 from nfsearch.space import Architecture
@@ -20,7 +20,7 @@ class HubExporter(FolderExporter):
     """A folder that `AutoModelForCausalLM.from_pretrained` opens, with PyTorch and transformers alone, by the modelling
     file in it: the candidate trained as the search trained it."""
 
-    code = CODE
+    code: ClassVar[tuple[Path, ...]] = (CODE,)
 
     def refusal(self, architecture: Architecture) -> str:
         from nfsearch.hf import folder_layers
