@@ -25,7 +25,7 @@ class DeltaNet(Operator):
 
     q, k, v pass a short convolution and silu, q and k are scaled to length one, beta = sigmoid, or twice that with
     `neg_eigval`: 1 - beta, an eigenvalue of what takes S_{t-1} to S_t, is then in (-1, 1) and not in (0, 1), so that
-    a state can keep a parity (Grazzi et al., arXiv 2411.12537, section 4). The output is RMS-normalised per head (one
+    a state can keep a parity (Grazzi et al., arXiv 2411.12537). The output is RMS-normalised per head (one
     weight for all heads) and projected.
 
     Rows of `in_proj`: `layout`, heads x head_dim of q, k and v each, a beta per head. `conv` [3 heads head_dim, taps]

@@ -19,9 +19,10 @@ def errors(
     states: bool,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    most: float = 1.0,
 ) -> dict[str, float]:
     """Relative errors of the output, the last state and each gradient; `decay`: the largest of one step, as -log;
-    `states`: an initial state is given, and a gradient arrives at the last one."""
+    `states`: an initial state is given, and a gradient arrives at the last one; `most`: what beta is less than."""
     draw = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -31,7 +32,7 @@ def errors(
     q = F.normalize(normal(batch, time, heads, key), dim=-1) * key**-0.5
     k = F.normalize(normal(batch, time, heads, key) + normal(key), dim=-1)
     v = normal(batch, time, heads, value)
-    inputs = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype), "beta": normal(batch, time, heads).sigmoid()}
+    inputs = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype), "beta": most * normal(batch, time, heads).sigmoid()}
     if decay is not None:
         inputs["log_decay"] = -decay * torch.rand(batch, time, heads, generator=draw)
     if states:

@@ -16,6 +16,7 @@ CASES = {
     "whole chunk": (1, 64, 3, 32, 16, None, False),
     "three chunks": (1, 130, 2, 32, 16, None, True),
     "three chunks, decay": (1, 130, 2, 16, 32, 0.1, True),
+    "three chunks, negative eigenvalues": (1, 130, 2, 32, 16, None, True, torch.float32, "cpu", 2.0),
     "strong decay": (1, 130, 1, 16, 16, 50.0, False),
     "blocks of keys and values": (1, 70, 1, 128, 128, 0.1, True),
     "half precision": (1, 130, 1, 32, 32, None, True, torch.float16),

@@ -31,8 +31,8 @@ BLOCKS = (
     "model",
 )  # fmt: skip
 DELTA = (
-    "one step", "short", "whole chunk", "three chunks", "three chunks, decay", "strong decay",
-    "blocks of keys and values", "half precision", "half precision, decay",
+    "one step", "short", "whole chunk", "three chunks", "three chunks, decay", "three chunks, negative eigenvalues",
+    "strong decay", "blocks of keys and values", "half precision", "half precision, decay",
 )  # fmt: skip
 
 
