@@ -69,11 +69,10 @@ class MqarProxy(TaskProxy):
         return self._drawn(count, generator, self.settings.pairs)
 
     def lesson(self, count: int, generator: Generator, done: float) -> Tensor:
-        pairs, different = self.settings.pairs, []
-        while _FIRST << len(different) < pairs:
-            different.append(_FIRST << len(different))
-        turn = int(2 * done * len(different))
-        return self._drawn(count, generator, different[turn] if turn < len(different) else pairs)
+        pairs = self.settings.pairs
+        fewer = [_FIRST << turn for turn in range(pairs.bit_length()) if _FIRST << turn < pairs]
+        turn = int(2 * done * len(fewer))
+        return self._drawn(count, generator, fewer[turn] if turn < len(fewer) else pairs)
 
     def _drawn(self, count: int, generator: Generator, different: int) -> Tensor:
         """So many different pairs in each sequence, in turn until there are as many as the settings say."""
