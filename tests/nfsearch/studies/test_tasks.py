@@ -88,7 +88,10 @@ def test_an_interrupt_keeps_what_finished(tmp_path: Path, command: Command, monk
     ("changes", "said"),
     [
         ({"tasks": {}}, "tasks: expected tasks by name"),
-        ({"tasks": {"a": {"pairs": 4}}}, "tasks.a: expected a kind: compression, in_context_recall, long-context, mqar"),
+        (
+            {"tasks": {"a": {"pairs": 4}}},
+            "tasks.a: expected a kind: compression, in_context_recall, long-context, mqar",
+        ),
         ({"tasks": {"a": {"kind": "mqra"}}}, "tasks.a.kind: unknown proxy 'mqra', did you mean mqar?"),
         ({"tasks": {"a": {"kind": "mqar", "pears": 4}}}, "tasks.a.pears: unknown key, did you mean pairs?"),
         ({"models": {"x": "A[head_dim=33]"}}, "models.x: A[head_dim=33]: width 32 is not a multiple"),
