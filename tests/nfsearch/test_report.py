@@ -10,9 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from nfsearch.report import favourites
+from nfsearch.report.favourites import Bias, Favourites
 from nfsearch.report.outputs import candidates_frame, front_frame, write_outputs
 from nfsearch.report.page import ancestry, mutation_table, plot_data, render, size
 from nfsearch.report.result import RunResult
+from nfsearch.run.summary import print_summary
 from tests.nfsearch.fake_run import (
     FAILED,
     NOTE,
@@ -194,6 +197,27 @@ def test_what_workers_had_to_say_comes_first_with_the_candidates_it_was_said_of(
     )
     assert "slow (all candidates)" in Page(render(everyone)).text
     assert "Not everything ran as it should" not in Page(render(make_result([]))).text
+
+
+def test_which_operators_the_proxy_favours_is_told_where_it_was_studied(
+    result: RunResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert result.favourites is None
+    assert "Whether this proxy favours some operators was not studied." in Page(render(result)).text
+    bias = {"A": Bias(error=0.05, low=0, high=0.1), "M2": Bias(error=-0.21, low=-0.3, high=-0.1)}
+    known = Favourites(fidelity=result.candidates[0].fidelity, tokens=48_000_000, architectures=40, operators=bias)
+    monkeypatch.setattr(favourites, "_shipped", lambda: [known])
+    studied = make_result()
+    assert studied.favourites == known
+    said = (
+        "Beware: the proxy favours some operators: it places M2 21% of the list too high (95 %: 10% to 30%), "
+        "in a study of 40 architectures against 48,000,000 tokens of training."
+    )
+    assert Page(render(studied)).text.count(said) == 2  # among what comes first, and beside the config
+    studied.save(tmp_path / "result.json")
+    assert RunResult.load(tmp_path / "result.json") == studied
+    print_summary(studied, tmp_path)
+    assert said in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_stopped_candidate_is_told_and_on_no_plot(result: RunResult) -> None:
