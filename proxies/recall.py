@@ -29,11 +29,13 @@ class MqarSettings(TaskSettings):
     pairs: int = Field(default=64, gt=0, le=2**16, description="pairs of a key and a value, each asked for once")
     sequence: int = Field(default=256, gt=2, le=2**16, description="tokens in a sequence, at least three for each pair")
     symbols: int = Field(
-        default=256,
+        default=130,
         gt=3,
         le=2**20,
-        description="different tokens: a filler, and as many keys as values; many take long to learn",
+        description="different tokens: a filler, and as many keys as values; two a pair and two more will do, and more "
+        "take longer to learn",
     )
+    learning_rate: float = Field(default=5e-3, gt=0, le=10, description="peak learning rate")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
