@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 _FILLER = 0  # the token between questions
-_FIRST = 8  # pairs, at the beginning of a training
 _NEARNESS = 0.1  # the power of the law that says how far behind the pairs a question stands, as in Zoology
 
 
@@ -29,13 +28,11 @@ class MqarSettings(TaskSettings):
     pairs: int = Field(default=64, gt=0, le=2**16, description="pairs of a key and a value, each asked for once")
     sequence: int = Field(default=256, gt=2, le=2**16, description="tokens in a sequence, at least three for each pair")
     symbols: int = Field(
-        default=130,
+        default=256,
         gt=3,
         le=2**20,
-        description="different tokens: a filler, and as many keys as values; two a pair and two more will do, and more "
-        "take longer to learn",
+        description="different tokens: a filler, and as many keys as values; many take long to learn",
     )
-    learning_rate: float = Field(default=5e-3, gt=0, le=10, description="peak learning rate")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -56,37 +53,21 @@ class MqarProxy(TaskProxy):
     """Multi-query associative recall (Arora et al., "Zoology", arXiv 2312.04927, section 4): a sequence begins with
     pairs of a key and a value; later each key stands there once more, and the value that goes with it is asked for. How
     far behind the pairs it stands follows a power law. The number of pairs is what the state of a recurrent operator
-    has to hold; attention looks them up.
-
-    It is learned from fewer pairs first, told and asked for several times each: 8 of them, then 16, 32 and so on as
-    the training goes on, and in its second half all. (Zoology mixes sequences of few and of many pairs.) With all of
-    them from the beginning, attention takes the longer to begin looking anything up the more there are."""
+    has to hold; attention looks them up."""
 
     Settings: ClassVar[type[ProxySettings]] = MqarSettings
     metrics: ClassVar[Sequence[Metric]] = (Metric("mqar"),)
-    taught: ClassVar[str] = f"from {_FIRST}, {2 * _FIRST} ... pairs first"
     settings: MqarSettings
 
     def draw(self, count: int, generator: Generator) -> Tensor:
-        return self._drawn(count, generator, self.settings.pairs)
-
-    def lesson(self, count: int, generator: Generator, done: float) -> Tensor:
-        pairs = self.settings.pairs
-        fewer = [_FIRST << turn for turn in range(pairs.bit_length()) if _FIRST << turn < pairs]
-        turn = int(2 * done * len(fewer))
-        return self._drawn(count, generator, fewer[turn] if turn < len(fewer) else pairs)
-
-    def _drawn(self, count: int, generator: Generator, different: int) -> Tensor:
-        """So many different pairs in each sequence, in turn until there are as many as the settings say."""
         import torch
 
         of, device = self.settings, generator.device
         pairs, told = of.pairs, 2 * of.pairs
         kinds = (of.symbols - 1) // 2  # of keys, and of values: 1 .. kinds, and kinds + 1 .. 2 kinds
         chance = torch.rand(count, kinds, generator=generator, device=device)
-        turns = torch.arange(pairs, device=device) % different
-        keys = 1 + chance.topk(different, dim=1).indices[:, turns]  # [count, pairs]
-        values = 1 + kinds + torch.randint(kinds, (count, different), generator=generator, device=device)[:, turns]
+        keys = 1 + chance.topk(pairs, dim=1).indices  # [count, pairs], all different in a row
+        values = 1 + kinds + torch.randint(kinds, (count, pairs), generator=generator, device=device)
         places = told + self._places(count, of.sequence - told, generator)
         tokens = torch.full((count, of.sequence), _FILLER, device=device)
         tokens[:, 0:told:2], tokens[:, 1:told:2] = keys, values

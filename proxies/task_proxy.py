@@ -34,8 +34,7 @@ class TaskProxy(Task):
         values: dict[str, Any] = settings.model_dump(exclude={"kind", *_RECIPE})
         words = ", ".join(f"{name} {value}" for name, value in values.items())
         found = settings.recipe.fidelity(digest([self.name, values]), self.device)
-        taught = f", learned {self.taught}" if self.taught else ""
-        return replace(found, recipe=f"{self.name} of {words}{taught}; {found.recipe}")
+        return replace(found, recipe=f"{self.name} of {words}; {found.recipe}")
 
     def check(self, space: SearchSpace) -> None:
         check_narrowing(space, self.settings.narrow, f"{self.name}.narrow")

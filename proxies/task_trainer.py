@@ -86,8 +86,7 @@ def train_on_task(
         columns = recipe.sequence + 2 * task.settings.asked
         with training_step(model, recipe, schedule.steps, _loss, columns) as update:
             for step in range(schedule.steps):
-                rows = task.lesson(recipe.batch, generator, step / schedule.steps)
-                waiting.append(update(rows, schedule.rate(step)))
+                waiting.append(update(task.draw(recipe.batch, generator), schedule.rate(step)))
                 if (step + 1) % interval == 0 or step + 1 == schedule.steps:
                     loss = torch.stack(waiting).float().mean().item()
                     waiting = []

@@ -1,9 +1,8 @@
 """Synthetic tasks as proxies: whether the operators of a candidate can do what a task asks, in seconds.
 
 A stand-in learns the task from sequences that are drawn on the device and never repeat, and is scored by the share of
-the answers that it gets wrong on sequences it has not seen; where a task says so, it begins with easier ones. The
-stand-in has the candidate's layers, narrowed if so asked, and the task's small vocabulary, so that its operators decide
-and not its embedding.
+the answers that it gets wrong on sequences it has not seen. The stand-in has the candidate's layers, narrowed if so
+asked, and the task's small vocabulary, so that its operators decide and not its embedding.
 
 A sequence is packed into one row of int64: its tokens, the positions at which something is asked, and the answers there
 (`UNASKED` where a position does not count after all). Loss and score look at these positions alone.
@@ -70,7 +69,6 @@ class Task(ABC):
 
     metrics: ClassVar[Sequence[Metric]]  # one: the share of answers that are wrong
     decodes: ClassVar[bool] = False  # whether all answers are read from the last position, by a decoder of its own
-    taught: ClassVar[str] = ""  # how what it learns from differs from what it is scored on, in words
     settings: TaskSettings
 
     @property
@@ -81,8 +79,3 @@ class Task(ABC):
     def draw(self, count: int, generator: Generator) -> Tensor:
         """So many new sequences on the generator's device, which the host does not wait for: int64 [count, sequence +
         2 asked], packed as this module says."""
-
-    def lesson(self, count: int, generator: Generator, done: float) -> Tensor:
-        """The same for a step of learning, before which a share `done` of all steps was done; as they are scored on,
-        unless a task begins with easier ones."""
-        return self.draw(count, generator)
