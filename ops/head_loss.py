@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nfsearch.ops.chooser import run
 from nfsearch.ops.forms import Form, Inputs, draws
 
-_LOGITS_AT_ONCE = 1 << 28  # half a gigabyte in bf16
+_LOGITS_AT_ONCE = 1 << 27  # a quarter of a gigabyte in bf16, and their gradient as much
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -35,10 +35,9 @@ class _HeadLoss(torch.autograd.Function):
         losses, of_hidden, of_weight = [], [], None
         with torch.autocast(hidden.device.type, enabled=False):
             for h, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
-                loss, gradient = run(_form(hidden.dtype), hidden, h @ half.mT, wanted)
+                loss, gradient, part = _slice(h, half, wanted)
                 losses.append(loss)
-                of_hidden.append(gradient @ half)
-                part = gradient.mT @ h
+                of_hidden.append(gradient)
                 of_weight = part.to(weight.dtype) if of_weight is None else of_weight.add_(part)
         ctx.save_for_backward(torch.cat(of_hidden), of_weight)
         return torch.cat(losses).sum() / len(targets)
@@ -49,6 +48,13 @@ class _HeadLoss(torch.autograd.Function):
         of_hidden, of_weight = ctx.saved_tensors
         each = outer / len(of_hidden)
         return of_hidden * each, of_weight * each, None
+
+
+def _slice(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses of some rows, and the gradients of hidden and of the weight. No tensor as large as the logits
+    outlives it: the next slice takes the same memory."""
+    losses, gradient = run(_form(hidden.dtype), hidden, hidden @ weight.mT, targets)
+    return losses, gradient @ weight, gradient.mT @ hidden
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nfsearch.ops import head_loss as head_loss_module
+from nfsearch.ops.forms import Form
 from nfsearch.ops.head_loss import head_loss
 from nfsearch.ops.kernels.training import cross_entropy as head_kernel
 from nfsearch.ops.model import HybridLM
@@ -45,6 +47,23 @@ def value_and_gradients(loss: Callable[[Tensor, Tensor], Tensor], *inputs: Tenso
     value = 3 * loss(*leaves)
     value.backward()
     return [value.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def test_a_slice_has_the_memory_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or more slices would take more, and what a large step needs could not be told from a small one."""
+    monkeypatch.setattr(head_loss_module, "_LOGITS_AT_ONCE", 5 * 50)
+    left: list[weakref.ref[Tensor]] = []
+    honest = head_loss_module.run
+
+    def run(form: Form, like: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        assert not [tensor for tensor in left if tensor() is not None]
+        _, gradient = found = honest(form, like, *inputs)
+        left.extend((weakref.ref(inputs[0]), weakref.ref(gradient)))
+        return found
+
+    monkeypatch.setattr(head_loss_module, "run", run)
+    head_loss(torch.randn(20, 8), torch.randn(50, 8), torch.randint(50, (20,)), torch.float32)
+    assert len(left) == 8
 
 
 @pytest.mark.parametrize("rows_at_once", [100, 7])
