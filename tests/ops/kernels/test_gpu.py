@@ -198,7 +198,7 @@ def test_two_thousand_replayed_steps_do_not_drift(
         outputs.append((y - x)[0].double())
     error = (torch.stack(outputs) - expected).norm(dim=1) / expected.norm(dim=1).mean()
     assert error[-200:].mean() < bound
-    assert error[-200:].mean() < 1.3 * error[900:1100].mean()
+    assert error[-200:].mean() < max(1.3 * error[900:1100].mean(), 1e-6)  # what float32 itself is off by
 
 
 @pytest.mark.parametrize(("batch", "slots", "kv_heads"), [(1, 8193, 4), (1, 32769, 4), (8, 8193, 4), (32, 1025, 4),
