@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -78,15 +77,31 @@ def test_a_run_of_another_format(fails: Run, finished_run: Path, tmp_path: Path,
         assert len(err.splitlines()) == 1
 
 
-def test_damaged_sources_in_a_journal(fails: Run, finished_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "place"),
+    [
+        ("sources", 0.5, "sources"),
+        ("sources", [1], "sources.0"),
+        ("sources", [{"name": "a"}], "sources.0.tokens"),
+        ("config", {"text": ""}, "config.resolved"),
+        ("space", "all", "space"),
+        ("space", {"notation": 3, "widths": [32]}, "space.notation"),
+        ("objectives", [["loss"]], "objectives.0"),
+        ("table", {"path": "t.parquet"}, "table.rows"),
+    ],
+)
+def test_what_a_journal_keeps_of_the_run_is_damaged(
+    fails: Run, finished_run: Path, tmp_path: Path, key: str, value: object, place: str
+) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     journal = tmp_path / "run" / "study.journal"
-    text = journal.read_text()
-    for damage in ("0.5", "[1]", '[{"name": "a"}]'):
-        damaged = re.sub(r'sources":\[\{.*?\}\]', f'sources":{damage}', text)
-        assert damaged != text
-        journal.write_text(damaged)
-        assert "validation error" in fails("report", "run")
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    (kept,) = (record["system_attr"] for record in records if f"nfsearch:{key}" in record.get("system_attr", {}))
+    kept[f"nfsearch:{key}"] = value
+    journal.write_text("".join(json.dumps(record) + "\n" for record in records))
+    err = fails("report", "run")
+    assert f"is no run: {place}: " in err
+    assert len(err.splitlines()) == 1
 
 
 def test_resuming_with_another_config(fails: Run, finished_run: Path, tmp_path: Path) -> None:

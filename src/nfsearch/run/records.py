@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ValidationError
 
 from nfsearch.latency_lut import LatencyTable, load_table
 from nfsearch.latency_lut.agreement import agreement_of
@@ -89,35 +89,51 @@ def table_meta(table: LatencyTable, folder: Path) -> dict[str, Any]:
     ).model_dump(mode="json")
 
 
-def used_table(store: Store, folder: Path) -> LatencyTable:
-    """The latency table of a run. Raises OSError or ValueError if it is not where it was."""
-    return load_table(folder / store.meta["table"]["path"], store.meta["table"]["provenance"]["device"])
+class _Kept(BaseModel):
+    """What the study keeps of the run itself, as `run_meta` and the search have written it."""
+
+    run: Run
+    config: ConfigRecord
+    space: SpaceRecord
+    objectives: list[str]
+    sources: list[TokenSource] = []
+    table: TableRecord | None = None
+    verification: Verification | None = None
+    timed: dict[str, dict[str, Check | None]] = {}
 
 
-def timings_of(store: Store) -> dict[str, dict[str, Check | None]]:
-    """The whole models that a run has timed: see `nfsearch.report.result.Timings`."""
-    kept = store.meta.get(TIMED, {})
-    return {
-        digest: {name: check and Check.model_validate(check) for name, check in found.items()}
-        for digest, found in kept.items()
-    }
-
-
-def _table_record(store: Store, config: Config) -> TableRecord | None:
+def _kept(store: Store) -> _Kept:
+    """Raises ValueError for a study that holds something else."""
     meta = store.meta
-    if not meta.get("table"):
+    if missing := {"status", "started", "device", "command", "versions", "config", "space"} - meta.keys():
+        raise ValueError(f"the study {store.name!r} is no whole run: it lacks {', '.join(sorted(missing))}")
+    run = {"seconds": 0.0} | {name: meta[name] for name in Run.model_fields if name in meta}
+    try:
+        return _Kept.model_validate({**meta, "run": run})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, found = ".".join(map(str, first["loc"])), f"{first['input']!r:.40}"
+        raise ValueError(f"the study {store.name!r} is no run: {place}: {first['msg']}, found {found}") from None
+
+
+def used_table(store: Store, folder: Path) -> LatencyTable:
+    """The latency table of a run that has one. Raises OSError or ValueError if it is not where it was."""
+    table = _kept(store).table
+    assert table is not None
+    return load_table(folder / table.path, table.provenance["device"])
+
+
+def _table_record(kept: _Kept, config: Config) -> TableRecord | None:
+    if kept.table is None:
         return None
-    kept = meta.get("verification")
-    found = Verification.model_validate(kept) if kept else None
-    pairs: dict[str, list[tuple[float, float]]] = {}
-    for checks in timings_of(store).values():
+    found, pairs = kept.verification, dict[str, list[tuple[float, float]]]()
+    for checks in kept.timed.values():
         for name, check in checks.items():
             if check:
                 pairs.setdefault(name, []).append((check.estimated_ms, check.measured_ms))
     complaints = found.complaints(config.latency.trust) if found else []
-    return TableRecord(
-        **{
-            **meta["table"],
+    return kept.table.model_copy(
+        update={
             "verification": found,
             "trusted": not complaints if found and found.checks else None,
             "trust": config.latency.trust,
@@ -130,30 +146,20 @@ def _table_record(store: Store, config: Config) -> TableRecord | None:
 def result_of(store: Store, *, measured: bool = True) -> RunResult:
     """What the study of a run holds; only estimated times unless `measured`. Raises ValueError for a study of other
     extensions than those that are here."""
-    meta = store.meta
-    if missing := {"status", "started", "device", "command", "versions", "config", "space"} - meta.keys():
-        raise ValueError(f"the study {store.name!r} is no whole run of nfsearch: it lacks {', '.join(sorted(missing))}")
-    resolved: Mapping[str, Any] = meta["config"]["resolved"]
-    config = validated(resolved)
+    kept = _kept(store)
+    config = validated(kept.config.resolved)
     return build_result(
         store.candidates(),
-        run=Run(
-            status=meta["status"],
-            started=meta["started"],
-            seconds=meta.get("seconds", 0.0),
-            device=meta["device"],
-            command=meta["command"],
-            versions=meta["versions"],
-        ),
-        config=ConfigRecord(text=meta["config"]["text"], resolved=dict(resolved)),
-        space=SpaceRecord(**meta["space"]),
-        sources=TypeAdapter(list[TokenSource]).validate_python(meta.get("sources", [])),
+        run=kept.run,
+        config=kept.config,
+        space=kept.space,
+        sources=kept.sources,
         metrics=list(config.metrics.values()),
-        objectives=store.objectives,
+        objectives=kept.objectives,
         limits=config.limit_values,
         population=config.search.population,
-        table=_table_record(store, config),
-        storage=resolved["storage"] or JOURNAL,
-        timings=timings_of(store) if measured else {},
+        table=_table_record(kept, config),
+        storage=config.storage or JOURNAL,
+        timings=kept.timed if measured else {},
         confirmations=store.confirmations(),
     )
