@@ -91,11 +91,13 @@ class Workload(Settings):
                 return (*read, Span("decode", self.batch, self.prompt, self.tokens))
         raise ValueError("throughput is the time of one of its choices")
 
-    @cached_property
+    @property
     def choices(self) -> tuple[Workload, ...]:
         """The workloads to be measured: this one; for throughput one decode step at each batch, the largest first."""
-        if self.phase != "throughput":
-            return (self,)
+        return self._steps if self.phase == "throughput" else (self,)
+
+    @cached_property
+    def _steps(self) -> tuple[Workload, ...]:
         return tuple(Workload(batch=batch, context=self.context) for batch in sorted(self.batches, reverse=True))
 
     @property

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nfsearch.latency_lut import Workload
@@ -31,6 +33,14 @@ def test_throughput_chooses_among_decode_steps_the_largest_first() -> None:
     assert [(choice.phase, choice.batch, choice.context) for choice in workload.choices] == [
         ("decode", batch, 7) for batch in (8, 4, 2)
     ]
+
+
+@pytest.mark.parametrize("fields", [{}, {"phase": "throughput", "batches": (2, 8)}])
+def test_equal_workloads_stay_equal_once_their_choices_are_known(fields: dict[str, Any]) -> None:
+    one, other = Workload(**fields), Workload(**fields)
+    assert one.choices == other.choices
+    assert one == other
+    assert hash(one) == hash(other)
 
 
 @pytest.mark.parametrize(
