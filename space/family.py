@@ -7,6 +7,7 @@ leave out whatever breaks them before anything is drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -125,6 +126,16 @@ def rule_of(refusal: str) -> str:
 def values_of(layer: Layer, width: int) -> Mapping[str, Any]:
     """The settings of a layer and the sizes that follow from them, by name; a size where both have one name."""
     return {**layer.values, **layer.shape(width)}
+
+
+def rotary_share(layer: Layer, width: int) -> float:
+    """The share of a head of attention that turns, so exact that its product with head_dim, rounded down as families
+    do it, is the number of values that turn."""
+    found = values_of(layer, width)
+    head_dim: int = found["head_dim"]
+    rotary: int = found.get("rotary", head_dim)
+    share = rotary / head_dim
+    return share if int(head_dim * share) == rotary else math.nextafter(share, 1)
 
 
 def _by(name: str, layer: Layer, other: Layer) -> str:

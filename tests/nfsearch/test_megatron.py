@@ -90,6 +90,15 @@ def test_a_design_without_attention_or_positions_asks_for_none() -> None:
     assert words[words.index("--num-attention-heads") + 1] == "1"
 
 
+@pytest.mark.parametrize(("rope", "turning"), [("0.3", 20), ("0.33333333", 22), ("0.7", 44), ("0.01", 0), ("1", 64)])
+def test_as_many_values_turn_as_here(rope: str, turning: int) -> None:
+    design = Architecture.parse(f"A[head_dim=64,rope={rope}]", width=256)
+    assert design.layers[0].shape(256).get("rotary", 64) == turning
+    found = {name: values[0] for name, *values in MEGATRON.arguments(design) if values}
+    assert found["--position-embedding-type"] == ("rope" if turning else "none")
+    assert int(64 * float(found.get("--rotary-percent", 0))) == turning  # as Megatron rounds
+
+
 @pytest.mark.parametrize(
     ("layers", "said"),
     [

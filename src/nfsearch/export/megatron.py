@@ -16,7 +16,7 @@ from typing import Any
 from nfsearch.export.choose import require_free_file
 from nfsearch.export.exporter import Winner, require_expressed
 from nfsearch.space import Architecture, Layer
-from nfsearch.space.family import Expressed, Family
+from nfsearch.space.family import Expressed, Family, rotary_share
 from nfsearch.support.files import write_atomically
 
 SYMBOLS = {"M2": "M", "GDN": "G", "A": "*", "F": "-"}  # of the layers in a pattern
@@ -84,8 +84,10 @@ class MegatronExporter(Family):
             found["linear-num-key-heads"] = found["linear-num-key-heads"] or found["linear-num-value-heads"]
         if found.get("window-size", 0) is None:
             del found["window-size"]
-        if found.get("rotary-percent") == 0:
-            del found["rotary-base"]
+        if layer.op == "A":
+            found["rotary-percent"] = rotary_share(layer, width)
+            if not found["rotary-percent"]:
+                del found["rotary-base"]
         return found
 
     def export(self, winner: Winner, out: Path) -> Path:
@@ -130,7 +132,7 @@ class MegatronExporter(Family):
             yield "--window-attn-skip-freq", f"[{seen}]"  # 1: this layer of the pattern has the window
         yield "--position-embedding-type", "rope" if rope else "none"
         if rope:
-            yield "--rotary-percent", f"{rope:g}"
+            yield "--rotary-percent", str(rope)
             yield "--rotary-base", f"{base:.0f}"
         if act is not None:
             yield ("--swiglu" if act == "swiglu" else "--squared-relu",)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from nfsearch.export.native import NativeExporter
 from nfsearch.space import Architecture, Layer
-from nfsearch.space.family import Expressed, values_of
+from nfsearch.space.family import Expressed, rotary_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ class Qwen35Exporter(NativeExporter):
         if layer.op == "GDN":
             found["linear_num_key_heads"] = found["linear_num_key_heads"] or found["linear_num_value_heads"]
         if layer.op == "A":
-            found["partial_rotary_factor"] = _share(**_turning(layer, width))
+            found["partial_rotary_factor"] = rotary_share(layer, width)
         return found
 
     def config(self, architecture: Architecture) -> dict[str, Any]:
@@ -116,18 +116,6 @@ class Qwen35Exporter(NativeExporter):
 def _eps(architecture: Architecture) -> float:
     """Of all norms."""
     return DELTA_EPS if any(layer.op == "GDN" for layer in architecture.layers) else architecture.norm_eps
-
-
-def _turning(layer: Layer, width: int) -> dict[str, int]:
-    """Of a layer of attention, the size of a head, and how many of its values turn."""
-    found = values_of(layer, width)
-    return {"head_dim": found["head_dim"], "rotary": found.get("rotary", found["head_dim"])}
-
-
-def _share(head_dim: int, rotary: int) -> float:
-    """The share whose product with head_dim, which the class rounds down, is rotary."""
-    share = rotary / head_dim
-    return share if int(head_dim * share) == rotary else math.nextafter(share, 1)
 
 
 def _delta(operator: GatedDeltaNet, stream: float) -> dict[str, Tensor]:
