@@ -115,6 +115,14 @@ def test_space_knows_no_torch() -> None:
             "assert space.count() == 3",
             {"torch", "transformers"},
         ),
+        (
+            "from nfsearch.space import SpaceSettings\n"
+            "space = SpaceSettings(width=64, layers='C{1..3} fla:HGRN2Attention{0..1}', serves='torchtitan').build(9)\n"
+            "found = {space.refusal(member.architecture)[:29] for member in space.enumerate()}\n"
+            "assert found == {'', 'layer 1 is fla:HGRN2Attention', 'layer 2 is fla:HGRN2Attention', "
+            "'layer 3 is fla:HGRN2Attention'}",
+            {"torch", "fla"},
+        ),
         ("import nfsearch.run.config, nfsearch.latency_lut, nfsearch.proxies, nfsearch.search", {"torch", "ray"}),
     ],
 )

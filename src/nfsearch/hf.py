@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
-
-from nfsearch.ops.model import HybridLM
 from nfsearch.space import Architecture, Layer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nfsearch.ops.model import HybridLM
 
 MODEL_TYPE = "nfsearch"
 OPERATORS = (
@@ -36,6 +37,11 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:
     Also of one that transformers has saved after training. Raises ValueError where the folder holds another model, or
     other weights than its model has, and OSError where there is none.
     """
+    import torch
+    from safetensors.torch import load_file
+
+    from nfsearch.ops.model import HybridLM
+
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE or not config.get("notation"):
