@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from nfsearch.space.family import Family
 from nfsearch.space.layer import Layer
+from nfsearch.space.limits import Limits
 from nfsearch.space.parts import Part
 from nfsearch.space.search_space import SearchSpace
 
@@ -40,9 +41,15 @@ def serving(space: SearchSpace, family: Family) -> SearchSpace:
         where={name: left.of(node) for name, node in space.where.items() if left.has(node)},
         widths=widths,
         meta_tokens=metas,
+        limits=Limits(),  # the space's own may require an operator that has been taken out
         serves=family,
     )
     alphabet = set(kept.alphabet())
-    if family.required not in ("", *(layer.op for layer in alphabet)):
-        raise nothing([family.required_refusal], (layer for layer in space.alphabet() if layer.op == family.required))
-    return replace(kept, left_out=tuple(layer for layer in space.alphabet() if layer not in alphabet))
+    needed = {name: f"limits.required names {name}" for name in space.limits.required}
+    if family.required:
+        needed[family.required] = family.required_refusal
+    for name, why in needed.items():
+        if name not in {layer.op for layer in alphabet}:
+            raise nothing([why], (layer for layer in space.alphabet() if layer.op == name))
+    left_out = tuple(layer for layer in space.alphabet() if layer not in alphabet)
+    return replace(kept, limits=space.limits, left_out=left_out)

@@ -87,6 +87,16 @@ def test_a_space_of_which_nothing_is_left_is_refused_with_the_reasons() -> None:
     assert "head_norm is true" in told(small("F[act=relu2]", head_norm=True))
 
 
+def test_a_limit_that_requires_what_was_left_out_is_refused_with_the_reason() -> None:
+    space = small("(F[act=relu2] | D[head_dim=32])*{1..6}", limits={"required": ["D"]})
+    assert told(space) == (
+        "stacked can express no member of the space: limits.required names D; "
+        "D[head_dim=32]: stacked has layers for A, M2, F alone"
+    )
+    kept = small("(M2[head_dim=32] | D[head_dim=32])*{1..6}", limits={"required": ["M2"], "layers": 3})
+    assert serving(kept, FAMILY).limits == kept.limits
+
+
 def test_a_family_that_needs_an_operator_says_why_none_is_left() -> None:
     class Attentive(Stacked):
         family, required = "attentive", "A"
