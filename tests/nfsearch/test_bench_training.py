@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import Tensor
 
 from nfsearch.bench import library_model
 from nfsearch.bench.flops import bf16_peak, training_flops
+from nfsearch.bench.library_model import LibraryLM
+from nfsearch.bench.race import Setup
+from nfsearch.bench.whole import BatchLoss, _Whole
 from nfsearch.ops import HybridLM
 from nfsearch.ops.ffn import FeedForward
+from nfsearch.proxies.step import mean_loss
 from nfsearch.space import Architecture
 from nfsearch.support import phases
+from nfsearch.support.notes import note
 from nfsearch.support.phases import phase, watched
 from tests.nfsearch.test_bench import Run, bench, entries, hold_together
 
@@ -57,12 +65,39 @@ def test_whole_models_train_beside_library_parts(bench: Run) -> None:
     hold_together(found)
     assert entries(found)["library parts"].status == "measured"
     assert "--compile none" in entries(found)["library parts, compiled"].reason
+    assert "need a GPU" in entries(found)["library parts, compiled, as one CUDA graph"].reason
     ours, parts = entries(found)["nfsearch"].median_us, entries(found)["library parts"].median_us
     ratio = next(r for r in result.ratios if r.reference == "library parts")
     assert ours
     assert parts
     assert ratio.spread is not None
     assert ratio.speedup == pytest.approx(parts / ours)
+
+
+def test_the_step_of_the_search_trains_library_parts_alike() -> None:
+    architecture = Architecture.parse(LAYERS, width=32, vocab=50)
+    whole = _Whole(architecture, 6, 24, Setup("cpu", torch.float32, "none"))
+    ours, parts = copy.deepcopy(whole.model), LibraryLM(copy.deepcopy(whole.model), "cpu")
+    first = mean_loss(ours, whole.windows).item()
+    of_ours = whole._stepping(ours, lambda *_: mean_loss(ours, whole.windows))
+    of_parts = whole._stepping(parts.model, lambda *_: whole._loss(parts))
+    losses = [[float(step()) for _ in range(3)] for step in (of_ours, of_parts)]  # type: ignore[arg-type]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[1][2] < losses[1][1] < losses[1][0] < first
+
+
+def test_why_no_graph_was_captured_is_told_with_what_computes() -> None:
+    whole = _Whole(Architecture.parse("F", width=32, vocab=50), 2, 8, Setup("cpu", torch.float32, "none"))
+
+    def refused(model: HybridLM, loss: BatchLoss) -> Callable[[], object]:
+        note("not one CUDA graph")
+        return whole._launched(model, loss)
+
+    racer = whole._library("library parts", lambda net: net, refused)
+    racer.check()
+    assert racer.path() == "cuBLAS, PyTorch; AdamW"
+    racer.work()()
+    assert racer.path() == "cuBLAS, PyTorch; AdamW; not one CUDA graph"
 
 
 def test_a_model_of_library_parts_that_computes_something_else_is_not_timed(

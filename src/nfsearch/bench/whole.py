@@ -1,8 +1,8 @@
 """`nfsearch bench training --model`: one training step of whole models, by the search and by libraries.
 
 All start from the same weights, and their gradients are checked against float64 first. The search's step is one CUDA
-graph with its own optimizers; the libraries' is launched by the host, eagerly and under torch.compile, and ends in
-PyTorch's fused AdamW.
+graph with its own optimizers; the libraries' ends in PyTorch's fused AdamW, and is launched by the host, eagerly and
+under torch.compile, or, compiled, is one CUDA graph as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nfsearch.bench.flops import training_flops
 from nfsearch.bench.library_model import LibraryLM
 from nfsearch.bench.ops import randomise
-from nfsearch.bench.race import TOLERANCE, Contender, Group, Role, Setup, race_as_they_are, relative
+from nfsearch.bench.race import TOLERANCE, Absent, Contender, Group, Role, Setup, race_as_they_are, relative
 from nfsearch.bench.schema import Bandwidth, Comparison, Ratio
 from nfsearch.bench.tuning import tuned_together
 from nfsearch.latency_lut.timing import Run
@@ -28,6 +28,7 @@ from nfsearch.proxies.step import BEFORE_CAPTURE, Step, mean_loss, own_stream
 from nfsearch.proxies.trainer import repeatable
 from nfsearch.proxies.weight_norm import WeightNorm
 from nfsearch.space import Architecture
+from nfsearch.support.notes import listening
 
 _RATE = 1e-4  # small: the same batch is learned again and again
 _AT_ONCE = 4  # sequences, in float64
@@ -35,6 +36,7 @@ _VARIANTS = 64  # that dynamo may compile of one function: it meets a forward on
 _DEEPER = 4  # errors of many layers add up, forward and backward: a whole model's tolerance over a product's
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+BatchLoss = Callable[..., Tensor]  # the loss of the one batch, whatever is given
 
 
 def bench_whole(
@@ -64,6 +66,7 @@ class _Whole:
         torch.manual_seed(0)
         self.setup, self.device = setup, torch.device(setup.kind)
         self.settings = TrainingSettings(batch=batch, sequence=sequence)
+        self.adamw = self.settings.model_copy(update={"optimizer": "adamw", "weight_norm": False})
         self.model = HybridLM(architecture).to(self.device)
         randomise(self.model)
         WeightNorm(self.model)()
@@ -84,12 +87,12 @@ class _Whole:
         }
         millions = f"{architecture.parameters / 1e6:.1f}M parameters"
         title = f"{architecture.notation}  width {architecture.width}  {millions}  {batch} x {window - 1} tokens"
-        adamw = self.settings.model_copy(update={"optimizer": "adamw", "weight_norm": False})
         contenders = [
             self._ours("nfsearch", self.settings),
-            self._ours("nfsearch, AdamW, no projection", adamw),
-            self._library("library parts", lambda net: net),
-            self._library("library parts, compiled", lambda net: self.setup.compiled(net, breaks=True)),
+            self._ours("nfsearch, AdamW, no projection", self.adamw),
+            self._library("library parts", lambda net: net, self._launched),
+            self._library("library parts, compiled", self._compiled, self._launched),
+            self._library("library parts, compiled, as one CUDA graph", self._graphable, self._stepping),
         ]
         flops = training_flops(architecture, window - 1) * batch * (window - 1)
         return Group(title, case, contenders, _DEEPER * TOLERANCE[self.setup.dtype], flops=flops)
@@ -106,18 +109,18 @@ class _Whole:
                 return self._error(name, model, lambda *_: mean_loss(model, self.windows))
 
         def work() -> Run:
-            on_cuda = self.device.type == "cuda"
-            with repeatable(self.device, 0), own_stream(self.device):
-                step = Step(copy.deepcopy(self.model), settings, BEFORE_CAPTURE if on_cuda else math.inf)
-                for _ in range(BEFORE_CAPTURE + 1):
-                    step(self.windows, _RATE)
-            return lambda: step(self.windows, _RATE)
+            model = copy.deepcopy(self.model)
+            with repeatable(self.device, 0):
+                return self._stepping(model, lambda *_: mean_loss(model, self.windows), settings)
 
         return self._contender(name, "ours", check, work, lambda: f"the step of the search, {settings.optimizer}")
 
-    def _library(self, name: str, wrap: Callable[[LibraryLM], Loss]) -> Contender:
+    def _library(
+        self, name: str, wrap: Callable[[LibraryLM], Loss], make: Callable[[HybridLM, BatchLoss], Run]
+    ) -> Contender:
         net: list[LibraryLM] = []
         runs: list[Loss] = []
+        notes: dict[str, None] = {}
 
         def check() -> float:
             net.append(LibraryLM(copy.deepcopy(self.model), self.setup.kind))
@@ -130,18 +133,43 @@ class _Whole:
                 return self._error(name, net[0].model, runs[0])
 
         def work() -> Run:
-            parameters = list(net[0].parameters())
-            optimizer = torch.optim.AdamW(parameters, lr=_RATE, fused=True)
+            with listening() as said:
+                run = make(net[0].model, lambda *_: self._loss(runs[0]))
+            notes.update(said)
+            return run
 
-            def step() -> None:
-                optimizer.zero_grad(set_to_none=True)
-                self._loss(runs[0]).backward()
-                nn.utils.clip_grad_norm_(parameters, self.settings.clip)
-                optimizer.step()
+        return self._contender(name, "baseline", check, work, lambda: "; ".join([net[0].path, "AdamW", *notes]))
 
-            return step
+    def _compiled(self, net: LibraryLM) -> Loss:
+        return self.setup.compiled(net, breaks=True)
 
-        return self._contender(name, "baseline", check, work, lambda: f"{net[0].path}; AdamW")
+    def _graphable(self, net: LibraryLM) -> Loss:
+        if self.device.type != "cuda":
+            raise Absent("CUDA graphs need a GPU")
+        return self._compiled(net)
+
+    def _launched(self, model: HybridLM, loss: BatchLoss) -> Run:
+        """A step that the host launches."""
+        parameters = list(model.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=_RATE, fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            loss().backward()
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+            optimizer.step()
+
+        return step
+
+    def _stepping(self, model: HybridLM, loss: BatchLoss, settings: TrainingSettings | None = None) -> Run:
+        """The step of the search, by default with AdamW and no projection, after its first calls: on CUDA one graph, or
+        launched with a note where that cannot be captured."""
+        with own_stream(self.device):
+            eager = BEFORE_CAPTURE if self.device.type == "cuda" else math.inf
+            step = Step(model, settings or self.adamw, eager, loss)
+            for _ in range(BEFORE_CAPTURE + 1):
+                step(self.windows, _RATE)
+        return lambda: step(self.windows, _RATE)
 
     def _loss(self, run: Loss) -> Tensor:
         with torch.autocast(self.device.type, self.setup.dtype, enabled=self.setup.dtype != torch.float32):
