@@ -105,7 +105,8 @@ class LongContextProxy(TrainingProxy):
         device, context = model.embedding.weight.device, self.settings.context
         quarter, found = context // 4, []
         windows = self.windows()
-        at_once = max(1, self.settings.batch * self.settings.sequence // context)  # as many tokens as in a step
+        sequences = self.settings.micro_batch or self.settings.batch
+        at_once = max(1, sequences * self.settings.sequence // context)  # as many tokens as a step computes at a time
         model.eval()
         with repeatable(device, 0), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
             for first in range(0, len(windows), at_once):

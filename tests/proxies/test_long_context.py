@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nfsearch.ops import HybridLM
 from nfsearch.proxies import Evaluation, Job
 from nfsearch.proxies.long_context import LongContextProxy, LongContextSettings
 from nfsearch.proxies.training import TrainingProxy
@@ -62,6 +63,14 @@ def test_windows_lie_within_documents(text: Path, monkeypatch: pytest.MonkeyPatc
         proxy_of(text, monkeypatch, context=301)
     with pytest.raises(ValueError, match="context: expected more than `sequence`, 32, found 32"):
         LongContextSettings(sequence=32, context=32)
+
+
+def test_no_more_tokens_are_read_at_a_time_than_in_a_step(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = HybridLM(architecture()), []
+    monkeypatch.setattr(model, "hidden", lambda tokens: read.append(len(tokens)) or HybridLM.hidden(model, tokens))
+    whole, parts = (proxy_of(text, monkeypatch, batch=16, micro_batch=micro)._gains(model) for micro in (None, 8))
+    assert read == [4, 2, 2, 2, 2]  # of six windows, each as long as four sequences
+    assert np.allclose(whole, parts, atol=1e-5)
 
 
 def test_all_else_is_as_the_training_proxy_has_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
