@@ -56,9 +56,10 @@ def train_model(
     validation loss, and that at each of the rungs below.
 
     `seed` decides the initial weights and the order of the data; with it, losses repeat bit for bit on one machine with
-    one number of threads, whatever rungs there are and whether the training was stopped at one of them and gone on with
-    from `checkpoints`, where it is kept then. The caller's random state is left alone. `report` is called about every
-    2 % of the run; what it raises ends the run. bf16 autocast on CUDA, float32 on a CPU.
+    one number of threads, whatever rungs there are and wherever the training was stopped and gone on with from
+    `checkpoints`, where one on a trunk is kept at each branch and every few seconds. The caller's random state is left
+    alone. `report` is called about every 2 % of the run; what it raises ends the run. bf16 autocast on CUDA, float32 on
+    a CPU.
 
     Raises ValueError when the architecture's vocabulary is smaller than the corpus's or the corpus is shorter than one
     window, `Diverged` when a loss is not finite, OSError for a checkpoint that is damaged; before the first step
