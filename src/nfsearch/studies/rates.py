@@ -3,6 +3,7 @@ that differ from the reference's in their rate alone."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -70,6 +71,7 @@ def rates_of(frame: pd.DataFrame, study: StudySettings) -> Rates | None:
     if any(each.empty for each in losses.values()):
         return None
     found = pd.DataFrame({rate: each.iloc[:, 0] for rate, each in losses.items()}).dropna()
+    found = found.loc[found.min(axis=1) < math.inf]  # one that diverges at every rate has no best one
     return Rates(found, max(shared), reference.learning_rate) if len(found) >= FEWEST else None
 
 
