@@ -86,7 +86,7 @@ def _bootstrapped(statistic: Callable[..., Any], *samples: np.ndarray) -> Interv
             method="percentile",
             rng=np.random.default_rng(0),
         )
-    low, high = np.nanpercentile(found.bootstrap_distribution, [2.5, 97.5])
+        low, high = np.nanpercentile(found.bootstrap_distribution, [2.5, 97.5])
     return Interval(value, float(low), float(high))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,13 @@ def test_correlations_are_scipys_and_lie_in_their_intervals() -> None:
         assert found.value == pytest.approx(right(scores, TRUTH).statistic)
         assert found.low < found.value < found.high
         assert 0.1 < found.high - found.low < 0.7
+
+
+def test_where_all_diverged_nothing_is_known_and_nobody_is_warned() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = kendall(np.full(10, math.inf), np.arange(10.0))
+    assert np.isnan([found.value, found.low, found.high]).all()
 
 
 def test_a_score_that_diverged_comes_last() -> None:
