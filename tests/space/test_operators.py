@@ -1,19 +1,30 @@
 """Operators by name."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from nfsearch.space import OperatorSpec, find_operator, operators
+from nfsearch.space.layer import print_value
 from nfsearch.space.operators import operator_names, registry
 from nfsearch.space.operators.deltanet import SPEC
 from nfsearch.support.registry import Registry
+from tests.readme import README
 
 
 def test_mixers_come_before_the_ffn() -> None:
     assert [name for name, spec in operators().items() if spec.module.startswith("nfsearch.")] == [
         "A", "C", "D", "GDN", "GLA", "M2", "F",
     ]  # fmt: skip
+
+
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    rows = [line.split("|") for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    for name, spec in operators().items():
+        if spec.module.startswith("nfsearch."):
+            settings = {f"{key}={print_value(setting.default)}" for key, setting in spec.settings.items()}
+            assert settings in [set(re.findall(r"`(\w+=\w[\w.]*)`", row[2])) for row in rows if row[1] == f" `{name}` "]
 
 
 def test_any_name_in_any_case() -> None:
