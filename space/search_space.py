@@ -170,7 +170,7 @@ class SearchSpace:
         return self._first_within_limits(lambda: self.build_with(at_random(rng), fits), rng, fits)
 
     def enumerate(self) -> Iterator[Member]:
-        """Every member, limits aside, once for each set of answers that leads to it."""
+        """Every member, limits and what it serves aside, once for each set of answers that leads to it."""
         prefix: list[int] = []
         while True:
             taken: list[tuple[int, int]] = []  # (index, number of options) of each question asked
@@ -322,7 +322,7 @@ class SearchSpace:
     # --- counting --------------------------------------------------------------------------------------------------
 
     def count(self) -> int:
-        """The number of answer sets, exactly and without enumerating, limits aside.
+        """The number of answer sets, exactly and without enumerating, limits and what the space serves aside.
 
         A member that several answer sets lead to counts several times."""
         return sum(self.count_by_depth().values())

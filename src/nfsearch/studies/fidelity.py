@@ -22,7 +22,7 @@ from nfsearch.run.log import LOG, logged
 from nfsearch.run.records import CONFIG, TABLE, config_text
 from nfsearch.run.sources import tell_sources
 from nfsearch.run.tables import budgets_of, check_layers, given_table, measure, training_kind
-from nfsearch.space import SearchSpace
+from nfsearch.space import Architecture, SearchSpace
 from nfsearch.studies.config import MOST, StudyConfig, load_study, require_same
 from nfsearch.studies.draw import ARCHITECTURES, Drawn, draw, read_architectures
 from nfsearch.studies.journal import Journal, read
@@ -97,11 +97,16 @@ def _drawn(config: StudyConfig, space: SearchSpace) -> list[Drawn] | None:
 
 
 def _all(config: StudyConfig, space: SearchSpace) -> list[Drawn]:
-    """Every member of the space once. Raises ValueError for too many, or too few to be put in an order."""
+    """Every member of the space once, those that break a limit, or that it does not serve, left out. Raises ValueError
+    for too many, or too few to be put in an order."""
+    members: list[Architecture] = []
     count = space.count()
-    members = {each.architecture: None for each in space.enumerate()} if count <= MOST else {}
-    if len(members) < FEWEST:
-        text = f"the space has {len(members) or count:,} members: expected {FEWEST} to {MOST:,}"
+    if count <= MOST:
+        built = dict.fromkeys(each.architecture for each in space.enumerate())
+        members = [each for each in built if space.locate(each) is not None]
+        count = len(members)
+    if not FEWEST <= count <= MOST:
+        text = f"the space has {count:,} members: expected {FEWEST} to {MOST:,}"
         raise ValueError(config.file.complaint(["study", "architectures"], text))
     return [Drawn(each, {}) for each in members]
 

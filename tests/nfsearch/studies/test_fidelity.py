@@ -174,6 +174,10 @@ def test_all_members_of_a_space_can_be_trained_whatever_their_latency(tmp_path: 
     assert not found[0].latencies
     with pytest.raises(ValueError, match=r"study\.architectures: the space has 2 members: expected 3 to 10,000"):
         study_fidelity(config, tmp_path / "two", "1/1", [*options, "space.layers='D[head_dim=16]'"])
+    served = {"width": [32, 48], "layers": "M2[head_dim=16] | A[head_dim=16,rope=0]", "serves": "nemotron_h"}
+    for kept in ("space.limits={required: [F]}", f"space={served}"):  # nemotron_h needs an A
+        with pytest.raises(ValueError, match=r"study\.architectures: the space has 2 members"):
+            study_fidelity(config, tmp_path / "two", "1/1", [*options, kept])
 
 
 def test_a_training_that_diverges_is_recorded_and_the_others_go_on(
