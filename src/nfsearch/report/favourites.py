@@ -14,6 +14,7 @@ from nfsearch.report.confirmation import Part
 
 FAVOURITES = "favourites.json"
 FAVOURED = 0.1  # of the list: a mean rank error beyond it is told
+FEWEST = 20  # architectures of a study from which anything is told
 
 
 class Bias(Part):
@@ -41,14 +42,25 @@ class Favourites(Part):
     operators: dict[str, Bias]
 
     def told(self) -> list[str]:
-        """The operators with an error beyond what is told, each in words."""
-        return [f"{name} {each.words()}" for name, each in self.operators.items() if abs(each.error) > FAVOURED]
+        """The operators with an error beyond what is told, and beyond chance, each in words."""
+        if self.architectures < FEWEST:
+            return []
+        return [
+            f"{name} {each.words()}"
+            for name, each in self.operators.items()
+            if abs(each.error) > FAVOURED and each.low * each.high > 0
+        ]
 
 
 def sentence(found: Favourites | None) -> str:
     """What a report says of it."""
     if found is None:
         return "Whether this proxy favours some operators was not studied."
+    if found.architectures < FEWEST:
+        return (
+            f"Whether this proxy favours some operators is not known yet: {found.architectures} architectures have "
+            f"been studied, and {FEWEST} are the fewest that tell."
+        )
     of = f"in a study of {found.architectures} architectures against {found.tokens:,} tokens of training"
     if not found.told():
         return f"The proxy places no operator more than {FAVOURED:.0%} of the list too high or too low, {of}."

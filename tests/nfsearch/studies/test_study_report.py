@@ -111,8 +111,14 @@ def test_a_favourite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert favourites.studied(replace(same, recipe="partisan; mqar: of pairs 8")) == favourites.studied(same)
     for change in ({"tokens": 3_000_000}, {"twin": 2}, {"recipe": "another"}, {"batch": 4}):
         assert favourites.studied(replace(same, **change)) is None  # type: ignore[arg-type]
-    fair = favourites.Favourites(fidelity=same, tokens=9, architectures=8, operators={})
+    by_chance = {"A": favourites.Bias(error=0.4, low=-0.1, high=0.9)}
+    fair = favourites.Favourites(fidelity=same, tokens=9, architectures=20, operators=by_chance)
     assert "places no operator more than 10% of the list too high or too low" in favourites.sentence(fair)
+    few = fair.model_copy(
+        update={"architectures": 5, "operators": {"A": favourites.Bias(error=0.4, low=0.4, high=0.4)}}
+    )
+    assert few.told() == []
+    assert "is not known yet: 5 architectures have been studied, and 20 are the fewest" in favourites.sentence(few)
     assert favourites.sentence(None) == "Whether this proxy favours some operators was not studied."
 
 
