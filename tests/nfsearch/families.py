@@ -9,7 +9,7 @@ A family's test says how a tiny member is drawn, and that is all:
     def test_random_members_are_the_same_models_in_transformers(tmp_path: Path) -> None:
         check_members(LlamaExporter(), member, tmp_path)
 
-What the exporter refuses is its own test: `exporter.refusal(architecture)` gives the sentence.
+What the exporter refuses is its own test: `refusal(exporter, layers)` gives the sentence.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ from tests.nfsearch import open_folders
 
 LENGTHS = (1, 2, 63, 64, 65, 300)
 PROMPTS = (1, 6, 70)
+
+
+def refusal(exporter: NativeExporter, layers: str, **rest: object) -> str:
+    """What the exporter says of a small model with these layers."""
+    return exporter.refusal(Architecture.from_dict({"layers": layers, "width": 64, "vocab": 97, **rest}))
 
 
 def drawn(architecture: Architecture, seed: int = 0, scale: float = 1.0) -> HybridLM:

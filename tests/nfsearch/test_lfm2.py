@@ -13,7 +13,7 @@ from nfsearch.ops.attention import Attention
 from nfsearch.ops.model import HybridLM
 from nfsearch.ops.operator import build_operator
 from nfsearch.space import Architecture, Layer
-from tests.nfsearch.families import check_members
+from tests.nfsearch.families import check_members, refusal
 
 ATTENTION = "A[head_dim=16,qk_norm=true]"
 
@@ -42,10 +42,6 @@ def test_the_norms_of_attention_are_what_the_rule_says() -> None:
     assert isinstance(attention, Attention)
     assert attention.q_norm is not None
     assert attention.q_norm.eps == EPS
-
-
-def refusal(layers: str, **rest: object) -> str:
-    return Lfm2Exporter().refusal(Architecture.from_dict({"layers": layers, "width": 64, "vocab": 97, **rest}))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +81,7 @@ def refusal(layers: str, **rest: object) -> str:
     ],
 )
 def test_what_it_cannot_express_is_refused_by_name(layers: str, said: str) -> None:
-    assert said in refusal(layers)
+    assert said in refusal(Lfm2Exporter(), layers)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +93,8 @@ def test_what_it_cannot_express_is_refused_by_name(layers: str, said: str) -> No
     ],
 )
 def test_a_model_with_what_it_has_not_is_refused(rest: dict[str, object], said: str, tmp_path: Path) -> None:
-    assert refusal(f"C F {ATTENTION} F") == ""
-    assert refusal(f"C F {ATTENTION} F", **rest) == said
+    assert refusal(Lfm2Exporter(), f"C F {ATTENTION} F") == ""
+    assert refusal(Lfm2Exporter(), f"C F {ATTENTION} F", **rest) == said
     model = HybridLM(Architecture.from_dict({"layers": f"C F {ATTENTION} F", "width": 64, "vocab": 97, **rest}))
     with pytest.raises(ValueError, match=re.escape(f"{said}; --to yaml writes any design")):
         Lfm2Exporter().write(model, tmp_path / "folder")

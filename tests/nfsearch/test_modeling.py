@@ -45,7 +45,7 @@ SEVERAL = "A[head_dim=16,window=8] D[head_dim=16] F[ratio=1] M2[head_dim=16,stat
 @pytest.fixture(scope="module", autouse=True)
 def transformers() -> Any:
     """Imported here, as it takes five seconds."""
-    return pytest.importorskip("transformers")
+    return pytest.importorskip("transformers", minversion="5.20")
 
 
 def theirs(ours: HybridLM) -> NFSearchForCausalLM:

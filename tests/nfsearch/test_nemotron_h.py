@@ -13,7 +13,7 @@ from nfsearch.ops.mamba2 import Mamba2
 from nfsearch.ops.model import HybridLM
 from nfsearch.ops.operator import build_operator
 from nfsearch.space import Architecture, Layer, SpaceSettings
-from tests.nfsearch.families import check_members
+from tests.nfsearch.families import check_members, refusal
 
 EXPORTER = NemotronHExporter()
 A, M2, F = "A[head_dim=16,rope=0]", "M2[head_dim=16]", "F[act=relu2]"
@@ -43,10 +43,6 @@ def member(rng: random.Random) -> Architecture:
 def test_random_members_are_the_same_models_in_transformers(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     check_members(EXPORTER, member, tmp_path, scale=0.6)
-
-
-def refusal(layers: str, **rest: object) -> str:
-    return EXPORTER.refusal(Architecture.from_dict({"layers": layers, "width": 64, "vocab": 97, **rest}))
 
 
 @pytest.mark.parametrize(
@@ -80,12 +76,12 @@ def refusal(layers: str, **rest: object) -> str:
     ],
 )
 def test_what_it_cannot_express_is_refused_by_name(layers: str, said: str) -> None:
-    assert said in refusal(layers)
+    assert said in refusal(EXPORTER, layers)
 
 
 def test_meta_tokens_are_refused_and_heads_of_all_kinds_are_not() -> None:
-    assert refusal(A, meta_tokens=4) == "meta_tokens is 4: nemotron_h has none"
-    assert refusal(A, head_norm=True, tied_head=False, norm_eps=1e-4) == ""
+    assert refusal(EXPORTER, A, meta_tokens=4) == "meta_tokens is 4: nemotron_h has none"
+    assert refusal(EXPORTER, A, head_norm=True, tied_head=False, norm_eps=1e-4) == ""
 
 
 def test_the_folder_says_what_its_class_does_differently(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from nfsearch.ops.operator import build_operator
 from nfsearch.run.config import load_config
 from nfsearch.space import Architecture, Layer
 from nfsearch.space.notation import parse_layers
-from tests.nfsearch.families import check_members, compare, drawn
+from tests.nfsearch.families import check_members, compare, drawn, refusal
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 QWEN = Qwen35Exporter()
@@ -60,10 +60,6 @@ def test_the_norm_of_gated_deltanet_is_what_the_rule_says() -> None:
     assert operator.norm.eps == DELTA_EPS
 
 
-def refusal(layers: str, **rest: object) -> str:
-    return QWEN.refusal(Architecture.from_dict({"layers": layers, "width": 64, "vocab": 97, **rest}))
-
-
 @pytest.mark.parametrize(
     ("layers", "said"),
     [
@@ -99,7 +95,7 @@ def refusal(layers: str, **rest: object) -> str:
     ],
 )
 def test_what_it_cannot_express_is_refused_by_name(layers: str, said: str) -> None:
-    assert said in refusal(layers)
+    assert said in refusal(QWEN, layers)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +108,7 @@ def test_what_it_cannot_express_is_refused_by_name(layers: str, said: str) -> No
 )
 def test_a_model_with_what_it_has_not_is_refused(rest: dict[str, object], said: str) -> None:
     same = "GDN[head_dim=16,heads=3,key_heads=3]"  # as many as without saying so
-    assert refusal(f"{GDN} F {A} F {same} F", **rest) == said
+    assert refusal(QWEN, f"{GDN} F {A} F {same} F", **rest) == said
 
 
 @pytest.mark.parametrize(("head_dim", "rope"), [(256, 0.25), (98, 0.0204), (16, 0.3), (8, 0), (10, 1)])
