@@ -16,14 +16,13 @@ from nfsearch.proxies.job import Evaluation, Job, Report
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.tokenizers import load_tokenizer
 from nfsearch.proxies.training import TrainingProxy
-from nfsearch.support.metrics import NATS, Measurement, Metric
+from nfsearch.support.metrics import NATS, Z_95, Measurement, Metric
 from nfsearch.support.settings import SettingError
 
 if TYPE_CHECKING:
     from nfsearch.ops.model import HybridLM
 
 LONG_CONTEXT = Metric("long_context", NATS)
-_Z = 1.96  # standard deviations of a 95 % interval
 
 
 class LongContextSettings(TrainingSettings):
@@ -90,7 +89,7 @@ class LongContextProxy(TrainingProxy):
     def train(self, job: Job, report: Report | None = None) -> tuple[HybridLM, Evaluation]:
         model, found = super().train(job, report)
         gains = self._gains(model)
-        error = _Z * float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+        error = Z_95 * float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
         metrics = {**found.metrics, LONG_CONTEXT.name: Measurement(float(gains.mean()), error)}
         return model, replace(found, metrics=metrics)
 

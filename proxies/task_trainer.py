@@ -16,10 +16,9 @@ from nfsearch.proxies.step import training_step
 from nfsearch.proxies.tasks import UNASKED, Task
 from nfsearch.proxies.trainer import REPORTS, Diverged, repeatable
 from nfsearch.space import Architecture
-from nfsearch.support.metrics import Measurement
+from nfsearch.support.metrics import Z_95, Measurement
 
 _TEST_SEED = 20_260_101  # of the sequences that all candidates are scored on; seeds of jobs are small
-_Z = 1.96  # standard deviations of a 95 % interval
 
 
 class StandIn(HybridLM):
@@ -117,6 +116,6 @@ def _score(model: StandIn, task: Task, device: torch.device) -> Measurement:
 
 def share(wrong: int, asked: int) -> Measurement:
     """The share of so many that are wrong, with half the width of Wilson's 95 % interval, which is never zero."""
-    p, z2 = wrong / asked, _Z * _Z
-    half = _Z / (1 + z2 / asked) * math.sqrt(p * (1 - p) / asked + z2 / (4 * asked * asked))
+    p, z2 = wrong / asked, Z_95 * Z_95
+    half = Z_95 / (1 + z2 / asked) * math.sqrt(p * (1 - p) / asked + z2 / (4 * asked * asked))
     return Measurement(p, half)

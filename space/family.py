@@ -105,14 +105,12 @@ class Family:
     def _pairs_refusal(self, layers: tuple[Layer, ...]) -> str:
         for index, layer in enumerate(layers):
             mixes = layer.spec.kind == "mixer"
-            if mixes != (index % 2 == 0) or (mixes and index == len(layers) - 1):
-                place = (
-                    "where a mixer is due"
-                    if not mixes
-                    else "with no F after it"
-                    if index % 2 == 0
-                    else "where an F is due"
-                )
+            place = ""
+            if mixes != (index % 2 == 0):
+                place = "where an F is due" if mixes else "where a mixer is due"
+            elif mixes and index == len(layers) - 1:
+                place = "with no F after it"
+            if place:
                 return f"layer {index} is {layer}, {place}: {self.family} is made of pairs, a mixer and the F after it"
         return ""
 

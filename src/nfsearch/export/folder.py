@@ -97,11 +97,9 @@ def _write_tokenizer(name: str, folder: Path) -> int | None:
     """tokenizer.json and what AutoTokenizer needs beside it; returns the id that ends a document, if there is one."""
     from nfsearch.proxies.tokenizers import load_tokenizer
 
-    loaded = load_tokenizer(name)
+    end = load_tokenizer(name).end
     content = _byte_tokenizer() if name == "bytes" else Path(name).expanduser().read_text(encoding="utf-8")
     (folder / "tokenizer.json").write_text(content, encoding="utf-8")
-    last = loaded.encode([""])[0]
-    end = int(last[-1]) if len(last) else None
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     settings["padding_side"] = "left"  # so that what is generated follows the text
     if end is not None:

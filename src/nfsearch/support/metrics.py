@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+Z_95 = 1.96  # standard deviations of a 95 % interval
 RATE = "tokens_per_s"  # a limit from below, in the place of a time
 
 
