@@ -65,17 +65,17 @@ class Training:
 def trainings(
     study: StudySettings, architectures: Sequence[Architecture], share: tuple[int, int] = (1, 1)
 ) -> list[Training]:
-    """In the order in which they are done: one architecture after the other with its first seeds, each by all recipes,
-    the reference last; then the further seeds. So whatever is there when a study is stopped can be compared. A share
-    k of n has every n-th architecture and seed."""
-    recipes = sorted(study.recipes, key=lambda name: name == study.reference.recipe)
+    """In the order in which they are done: all architectures by the reference's recipe, with their first seeds and then
+    the further ones, as each of them is compared with it; then by the other recipes, one after the other. A share k of
+    n has every n-th architecture and seed."""
+    recipes = sorted(study.recipes, key=lambda name: name != study.reference.recipe)
     pairs = [(number, seed) for number in range(len(architectures)) for seed in study.seeds_of(number)]
     pairs.sort(key=lambda pair: (pair[1] >= study.seeds, pair))
     k, n = share
     return [
         Training(architectures[number], name, seed, study.budgets(name))
-        for number, seed in pairs[k - 1 :: n]
         for name in recipes
+        for number, seed in pairs[k - 1 :: n]
     ]
 
 
