@@ -19,8 +19,8 @@ _SIZES = ("rows", "inner")
 @triton.jit
 def _tile(rows, inner, COLUMNS: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, RAGGED: tl.constexpr):
     """This program's rows [ROWS, 1] and columns [1, COLUMNS], and which of its values there are."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # of which there can be more than a second axis takes
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     mask = row < rows
     if RAGGED:
         mask = mask & (column < inner * UNIT)
@@ -88,7 +88,7 @@ def _launch(kernel: Any, act: Act, hidden: torch.Tensor, like: torch.Tensor, *te
     rows = like.numel() // inner
     columns = min(_COLUMNS, triton.next_power_of_2(inner))
     unit = math.gcd(8, inner)
-    kernel[(triton.cdiv(inner, columns), triton.cdiv(rows, _ROWS))](
+    kernel[(triton.cdiv(rows, _ROWS), triton.cdiv(inner, columns))](
         hidden, *tensors, rows, inner // unit, ACT=act, COLUMNS=columns, ROWS=_ROWS, UNIT=unit,
         RAGGED=inner % columns != 0, num_warps=4,
     )  # fmt: skip
