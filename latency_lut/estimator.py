@@ -75,13 +75,13 @@ class Cost:
 class Surface:
     """The cost of one part's passes over the places in which it was measured."""
 
-    def __init__(self, costs: dict[tuple[int, str], Cost]) -> None:
-        self.workspace = max(cost.workspace for cost in costs.values())
-        by_others: dict[int, list[Cost]] = {}
-        for (others, _), cost in costs.items():
-            by_others.setdefault(others, []).append(cost)
-        self._between = [_distance(by_others[others][0].between) for others in sorted(by_others)]
-        lines = [sorted(by_others[others], key=lambda cost: cost.touched) for others in sorted(by_others)]
+    def __init__(self, costs: Sequence[Cost]) -> None:
+        self.workspace = max(cost.workspace for cost in costs)
+        by_between: dict[float, list[Cost]] = {}
+        for cost in costs:
+            by_between.setdefault(cost.between, []).append(cost)
+        self._between = [_distance(between) for between in sorted(by_between)]
+        lines = [sorted(by_between[between], key=lambda cost: cost.touched) for between in sorted(by_between)]
         self._lines = [
             ([math.log(cost.touched) for cost in line], [Point(cost.seconds, cost.error, cost.joules) for cost in line])
             for line in lines
@@ -205,14 +205,14 @@ class Prices:
     def _surface(self, parts: list[Part]) -> Surface:
         """In each place in which all of the parts were measured. Raises what lacks in the first where there is none."""
         problem: TableError | None = None
-        costs: dict[tuple[int, str], Cost] = {}
+        costs: list[Cost] = []
         for key in self.table.places(parts[0].key) or [parts[0].key]:
             try:
                 each = [priced(self.table, part._replace(key=part.key.placed(key.others, key.cache))) for part in parts]
             except TableError as error:
                 problem = problem or error
                 continue
-            costs[key.others, key.cache] = reduce(Cost.__add__, each)
+            costs.append(reduce(Cost.__add__, each))
         if problem and not costs:
             raise problem
         return Surface(costs)

@@ -6,20 +6,18 @@ it is put into a model, as one would lie in memory, and what the model then take
 
 from __future__ import annotations
 
-from itertools import cycle, islice
 from typing import NamedTuple
 
-from nfsearch.latency_lut.keys import BETWEEN, CACHES, RESIDENT, STREAMED, Key
-from nfsearch.latency_lut.places import ITEM_BYTES, SHARES, touched_by_ends, touched_by_layer
+from nfsearch.latency_lut.keys import CACHES, RESIDENT, STREAMED, Key
+from nfsearch.latency_lut.places import ITEM_BYTES, SHARES, other_work, touched_by_ends, touched_by_layer
 from nfsearch.space.architecture import Architecture, Layer
 from nfsearch.space.notation import parse_layers
 
-_MIXERS = "D M2"  # of other work, those that a width can have
 _LEAST_VOCAB = 64
 _COPIES = {"decode": 8, "prefill": 2}  # of a layer, at most; the work of one prompt hides what comes before it
 _FEWEST = {0: 3, 1: 8, 7: 3}  # by the layers between them: fewer would say more about themselves than about the kind
+_MOST_LAYERS = 32  # of all kinds; what a model touches beyond them is its head
 _LARGE = 16  # caches that the fewest copies fill at most: the work of larger ones hides any launch
-_ENDS_BASE = {RESIDENT: 4, BETWEEN: 8, STREAMED: 12}  # layers under the ends at most, by what becomes of the cache
 
 
 class Term(NamedTuple):
@@ -29,19 +27,20 @@ class Term(NamedTuple):
     weight: float
 
 
-def terms_of(key: Key, cache_bytes: float, plain: bool = False) -> list[Term]:
-    """The models of a row, on a device with so large a last cache; the one that has all of the block comes last.
-    `plain` takes FFNs alone for other work, as on a CPU, where what stands beside a layer does not matter."""
+def terms_of(key: Key, cache_bytes: float) -> list[Term]:
+    """The models of a row, on a device with so large a last cache; the one that has all of the block comes last."""
     if key.is_end:
-        return _ends(key, plain)
+        return _ends(key)
     (layer,) = parse_layers(key.block)
-    others = _others(key.width, key.others, plain, besides=layer)
+    others = other_work(key.width, key.others, besides=layer)
     target = SHARES[key.cache] * cache_bytes
     group = _touched((layer, *others), key)
-    fewest = max(1, min(_FEWEST.get(key.others, 1), int(_LARGE * cache_bytes / group)))
+    fewest = _FEWEST[0] if key.cache == RESIDENT else _FEWEST.get(key.others, 1)
+    fewest = max(1, min(fewest, int(_LARGE * cache_bytes / group)))
     filled = SHARES[min(key.cache, STREAMED, key=CACHES.index)] * cache_bytes
-    copies = min(_COPIES[key.phase], max(fewest, round(filled / group / (1 if others else 2))))
-    others = _others(key.width, key.others * copies, plain, besides=layer)
+    most = min(_COPIES[key.phase], max(1, _MOST_LAYERS // (1 + key.others)))
+    copies = min(most, max(fewest, round(filled / group / (1 if others else 2))))
+    others = other_work(key.width, key.others * copies, besides=layer)
     base = others or (layer,) * copies  # alone, it is twice as many that take longer
     more: tuple[Layer, ...] = () if others else base
     for i in range(copies):
@@ -60,9 +59,9 @@ def touched_by(model: Architecture, key: Key) -> float:
     return _touched(model.layers, key) + touched_by_ends(model.width, model.vocab, 0, ITEM_BYTES[key.dtype])
 
 
-def touched_between(key: Key, plain: bool = False) -> float:
+def touched_between(key: Key) -> float:
     """Bytes that other layers touch between one block of a row and the next."""
-    return 0.0 if key.is_end else _touched(_others(key.width, key.others, plain, parse_layers(key.block)[0]), key)
+    return 0.0 if key.is_end else _touched(other_work(key.width, key.others, parse_layers(key.block)[0]), key)
 
 
 def _touched(layers: tuple[Layer, ...], key: Key) -> float:
@@ -70,37 +69,15 @@ def _touched(layers: tuple[Layer, ...], key: Key) -> float:
     return sum(touched_by_layer(each, key.width, key.batch, held, ITEM_BYTES[key.dtype]) for each in layers)
 
 
-def _ends(key: Key, plain: bool) -> list[Term]:
+def _ends(key: Key) -> list[Term]:
     """A model, less its layers: what so many layers more add to another model."""
     settings = key.end_settings
     vocab, head_norm = int(settings["vocab"]), "head_norm" in settings
-    base = _others(key.width, _ENDS_BASE[RESIDENT if plain else key.cache], plain) if key.phase == "decode" else ()
-    head = touched_by_ends(key.width, vocab, 0, ITEM_BYTES[key.dtype])
-    while len(base) > 1 and _touched(base, key) > head:
-        base = base[:-1]
+    base = other_work(key.width, key.others)
     whole = Term(Architecture(key.width, base, vocab, head_norm=head_norm), 1.0)
     if not base:
         return [whole]
-    # Twice the layers under a smaller head touch as many bytes as the layers under the head in question, as long as
-    # the layers are not larger than the head.
+    # Twice the layers under a smaller head touch as many bytes as the layers under the head in question.
     smaller = max(_LEAST_VOCAB, vocab - int(_touched(base, key) / (key.width * ITEM_BYTES[key.dtype])))
     less = [Term(Architecture(key.width, base * n, smaller), weight) for n, weight in ((1, 1.0), (2, -1.0))]
     return [*less, whole]
-
-
-def _others(width: int, count: int, plain: bool, besides: Layer | None = None) -> tuple[Layer, ...]:
-    """So many layers of other work: FFNs and mixers in turn, but no layers of the kind in question, nor two of one kind
-    side by side, as far as the width can have any; or plain FFNs."""
-    (feed_forward,) = parse_layers("F")
-    kind = besides.op if besides else None
-    mixers = [mixer for mixer in parse_layers(_MIXERS) if mixer.op != kind and _fits(mixer, width) and not plain]
-    turns = mixers if kind == feed_forward.op else [each for mixer in mixers for each in (feed_forward, mixer)]
-    return tuple(islice(cycle(turns or [feed_forward]), count))
-
-
-def _fits(layer: Layer, width: int) -> bool:
-    try:
-        layer.shape(width)
-    except ValueError:
-        return False
-    return True

@@ -25,8 +25,9 @@ class Key:
     a windowed block. In prefill it is the tokens read.
 
     `others` and `cache` are the place in which it is measured: how many layers of other work lie between such a block
-    and the next, and whether the block is still in the device's cache when its turn comes again. What needs no place,
-    such as the question of an architecture, has those of the defaults.
+    and the next (under the ends: there are), and whether the block is still in the device's cache when its turn comes
+    again (of ends, how much is touched says that). What needs no place, such as the question of an architecture, has
+    those of the defaults.
     """
 
     phase: str

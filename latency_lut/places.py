@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import cycle, islice, product
 
 from nfsearch.latency_lut.keys import CACHES, STREAMED, VAST, Key, ends_part, layer_parts
 from nfsearch.latency_lut.workload import Span, Workload
 from nfsearch.space.architecture import Layer
+from nfsearch.space.notation import parse_layers
 from nfsearch.space.search_space import SearchSpace
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 SHARES = dict(zip(CACHES, (0.5, 1.3, 4.0, 32.0), strict=True))  # of the device's last cache, that a pass touches
+_MIXERS = "D M2"  # of other work, those that a width can have
 _SAMPLES = 100  # members that say how many bytes those of a space touch
 _SLACK = 1.3  # the rarest members touch this much less or more than any of those
 
@@ -40,11 +42,13 @@ def placed(
     space: SearchSpace,
     workloads: Mapping[str, Workload],
     cache_bytes: float,
-    others: Collection[int],
+    *,
+    others: Sequence[int],
+    under: Collection[int],
 ) -> list[Key]:
     """The rows to measure of `keys`, in the order in which that goes best, on a device with so large a last cache.
-    `others` are the numbers of layers of other work among which a layer decodes. Ends have a whole model about them and
-    are read in one go, and a prompt or the states of many sequences are work enough not to notice what else is touched.
+    `others` are the numbers of layers of other work among which a layer decodes, and `under` those on which the ends
+    do. A prompt or the states of many sequences are work enough not to notice what else is touched.
     """
     ranges: dict[tuple[str, int, int], tuple[float, float]] = {}
     rows = []
@@ -58,12 +62,11 @@ def placed(
         if key.phase == "prefill":
             rows.append(key.placed(0, near[-1]))
         elif key.is_end:
-            rows += [key.placed(0, cache) for cache in near]
+            rows += [key.placed(n, STREAMED) for n in _no_heavier_than_the_head(key, under)]
         else:
-            caches = caches if key.batch == 1 else near
-            far = [cache for cache in caches if cache in (STREAMED, VAST)] or caches[-1:]
-            rows += [key.placed(0, cache) for cache in caches]
-            rows += [key.placed(n, cache) for n, cache in product(others, far) if n]
+            few, *more = others
+            rows += [key.placed(few, cache) for cache in (caches if key.batch == 1 else near)]
+            rows += [key.placed(n, cache) for n, cache in product(more, caches if key.batch == 1 else near[-1:])]
     return _ordered(rows)
 
 
@@ -76,6 +79,37 @@ def touched_by_layer(layer: Layer, width: int, batch: int, held: float, item: in
 def touched_by_ends(width: int, vocab: int, meta_tokens: int, item: int) -> float:
     """Bytes of the head, of meta tokens and of the final norm."""
     return (vocab + meta_tokens + 1) * width * item
+
+
+def other_work(width: int, count: int, besides: Layer | None = None) -> tuple[Layer, ...]:
+    """So many layers of other work: FFNs and mixers in turn, but no layers of the kind in question, nor two of one kind
+    side by side, as far as the width can have any."""
+    (feed_forward,) = parse_layers("F")
+    kind = besides.op if besides else None
+    mixers = [mixer for mixer in parse_layers(_MIXERS) if mixer.op != kind and _fits(mixer, width)]
+    turns = mixers if kind == feed_forward.op else [each for mixer in mixers for each in (feed_forward, mixer)]
+    return tuple(islice(cycle(turns or [feed_forward]), count))
+
+
+def _fits(layer: Layer, width: int) -> bool:
+    try:
+        layer.shape(width)
+    except ValueError:
+        return False
+    return True
+
+
+def _no_heavier_than_the_head(key: Key, under: Collection[int]) -> list[int]:
+    """How many layers lie under the ends, at least one: under a lighter head the difference would be theirs."""
+    item, held = ITEM_BYTES[key.dtype], key.context + 1
+    room = touched_by_ends(key.width, int(key.end_settings["vocab"]), 0, item)
+    fitting = 0
+    for layer in other_work(key.width, max(under)):
+        room -= touched_by_layer(layer, key.width, key.batch, held, item)
+        if room < 0:
+            break
+        fitting += 1
+    return sorted({min(n, max(1, fitting)) for n in under})
 
 
 def _touched_range(space: SearchSpace, width: int, spans: Sequence[Span], item: int) -> tuple[float, float]:

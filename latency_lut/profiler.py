@@ -32,6 +32,7 @@ from nfsearch.latency_lut.whole import build_model, clean_up, time_models
 from nfsearch.latency_lut.workload import Span, Workload
 from nfsearch.space.search_space import SearchSpace
 
+_SURE = 4.0  # standard errors
 _MORE_LOOKS = 3  # at a row whose looks were all disturbed
 _DISTURBED_ROWS = 0.5  # a table with more of them is not made
 _WHILE_ASKED = 0.02  # seconds of work that go on while the driver is asked for the clock and the power
@@ -41,8 +42,8 @@ Progress = Callable[[int, int, "Row | None"], None]
 
 def rows_of(space: SearchSpace, workloads: Mapping[str, Workload], dtype: str, kind: str) -> list[Key]:
     """All that a table of a space needs on this machine's device of a kind, in the order in which it is measured."""
-    keys = keys_for(space, workloads, dtype)
-    return placed(keys, space, workloads, cache_bytes(kind), bounds(kind).others)
+    keys, within = keys_for(space, workloads, dtype), bounds(kind)
+    return placed(keys, space, workloads, cache_bytes(kind), others=within.others, under=within.under)
 
 
 def build(
@@ -125,10 +126,14 @@ def _turns(seen: dict[Key, list[Row]], looks: int) -> Iterator[Key]:
 
 
 def _best(rows: list[Row]) -> Row:
-    """The fastest of those that were not disturbed, or, if all were, the least disturbed."""
-    return min(
-        rows, key=lambda row: (max(row.disturbance, QUIET), math.inf if row.latency_ms is None else row.latency_ms)
-    )
+    """Of those that were not disturbed the one of the least upper bound, as what slows a machine down for seconds makes
+    a row large, and what does so for a moment makes it unsure; or, if all were, the least disturbed."""
+
+    def bound(row: Row) -> tuple[float, float]:
+        latency = math.inf if row.latency_ms is None else row.latency_ms
+        return max(row.disturbance, QUIET), latency + _SURE * row.error_ms
+
+    return min(rows, key=bound)
 
 
 def _refuse_disturbed(table: LatencyTable, keys: list[Key], accept: Iterable[str]) -> None:
@@ -176,7 +181,7 @@ class Profiler:
         if self._watch is None:
             self.start()
         assert self._watch is not None
-        terms = terms_of(key, self.cache_bytes, self.within.plain)
+        terms = terms_of(key, self.cache_bytes)
         row = Row(
             key=key,
             status=OUT_OF_MEMORY,
@@ -185,7 +190,7 @@ class Profiler:
             runs=0,
             layers=len(terms[-1].model.layers),
             working_set_mb=touched_by(terms[-1].model, key) / 1e6,
-            between_mb=touched_between(key, self.within.plain) / 1e6,
+            between_mb=touched_between(key) / 1e6,
             disturbance=0.0,
             cuda_graph=self.kind == "cuda",
             code=digest_of(key),

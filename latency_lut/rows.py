@@ -25,7 +25,7 @@ COLUMNS = {
         "int32",
         "tokens read (prefill) or held (decode; 0 if they do not matter; at most the window)",
     ),
-    "others": ("int32", "layers of other work between one such block and the next while it was timed"),
+    "others": ("int32", "layers of other work between one such block and the next while it was timed; under the ends"),
     "cache": (
         "string",
         "resident, between, streamed: all, some or none of what a pass touched stayed in the last cache until the "

@@ -23,13 +23,13 @@ class Bounds:
     warm_up: float  # seconds of work before the first sample of a row
     sample: float  # seconds that a sample lasts at least, the shortest run repeated
     keep: float  # the share of the samples that counts, the fastest
-    least: int  # rounds, unless they take four times `seconds`
+    least: int  # samples of each run, unless they take four times `seconds`
     most: int
-    seconds: float  # for the rounds of a row, once `least` are done
+    seconds: float  # for a row, once `least` are taken
     target: float  # relative standard error at which a row is good
-    looks: int  # at each row; the fastest is kept
+    looks: int  # at each row; the one of the least upper bound is kept
     others: tuple[int, ...]  # layers of other work among which a layer's decoding is timed
-    plain: bool  # only FFNs for other work: see `nfsearch.latency_lut.frames`
+    under: tuple[int, ...]  # layers of other work under a model's ends
 
 
 # A CPU is shared with whatever else runs: its samples have a floor and a long tail of disturbances, so that only the
@@ -40,11 +40,11 @@ CPU = Bounds(
     keep=0.1,
     least=30,
     most=400,
-    seconds=0.35,
+    seconds=0.2,
     target=0.005,
-    looks=2,
-    others=(0,),
-    plain=True,
+    looks=3,
+    others=(1,),
+    under=(1, 2, 4, 8, 16),
 )
 CUDA = Bounds(
     warm_up=0.02,
@@ -56,9 +56,10 @@ CUDA = Bounds(
     target=0.002,
     looks=1,
     others=(0, 1, 7),
-    plain=False,
+    under=(4, 12),
 )
-_FEWEST = 3  # rounds, however long one takes
+_FEWEST = 3  # samples, however long one takes
+_IN_A_ROW = {"cpu": 5, "cuda": 1}  # samples of a run before it is the next one's turn
 
 
 def bounds(kind: str) -> Bounds:
@@ -105,11 +106,10 @@ def warm_up(kind: str) -> None:
             return
 
 
-def _in_turn(run: Run, times: int, kind: str) -> float:
-    """A sample after that of another run, which left its own bytes in the caches: one pass brings this one's back."""
-    if kind == "cpu":
-        run()
-    return sample(run, times, kind)
+def _in_turn(run: Run, times: int, kind: str) -> list[float]:
+    """Samples after those of another run, which left its own bytes in the caches: the first passes bring this one's
+    back, which on a CPU takes several."""
+    return [sample(run, times, kind) for _ in range(_IN_A_ROW[kind])]
 
 
 def sample(run: Run, times: int, kind: str) -> float:
@@ -156,16 +156,17 @@ def take(runs: Sequence[Run], weights: Sequence[float], kind: str, within: Bound
     while once == math.inf or time.perf_counter() - started < within.warm_up:
         once = min(once, sample(runs[0], 1, kind))
     times = max(1, math.ceil(within.sample / once))
-    rounds: list[list[float]] = []
+    taken: list[list[float]] = [[] for _ in runs]
     started = time.perf_counter()
     while True:
-        rounds.append([_in_turn(run, times, kind) for run in runs])
-        elapsed = time.perf_counter() - started
-        if len(rounds) < (within.least if elapsed < 4 * within.seconds else _FEWEST):
+        for run, column in zip(runs, taken, strict=True):
+            column += _in_turn(run, times, kind)
+        elapsed, count = time.perf_counter() - started, len(taken[0])
+        if count < (within.least if elapsed < 4 * within.seconds else _FEWEST):
             continue
-        kept = math.ceil(within.keep * len(rounds))
-        samples = Samples([sorted(column)[:kept] for column in zip(*rounds, strict=True)])
+        kept = math.ceil(within.keep * count)
+        samples = Samples([sorted(column)[:kept] for column in taken])
         value, spread = samples.combine(*weights)
         good = standard_error(spread, kept) <= within.target * value
-        if good or len(rounds) == within.most or elapsed > within.seconds:
+        if good or count >= within.most or elapsed > within.seconds:
             return samples

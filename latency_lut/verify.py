@@ -6,7 +6,6 @@ import logging
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -91,15 +90,12 @@ def time_whole(
     """Whole models measured end to end, each under its workloads, on this machine's device of `kind`, "cpu" or "cuda".
 
     All are timed, then all again, `rounds` times: of each the fastest time counts, and what disturbed another round
-    shows in the error bar. The rounds share the time that is given to a model. Yields the digest of a model each time
-    that it was timed, with what is known of it when the last round is done, and with nothing before; None under a
-    workload for which it does not fit into memory after all.
+    shows in the error bar. Yields the digest of a model each time that it was timed, with what is known of it when the
+    last round is done, and with nothing before; None under a workload for which it does not fit into memory after all.
     `timing.warm_up` comes before the first.
     """
-    before: dict[str, dict[str, Check | None]] = {}
     within = bounds(kind)
-    # In all twice as long as for a look at a row: a long pass is disturbed more often than a short one.
-    within = replace(within, seconds=2 * within.seconds / rounds)
+    before: dict[str, dict[str, Check | None]] = {}
     for number in range(1, rounds + 1):
         for architecture, workloads in models:
             model = build_model(architecture, dtype, kind)

@@ -18,6 +18,7 @@ from nfsearch.latency_lut import Key, Row, Workload, code, keys_for, profiler
 from nfsearch.latency_lut.keys import ENDS
 from nfsearch.latency_lut.profiler import Profiler
 from nfsearch.latency_lut.sources import Sources
+from nfsearch.latency_lut.timing import CPU
 from nfsearch.space.operators import operators
 
 from .helpers import made_up_row, small_space
@@ -178,11 +179,11 @@ def test_a_change_of_deltanets_decode_kernel_is_measured_and_nothing_else(
     workloads = {"tpot": Workload(context=12), "ttft": Workload(phase="prefill", context=8)}
     keys = keys_for(small_space(), workloads, "float32")
     profiler.build(keys, tmp_path / "t.parquet", device="cpu")
-    assert Counter(measured) == dict.fromkeys(keys, 2)
+    assert Counter(measured) == dict.fromkeys(keys, CPU.looks)
     measured.clear()
     changed(ops, "kernels/decode/deltanet.py:_token")
     profiler.build(keys, tmp_path / "t.parquet", device="cpu")
-    assert Counter(measured) == {key: 2 for key in keys if key.block.startswith("D[") and key.phase == "decode"}
+    assert Counter(measured) == {key: CPU.looks for key in keys if key.block.startswith("D[") and key.phase == "decode"}
     measured.clear()
     profiler.build(keys, tmp_path / "t.parquet", device="cpu")
     assert not measured

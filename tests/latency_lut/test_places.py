@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from nfsearch.latency_lut import Key, Workload, keys_for
 from nfsearch.latency_lut.keys import BETWEEN, CACHES, RESIDENT, STREAMED, VAST
-from nfsearch.latency_lut.places import SHARES, _caches, placed, touched_by_ends, touched_by_layer
+from nfsearch.latency_lut.places import SHARES, _caches, other_work, placed, touched_by_ends, touched_by_layer
 from nfsearch.space.architecture import Architecture
+from nfsearch.space.notation import parse, parse_layers
 from nfsearch.space.search_space import SearchSpace
 
 from .helpers import made_up_table, small_space
 
-OTHERS = (0, 1, 7)
+OTHERS, UNDER = (0, 1, 7), (1, 4)
 WORKLOADS = {
     "tpot": Workload(context=100),
     "ttft": Workload(phase="prefill", batch=2, context=100),
@@ -29,7 +30,7 @@ WORKLOADS = {
 def rows(
     space: SearchSpace, workloads: dict[str, Workload], cache_bytes: float, others: tuple[int, ...] = OTHERS
 ) -> list[Key]:
-    return placed(keys_for(space, workloads, "float32"), space, workloads, cache_bytes, others)
+    return placed(keys_for(space, workloads, "float32"), space, workloads, cache_bytes, others=others, under=UNDER)
 
 
 def touched(model: Architecture, batch: int, held: int) -> float:
@@ -67,9 +68,19 @@ def test_only_a_layers_decoding_is_measured_among_others() -> None:
     workloads = {name: WORKLOADS[name] for name in ("tpot", "ttft")}
     for key in rows(small_space((32,)), workloads, 5e5):
         found[key.phase, key.is_end].add((key.others, key.cache))
-    assert found["decode", False] == {(0, RESIDENT), (0, BETWEEN), (1, BETWEEN), (7, BETWEEN)}
-    assert found["decode", True] == {(0, RESIDENT), (0, BETWEEN)}
+    assert found["decode", False] == {(others, cache) for others in (0, 1, 7) for cache in (RESIDENT, BETWEEN)}
+    assert found["decode", True] == {(1, STREAMED)}
     assert found["prefill", False] == found["prefill", True] == {(0, BETWEEN)}
+
+
+def test_ends_lie_over_no_more_layers_than_the_head_weighs() -> None:
+    space, workloads = SearchSpace(layers=parse("F", {}), widths=(64,), vocab=10_000), {"tpot": Workload(context=100)}
+    (end,) = (key for key in keys_for(space, workloads, "float32") if key.is_end)
+    found = placed([end], space, workloads, 1e6, others=OTHERS, under=(1, 4, 1000))
+    assert [key.others for key in found[:2]] == [1, 4]
+    weights = [touched_by_layer(layer, 64, 1, 1, 4) for layer in other_work(64, 1000)]
+    most = found[2].others
+    assert sum(weights[:most]) <= touched_by_ends(64, 10_000, 0, 4) < sum(weights[: most + 1])
 
 
 def test_only_a_layers_decoding_is_measured_where_vast_memory_is_touched() -> None:
@@ -78,20 +89,22 @@ def test_only_a_layers_decoding_is_measured_where_vast_memory_is_touched() -> No
     for key in rows(small_space((32,)), workloads, 1e3):
         found[key.phase, key.is_end].add((key.others, key.cache))
     assert found["decode", False] == {(others, cache) for others in (0, 1, 7) for cache in (STREAMED, VAST)}
-    assert found["decode", True] == found["prefill", False] == found["prefill", True] == {(0, STREAMED)}
+    assert found["decode", True] == {(1, STREAMED)}
+    assert found["prefill", False] == found["prefill", True] == {(0, STREAMED)}
 
 
 @pytest.mark.parametrize(("cache_bytes", "caches"), [(1e12, {RESIDENT}), (1e3, {STREAMED, VAST}), (1.5e5, set(CACHES))])
 def test_rows_are_pruned_to_the_bytes_that_members_touch(cache_bytes: float, caches: set[str]) -> None:
     keys = rows(small_space((32, 64)), {"tpot": Workload(context=100)}, cache_bytes)
-    assert {key.cache for key in keys} == caches
+    assert {key.cache for key in keys if not key.is_end} == caches
 
 
 def test_a_larger_batch_touches_more() -> None:
     workloads = {"one": Workload(context=100), "many": Workload(batch=300, context=100)}
     keys = rows(small_space((32,)), workloads, 2e6)
-    assert {key.cache for key in keys if key.batch == 1} == {RESIDENT}
-    assert STREAMED in {key.cache for key in keys if key.batch == 300}
+    layers = [key for key in keys if not key.is_end]
+    assert {key.cache for key in layers if key.batch == 1} == {RESIDENT}
+    assert STREAMED in {key.cache for key in layers if key.batch == 300}
     vast = rows(small_space((32,)), workloads, 1e3)
     assert VAST in {key.cache for key in vast if key.batch == 1}
     assert VAST not in {key.cache for key in vast if key.batch == 300}
