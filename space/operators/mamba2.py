@@ -7,13 +7,21 @@ from math import isclose
 from nfsearch.space.operators.shared import CONV, heads_of
 from nfsearch.space.operators.spec import Cost, OperatorSpec, Setting, Shape
 
+_EXPAND = 2.0
+
 
 def _shape(width: int, expand: float, heads: int | None, head_dim: int, groups: int, state: int, conv: int) -> Shape:
+    filled = expand * width
     if heads is None:
-        inner = round(expand * width)
-        if not isclose(inner, expand * width, rel_tol=1e-9):
-            raise ValueError(f"expand {expand:g} of width {width} is {expand * width:g}, no whole number of values")
+        inner = round(filled)
+        if not isclose(inner, filled, rel_tol=1e-9):
+            raise ValueError(f"expand {expand:g} of width {width} is {filled:g}, no whole number of values")
         heads = heads_of(inner, head_dim)
+    elif expand != _EXPAND and not isclose(heads * head_dim, filled, rel_tol=1e-9):
+        raise ValueError(
+            f"heads {heads} of head_dim {head_dim} are {heads * head_dim} values, and expand {expand:g} of width "
+            f"{width} is {filled:g}: expected heads or expand, or both of one size"
+        )
     if heads % groups:
         raise ValueError(f"groups {groups} does not divide the {heads} heads of width {width}")
     shape = dict(heads=heads, head_dim=head_dim, state=state, conv=conv)
@@ -38,7 +46,7 @@ SPEC = OperatorSpec(
     kind="mixer",
     module="nfsearch.ops.mamba2:Mamba2",
     settings={
-        "expand": Setting(2.0, "inner size over width", type=float, minimum=1e-3),
+        "expand": Setting(_EXPAND, "inner size over width", type=float, minimum=1e-3),
         "heads": Setting(None, "number of heads; none = those that fill expand times the width", optional=True),
         "head_dim": Setting(64, "size of a head"),
         "groups": Setting(1, "groups of heads; those of one share B and C, and are normalised together"),

@@ -47,6 +47,7 @@ def test_equal_models_share_a_digest_however_they_are_written() -> None:
     assert digest("A F") != digest("A F", meta_tokens=1)
     assert digest("A F") == "cbe7f5f660b11f73"  # must never change: studies and caches are keyed by it
     assert digest("M2") == digest("M2[heads=64]") == digest("M2[expand=2,groups=1]") == "62e2937087e74344"
+    assert digest("M2[expand=1.5]") == digest("M2[heads=48]") == digest("M2[expand=1.5,heads=48]")
     assert digest("M2[groups=2,state=64]") != digest("M2")
     assert digest("A F", tied_head=True) == digest("A F") != digest("A F", tied_head=False)
     assert digest("A[qk_norm=true] GDN") == "44e77c2ff9854a5e"
@@ -65,6 +66,12 @@ def test_settings_that_do_not_fit_the_width_are_named() -> None:
         Architecture.parse("M2[groups=3]", width=2048)
     with pytest.raises(ValueError, match=r"M2\[expand=1.01\]: expand 1.01 of width 2048 is 2068.48, no whole number"):
         Architecture.parse("M2[expand=1.01]", width=2048)
+    with pytest.raises(ValueError, match="expected heads or expand") as said:
+        Architecture.parse("M2[heads=96,expand=1.5]", width=2048)
+    assert str(said.value) == (
+        "M2[expand=1.5,heads=96]: heads 96 of head_dim 64 are 6144 values, and expand 1.5 of width 2048 is 3072: "
+        "expected heads or expand, or both of one size"
+    )
     with pytest.raises(ValueError, match="key_heads 4 does not divide the 6 heads of width 2048"):
         Architecture.parse("GDN[key_heads=4]", width=2048)
     with pytest.raises(ValueError, match=r"F\[ratio=0.1\]: ratio 0.1 of width 128"):
