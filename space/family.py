@@ -122,18 +122,17 @@ def rule_of(refusal: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def values_of(layer: Layer, width: int) -> Mapping[str, Any]:
-    """The settings of a layer and the sizes that follow from them, by name; a size where both have one name."""
-    return {**layer.values, **layer.shape(width)}
+    """The settings of a layer and the sizes that follow from them, by name; a size where both have one name. Of
+    attention, `rope` is the share of a head that turns, whole pairs of values, which the setting is rounded to."""
+    found = {**layer.values, **layer.shape(width)}
+    return {**found, "rope": _rotary_share(**found)} if layer.op == "A" else found
 
 
-def rotary_share(layer: Layer, width: int) -> float:
-    """The share of a head of attention that turns, so exact that its product with head_dim, rounded down as families
-    do it, is the number of values that turn."""
-    found = values_of(layer, width)
-    head_dim: int = found["head_dim"]
-    rotary: int = found.get("rotary", head_dim)
-    share = rotary / head_dim
-    return share if int(head_dim * share) == rotary else math.nextafter(share, 1)
+def _rotary_share(head_dim: int, rotary: int | None = None, **_: Any) -> float:
+    """So exact that its product with head_dim, rounded down as families do it, is the number of values that turn."""
+    turned = head_dim if rotary is None else rotary
+    share = turned / head_dim
+    return share if int(head_dim * share) == turned else math.nextafter(share, 1)
 
 
 def _by(name: str, layer: Layer, other: Layer) -> str:

@@ -20,7 +20,7 @@ import typing_extensions
 
 from nfsearch.export.megatron import SYMBOLS, MegatronExporter
 from nfsearch.space import Architecture, SpaceSettings
-from nfsearch.space.family import rotary_share, values_of
+from nfsearch.space.family import values_of
 
 SPACE = {
     "width": [256, 512],
@@ -61,7 +61,7 @@ def expected(design: Architecture) -> dict[str, Any]:
                 found |= {"num_attention_heads": has["heads"], "num_query_groups": has["kv_heads"]}
                 found |= {"kv_channels": has["head_dim"], "qk_layernorm": has["qk_norm"]}
                 found |= {"attention_output_gate": has["gate"], "group_query_attention": True}
-                if rope := rotary_share(layer, design.width):
+                if rope := has["rope"]:
                     found |= {"position_embedding_type": "rope", "rotary_percent": rope}
                     found |= {"rotary_base": has["rope_base"]}
                 if has["window"]:

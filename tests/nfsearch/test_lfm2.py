@@ -22,7 +22,7 @@ def member(rng: random.Random) -> Architecture:
     heads, kv_heads = rng.choice(((1, 1), (2, 1), (2, 2), (4, 1), (4, 2)))
     attention = Layer.of(
         "A", head_dim=32 // heads, heads=rng.choice((None, heads)), kv_heads=kv_heads, qk_norm=True,
-        rope_base=rng.choice((10000.0, 1e6)),
+        rope_base=rng.choice((10000.0, 1e6)), rope=0.97 if heads > 1 else 1,  # rounded to whole pairs
     )  # fmt: skip
     conv, ffn = Layer.of("C", conv=rng.choice((3, 2, 4))), Layer.of("F", ratio=rng.choice((1.0, 2.5)))
     mixers = [attention, *rng.choices((conv, attention), weights=(3, 1), k=rng.randint(1, 3))]
@@ -57,6 +57,7 @@ def test_the_norms_of_attention_are_what_the_rule_says() -> None:
         ("A[head_dim=16,window=8,qk_norm=true] F", ", with window=8: lfm2 needs window=none"),
         ("C F A[head_dim=16,qk_norm=all] F", "with qk_norm=all: lfm2 needs qk_norm=true"),
         ("A[head_dim=16,qk_norm=true,rope=0] F", "with rope=0: lfm2 needs rope=1"),
+        ("A[head_dim=16,qk_norm=true,rope=0.9] F", "rope=0.9], with rope=0.875: lfm2 needs rope=1"),
         ("A[head_dim=16,qk_norm=true,gate=true] F", "with gate=true: lfm2 needs gate=false"),
         ("A[head_dim=16,heads=2,qk_norm=true] F", "with 2 heads of 16: those of lfm2 fill the width, 64"),
         (f"{ATTENTION} F[act=relu2]", "layer 1 is F[act=relu2], with act=relu2: lfm2 needs act=swiglu"),
@@ -82,6 +83,10 @@ def test_the_norms_of_attention_are_what_the_rule_says() -> None:
 )
 def test_what_it_cannot_express_is_refused_by_name(layers: str, said: str) -> None:
     assert said in refusal(Lfm2Exporter(), layers)
+
+
+def test_a_share_of_which_all_values_turn_is_the_whole() -> None:
+    assert refusal(Lfm2Exporter(), "A[head_dim=16,qk_norm=true,rope=0.97] F C F") == ""
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def member(rng: random.Random) -> Architecture:
     heads = rng.choice((2, 3, 4))
     attention = Layer.of(
         "A", heads=heads, kv_heads=rng.choice([n for n in (1, 2) if heads % n == 0]), head_dim=rng.choice((8, 16)),
-        rope=0,
+        rope=0.05 if heads == 3 else 0,  # of a pair, which is none
     )  # fmt: skip
     ffn = Layer.of("F", ratio=rng.choice((1.0, 2.5)), act="relu2")
     layers = [attention, *rng.choices((mamba, mamba, attention, ffn), k=rng.randint(1, 5))]
@@ -54,6 +54,7 @@ def test_random_members_are_the_same_models_in_transformers(tmp_path: Path) -> N
         (f"{A} C", "layer 1 is C: nemotron_h has"),
         (f"{M2} A[head_dim=16]", "layer 1 is A[head_dim=16], with rope=1: nemotron_h needs rope=0"),
         ("A[head_dim=16,rope=0.5]", "with rope=0.5: nemotron_h needs rope=0"),
+        ("A[head_dim=16,rope=0.1]", "rope=0.1], with rope=0.125: nemotron_h needs rope=0"),
         ("A[head_dim=16,rope=0,window=8]", "with window=8: nemotron_h needs window=none"),
         ("A[head_dim=16,rope=0,qk_norm=true]", "with qk_norm=true: nemotron_h needs qk_norm=false"),
         ("A[head_dim=16,rope=0,qk_norm=all]", "with qk_norm=all: nemotron_h needs qk_norm=false"),
@@ -77,6 +78,10 @@ def test_random_members_are_the_same_models_in_transformers(tmp_path: Path) -> N
 )
 def test_what_it_cannot_express_is_refused_by_name(layers: str, said: str) -> None:
     assert said in refusal(EXPORTER, layers)
+
+
+def test_a_share_of_which_no_value_turns_is_none() -> None:
+    assert refusal(EXPORTER, f"A[head_dim=16,rope=0.05] {M2} {A}") == ""
 
 
 def test_meta_tokens_are_refused_and_heads_of_all_kinds_are_not() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from nfsearch.export.choose import require_free_file
 from nfsearch.export.exporter import Winner, require_expressed
 from nfsearch.space import Architecture, Layer
-from nfsearch.space.family import Expressed, Family, rotary_share
+from nfsearch.space.family import Expressed, Family
 from nfsearch.support.files import write_atomically
 
 SYMBOLS = {"M2": "M", "GDN": "G", "A": "*", "F": "-"}  # of the layers in a pattern
@@ -84,10 +84,8 @@ class MegatronExporter(Family):
             found["linear-num-key-heads"] = found["linear-num-key-heads"] or found["linear-num-value-heads"]
         if found.get("window-size", 0) is None:
             del found["window-size"]
-        if layer.op == "A":
-            found["rotary-percent"] = rotary_share(layer, width)
-            if not found["rotary-percent"]:
-                del found["rotary-base"]
+        if layer.op == "A" and not found["rotary-percent"]:
+            del found["rotary-base"]
         return found
 
     def export(self, winner: Winner, out: Path) -> Path:

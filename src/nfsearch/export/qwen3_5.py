@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from nfsearch.export.native import NativeExporter
 from nfsearch.space import Architecture, Layer
-from nfsearch.space.family import Expressed, rotary_share
+from nfsearch.space.family import Expressed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,8 +62,6 @@ class Qwen35Exporter(NativeExporter):
         found = super().numbers(layer, width)
         if layer.op == "GDN":
             found["linear_num_key_heads"] = found["linear_num_key_heads"] or found["linear_num_value_heads"]
-        if layer.op == "A":
-            found["partial_rotary_factor"] = rotary_share(layer, width)
         return found
 
     def config(self, architecture: Architecture) -> dict[str, Any]:
