@@ -74,9 +74,8 @@ class Family:
     @property
     def required_refusal(self) -> str:
         """What it says of a model without the operator that it needs."""
-        return (
-            f"no layer is {self.required}: {self.family} counts the tokens in its cache by those of an attention layer"
-        )
+        name = Layer(self.required).spec.long_name.replace("_", " ")
+        return f"no layer is {self.required}: {self.family} counts the tokens in its cache by those of {name} layers"
 
     def _refusals(self, architecture: Architecture) -> Iterator[str]:
         yield self.model_refusal(architecture)

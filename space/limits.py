@@ -43,7 +43,8 @@ class Limits(Settings):
         return self.kinds_per_stage is not None and len(mixers) > self.kinds_per_stage
 
     def broken_by(self, stages: Sequence[Iterable[Layer]], architecture: Architecture) -> str | None:
-        """The name of the first limit a member breaks, or None. `stages` are its layers, stage by stage."""
+        """The name of the first limit a member breaks, with the required operators that it lacks, or None. `stages` are
+        its layers, stage by stage."""
         if not architecture.layers:
             return "no layers"
         if self.layers and len(architecture.layers) > self.layers:
@@ -52,9 +53,14 @@ class Limits(Settings):
             return "params"
         if any(map(self.too_many_kinds, stages)):
             return "kinds_per_stage"
-        if not set(self.required) <= {layer.op for layer in architecture.layers}:
-            return "required"
+        if lacking := self.lacking(architecture.layers):
+            return f"required (no {', no '.join(lacking)})"
         return None
+
+    def lacking(self, layers: Iterable[Layer]) -> list[str]:
+        """The required operators that none of these layers is."""
+        there = {layer.op for layer in layers}
+        return [name for name in self.required if name not in there]
 
 
 class Unreachable(ValueError):

@@ -110,9 +110,8 @@ class SearchSpace:
         for layer in self.alphabet():
             for width in self.widths:
                 layer.shape(width)
-        unknown = set(self.limits.required) - {layer.op for layer in self.alphabet()}
-        if unknown:
-            raise ValueError(f"limits.required names {', '.join(sorted(unknown))}, which the space does not have")
+        if unknown := self.limits.lacking(self.alphabet()):
+            raise ValueError(f"limits.required names {', '.join(unknown)}, which the space does not have")
 
     # --- building --------------------------------------------------------------------------------------------------
 

@@ -45,11 +45,11 @@ def serving(space: SearchSpace, family: Family) -> SearchSpace:
         serves=family,
     )
     alphabet = set(kept.alphabet())
-    needed = {name: f"limits.required names {name}" for name in space.limits.required}
-    if family.required:
-        needed[family.required] = family.required_refusal
-    for name, why in needed.items():
-        if name not in {layer.op for layer in alphabet}:
-            raise nothing([why], (layer for layer in space.alphabet() if layer.op == name))
+    lacking = space.limits.lacking(alphabet)
+    said = [f"limits.required names {', '.join(lacking)}"] if lacking else []
+    if family.required not in ("", *(layer.op for layer in alphabet)):
+        lacking, said = [*lacking, family.required], [*said, family.required_refusal]
+    if said:
+        raise nothing(said, (layer for layer in space.alphabet() if layer.op in lacking))
     left_out = tuple(layer for layer in space.alphabet() if layer not in alphabet)
     return replace(kept, limits=space.limits, left_out=left_out)

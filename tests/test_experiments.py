@@ -64,7 +64,7 @@ def test_what_the_check_of_a_member_says(tmp_path: Path, capsys: pytest.CaptureF
     assert space.vocab == 257
     answers = {
         "A D": (0, "a member: A D @ 128\n"),
-        "D D": (1, "not a member: D D breaks limits.required"),
+        "D D": (1, "not a member: D D breaks limits.required (no A)\n"),
         "A D A": (1, "not a member: A D A breaks limits.params"),
         "F": (1, "not a member: no choices lead to F"),
     }

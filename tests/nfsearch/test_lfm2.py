@@ -78,7 +78,7 @@ def test_the_norms_of_attention_are_what_the_rule_says() -> None:
         (f"{ATTENTION} F C", "layer 2 is C, with no F after it: lfm2 is made of pairs"),
         (f"{ATTENTION} C F", "layer 1 is C, where an F is due"),
         (f"F {ATTENTION} F", "layer 0 is F, where a mixer is due"),
-        ("C F", "no layer is A: lfm2 counts the tokens in its cache by those of an attention layer"),
+        ("C F", "no layer is A: lfm2 counts the tokens in its cache by those of attention layers"),
     ],
 )
 def test_what_it_cannot_express_is_refused_by_name(layers: str, said: str) -> None:

@@ -73,7 +73,7 @@ def test_random_members_are_the_same_models_in_transformers(tmp_path: Path) -> N
         (f"{A} A[head_dim=16,heads=8,rope=0]", "nemotron_h has one num_attention_heads for all layers"),
         (f"{A} A[head_dim=16,kv_heads=2,rope=0]", "with kv_heads=2, and layer 0 is"),
         (f"{A} {F} F[act=relu2,ratio=2]", "with inner=128 (by ratio), and layer 1 is F[act=relu2], with 192"),
-        (f"{M2} {F}", "no layer is A: nemotron_h counts the tokens in its cache by those of an attention layer"),
+        (f"{M2} {F}", "no layer is A: nemotron_h counts the tokens in its cache by those of attention layers"),
     ],
 )
 def test_what_it_cannot_express_is_refused_by_name(layers: str, said: str) -> None:

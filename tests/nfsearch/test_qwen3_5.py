@@ -91,7 +91,7 @@ def test_the_norm_of_gated_deltanet_is_what_the_rule_says() -> None:
         (f"{A} F {GDN}", "layer 2 is GDN[head_dim=16], with no F after it: qwen3_5 is made of pairs"),
         (f"{A} {GDN} F", "layer 1 is GDN[head_dim=16], where an F is due"),
         (f"F {A} F", "layer 0 is F, where a mixer is due"),
-        (f"{GDN} F", "no layer is A: qwen3_5 counts the tokens in its cache by those of an attention layer"),
+        (f"{GDN} F", "no layer is A: qwen3_5 counts the tokens in its cache by those of attention layers"),
     ],
 )
 def test_what_it_cannot_express_is_refused_by_name(layers: str, said: str) -> None:

@@ -93,6 +93,8 @@ def test_a_limit_that_requires_what_was_left_out_is_refused_with_the_reason() ->
         "stacked can express no member of the space: limits.required names D; "
         "D[head_dim=32]: stacked has layers for A, M2, F alone"
     )
+    space = small("(F[act=relu2] | D[head_dim=32] | GLA)*{1..6}", limits={"required": ["GLA", "F", "D"]})
+    assert "of the space: limits.required names GLA, D; D[head_dim=32]: stacked has layers" in told(space)
     kept = small("(M2[head_dim=32] | D[head_dim=32])*{1..6}", limits={"required": ["M2"], "layers": 3})
     assert serving(kept, FAMILY).limits == kept.limits
 
@@ -104,12 +106,19 @@ def test_a_family_that_needs_an_operator_says_why_none_is_left() -> None:
     space = serving(small("(F[act=relu2] | M2[head_dim=32] | A[head_dim=32,qk_norm=true])*{1..6}"), Attentive())
     rng = random.Random(0)
     assert all("A" in {layer.op for layer in space.sample(rng).architecture.layers} for _ in range(50))
-    why = "no layer is A: attentive counts the tokens in its cache by those of an attention layer"
+    why = "no layer is A: attentive counts the tokens in its cache by those of attention layers"
     assert Attentive().refusal(Architecture(64, (Layer.of("F", act="relu2"),), vocab=100)) == why
     said = told(small("(F[act=relu2] | A[head_dim=32])*{1..6}"), Attentive())
     assert said == (
         f"attentive can express no member of the space: {why}; "
         "A[head_dim=32], with qk_norm=false: attentive needs qk_norm=true"
+    )
+    Attentive.required = "M2"
+    said = told(small("(F[act=relu2] | D[head_dim=32])*{1..6}", limits={"required": ["D"]}), Attentive())
+    assert said == (
+        "attentive can express no member of the space: limits.required names D; "
+        "no layer is M2: attentive counts the tokens in its cache by those of mamba2 layers; "
+        "D[head_dim=32]: attentive has layers for A, M2, F alone"
     )
 
 
