@@ -53,7 +53,8 @@ class Operator(nn.Module, ABC):
     row_normalised: tuple[str, ...] = ()
     column_normalised: tuple[str, ...] = ()
     fused_step: ClassVar[str | FusedStep | None] = None
-    variant: tuple[Hashable, ...] = ()  # what tells its step from that of another whose parameters have the same shapes
+    # What tells its step from others', besides the shapes of its parameters and the numbers and words that it keeps.
+    variant: tuple[Hashable, ...] = ()
 
     def __init__(self, width: int) -> None:
         super().__init__()

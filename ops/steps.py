@@ -102,6 +102,7 @@ def _step_form(operator: Operator, norm: RMSNorm, x: Tensor, state: State) -> Fo
         lambda: named(operator.fused_step).unsupported(operator, x.dtype),
         (
             type(operator),
+            _kept(operator),
             *operator.variant,
             tuple(tuple(p.shape) for p in operator.parameters()),
             batch,
@@ -111,6 +112,13 @@ def _step_form(operator: Operator, norm: RMSNorm, x: Tensor, state: State) -> Fo
         tolerance=_TOLERANCE,
         instead="the plain step",
     )
+
+
+def _kept(operator: Operator) -> tuple[tuple[str, Hashable], ...]:
+    """The settings that an operator keeps, by name, since kernels are compiled for them: such as whether a state may
+    change its sign, which no shape tells."""
+    kept = ((name, value) for name, value in vars(operator).items() if name != "training" and name[0] != "_")
+    return tuple(sorted((name, value) for name, value in kept if value is None or isinstance(value, int | float | str)))
 
 
 # --- the two ends of a model -----------------------------------------------------------------------------------------

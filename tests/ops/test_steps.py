@@ -149,6 +149,28 @@ def test_a_check_is_of_few_sequences(on_a_gpu: None, monkeypatch: pytest.MonkeyP
     assert called == [64]
 
 
+def test_operators_that_differ_in_a_setting_are_checked_apart(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their parameters have the same shapes, but kernels are compiled for the setting."""
+    record, _, called = fused(right)
+    checked = []
+    for text in (
+        "A[head_dim=16,kv_heads=2] A[head_dim=32,kv_heads=1]",
+        "A[head_dim=16] A[head_dim=16,rope=0.5] A[head_dim=16,rope=0]",
+        "A[head_dim=16,rope_base=500] A[head_dim=16,window=8] A[head_dim=16,window=9]",
+        "D[head_dim=32] D[head_dim=32,neg_eigval=true]",
+        "M2[head_dim=16,state=8,groups=2] M2[head_dim=16,state=16]",
+    ):
+        for layer in Architecture.parse(text, width=WIDTH).layers * 2:
+            made = Block(layer, WIDTH, 1e-6).eval()
+            monkeypatch.setattr(type(made.operator), "fused_step", record)
+            before = len(called)
+            with torch.no_grad():
+                made.step_choice(X, made.operator.init_state(2, 4, device="cpu", dtype=torch.float32))
+            checked.append((str(layer), len(called) - before))
+    assert [name for name, checks in checked if checks] == list(dict(checked))
+    assert len(called) == 12
+
+
 class Halver(Operator):
     """An operator of another package: y = W x / 2, with its last input as a state that nothing reads."""
 
