@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nfsearch.proxies.fidelity import Fidelity
-from nfsearch.proxies.job import Evaluation, Job, Report
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.tokenizers import load_tokenizer
 from nfsearch.proxies.training import TrainingProxy
@@ -86,34 +85,45 @@ class LongContextProxy(TrainingProxy):
             )
         return shard[np.array(found)[:, None] + np.arange(length + 1)].astype(np.int64)
 
-    def train(self, job: Job, report: Report | None = None) -> tuple[HybridLM, Evaluation]:
-        model, found = super().train(job, report)
-        gains = self._gains(model)
-        error = Z_95 * float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-        metrics = {**found.metrics, LONG_CONTEXT.name: Measurement(float(gains.mean()), error)}
-        return model, replace(found, metrics=metrics)
+    @property
+    def after(self) -> LongWindows:
+        return LongWindows(self.windows(), self.settings.context)
 
-    def _gains(self, model: HybridLM) -> np.ndarray:
+
+@dataclass(frozen=True)
+class LongWindows:
+    """See `nfsearch.proxies.needs.Afterwards`."""
+
+    windows: np.ndarray  # int64 [windows, length + 1]
+    length: int
+
+    def at_once(self, settings: TrainingSettings) -> int:
+        """As many tokens as a step computes at a time, at most all."""
+        tokens = (settings.micro_batch or settings.batch) * settings.sequence
+        return min(len(self.windows), max(1, tokens // self.length))
+
+    def measure(self, model: HybridLM, settings: TrainingSettings) -> dict[str, Measurement]:
+        each = self.at_once(settings)
+        starts = range(0, len(self.windows), each)
+        gains = np.concatenate([self.read(model, self.windows[start : start + each]) for start in starts])
+        error = Z_95 * float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+        return {LONG_CONTEXT.name: Measurement(float(gains.mean()), error)}
+
+    def read(self, model: HybridLM, windows: np.ndarray) -> np.ndarray:
         """By how much the loss of the last quarter is above that of the first, [windows]."""
         import torch
         from torch.nn.functional import cross_entropy
 
         from nfsearch.proxies.step import upload
-        from nfsearch.proxies.trainer import repeatable
 
-        device, context = model.embedding.weight.device, self.settings.context
-        quarter, found = context // 4, []
-        windows = self.windows()
-        sequences = self.settings.micro_batch or self.settings.batch
-        at_once = max(1, sequences * self.settings.sequence // context)  # as many tokens as a step computes at a time
+        device, quarter = model.embedding.weight.device, self.length // 4
         model.eval()
-        with repeatable(device, 0), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
-            for first in range(0, len(windows), at_once):
-                part = upload(windows[first : first + at_once], device)
-                hidden, targets = model.hidden(part[:, :-1]), part[:, 1:]
-                start, end = (
-                    cross_entropy(model.head(hidden[:, each]).mT, targets[:, each], reduction="none").mean(1)
-                    for each in (slice(quarter), slice(-quarter, None))
-                )
-                found.append((end - start).double().cpu().numpy())
-        return np.concatenate(found)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
+            tokens = upload(windows, device)
+            hidden, targets = model.hidden(tokens[:, :-1]), tokens[:, 1:]
+            start, end = (
+                cross_entropy(model.head(hidden[:, each]).mT, targets[:, each], reduction="none").mean(1)
+                for each in (slice(quarter), slice(-quarter, None))
+            )
+            gains: np.ndarray = (end - start).double().cpu().numpy()
+        return gains

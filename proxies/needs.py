@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from nfsearch.proxies.bounds import Bounds, TooLarge, flops_of_weights
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.step import BEFORE_CAPTURE, mean_loss, training_step, upload
 from nfsearch.space import Architecture
+from nfsearch.support.metrics import Measurement
 from nfsearch.support.notes import note
 from nfsearch.support.terminal import duration
 
@@ -32,16 +34,34 @@ _ROOM = 0.95  # of the memory that is free: the rest goes to what PyTorch does n
 # many bytes for each token and value of the width (those of nfsearch keep 20 to 120), and if the device did no more
 # than so many FLOP/s (a hundredth of its best). So candidates of 50M parameters on 10M tokens lose no second to it.
 _KEPT, _SLOW = 256, {"cuda": 1e13, "cpu": 2e9}
+_READ = 8  # bytes, likewise, that reading without gradients takes for each token and entry of the vocabulary
+
+
+class Afterwards(Protocol):
+    """What a training is followed by: the trained model reads windows of `length` tokens, without gradients."""
+
+    @property
+    def length(self) -> int: ...
+
+    def at_once(self, settings: TrainingSettings) -> int:
+        """How many windows are read at a time."""
+
+    def read(self, model: HybridLM, windows: np.ndarray) -> np.ndarray:
+        """What the model says of int64 [windows, length + 1]; one number for each."""
+
+    def measure(self, model: HybridLM, settings: TrainingSettings) -> Mapping[str, Measurement]:
+        """Metrics of the model, by what it says of all windows."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Of a training whose steps compute so many sequences at a time: bytes of the GPU's memory that it cannot do
-    without (0 on a CPU; see `taken`), and seconds."""
+    """Of a training whose steps compute so many sequences at a time, and of what follows it: bytes of the GPU's memory
+    that it cannot do without (0 on a CPU; see `taken`), seconds, and the bytes for what follows alone."""
 
     micro_batch: int
     memory: float
     seconds: float
+    afterwards: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,21 +94,31 @@ def fitted(
     steps: int,
     validations: int,
     began: float,
+    after: Afterwards | None = None,
 ) -> TrainingSettings:
     """The settings with a micro batch that the device has room for, for a training of so many steps and passes over the
-    validation set that began at `began` of `time.perf_counter`; the model's weights are as before.
+    validation set that began at `began` of `time.perf_counter`, and for what follows it; the model's weights are as
+    before.
 
     Raises TooLarge where not one sequence fits (or not the `micro_batch` that is asked for), and where the training
     would take longer than it may.
     """
     device, architecture = model.embedding.weight.device, model.architecture
     there = memory_there(device, bounds.share)
-    if _small(architecture, settings, device, there, bounds.seconds, steps):
+    if _small(architecture, settings, device, there, bounds.seconds, steps, after):
         return settings
-    found = predict(model, settings, there, steps=steps, validations=validations)
+    found = predict(model, settings, there, steps=steps, validations=validations, after=after)
     wanted = settings.micro_batch or settings.batch
+    if after and found.afterwards > _ROOM * there:
+        what = _counted(after.at_once(_dividing(settings, found.micro_batch)), "window")
+        remedies = ["proxy.micro_batch: null"] * bool(settings.micro_batch) + ["a smaller proxy.context"]
+        raise TooLarge(
+            f"{architecture}: reading {what} of {after.length} tokens at a time needs about "
+            f"{found.afterwards / 1e9:.1f} GB of GPU memory, and {there / 1e9:.1f} GB are there: set "
+            f"{' or '.join(remedies)}"
+        )
     if found.memory > _ROOM * there:
-        what = f"{found.micro_batch} sequence{'s' * (found.micro_batch > 1)} of {settings.sequence} tokens"
+        what = f"{_counted(found.micro_batch, 'sequence')} of {settings.sequence} tokens"
         remedies = ["proxy.micro_batch: null"] * bool(settings.micro_batch)
         remedies += ["proxy.recompute: true"] * (not settings.recompute) + ["a smaller proxy.sequence"]
         raise TooLarge(
@@ -103,34 +133,44 @@ def fitted(
         )
     if found.micro_batch < wanted:
         note(f"steps were computed {found.micro_batch} of {wanted} sequences at a time, for want of GPU memory")
-    return settings.model_copy(update={"micro_batch": found.micro_batch})
+    return _dividing(settings, found.micro_batch)
 
 
-def predict(model: HybridLM, settings: TrainingSettings, there: float, *, steps: int, validations: int) -> Needs:
-    """What the training will take from now on, with the largest micro batch that `there` bytes have room for: the whole
-    batch, the half, a quarter ...; with one sequence, or what the settings say, where none has. The model's weights are
-    as before. Raises TooLarge where nothing at all fits."""
+def predict(
+    model: HybridLM,
+    settings: TrainingSettings,
+    there: float,
+    *,
+    steps: int,
+    validations: int,
+    after: Afterwards | None = None,
+) -> Needs:
+    """What the training and what follows it will take from now on, with the largest micro batch that `there` bytes have
+    room for: the whole batch, the half, a quarter ...; with one sequence, or what the settings say, where none has. The
+    model's weights are as before. Raises TooLarge where nothing at all fits."""
     before = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
     try:
         found = _rehearsals(model, settings, steps)
+        read = _readings(model, settings, after) if after and there < math.inf else []
     finally:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(before[name])
     micro = settings.micro_batch or settings.batch
 
-    def needed(micro: int) -> float:
+    def needed(micro: int) -> tuple[float, float]:
         tokens = micro * settings.sequence
-        return _memory(found, tokens) + (_beside(found, tokens, settings) if validations > 1 else 0.0)
+        training = _memory(found, tokens) + (_beside(found, tokens, settings) if validations > 1 else 0.0)
+        return training, _on_line(read, after.at_once(_dividing(settings, micro))) if after and read else 0.0
 
-    while (memory := needed(micro)) > _ROOM * there:
+    while max(memory := needed(micro)) > _ROOM * there:
         if micro == 1 or settings.micro_batch:
             break
         micro = math.ceil(micro / 2)
     largest = found[0]
     validation = settings.validation_tokens * largest.validation / largest.tokens
     seconds = steps * _seconds(found, settings.batch * settings.sequence) + validations * validation
-    return Needs(micro, memory, seconds)
+    return Needs(micro, max(memory), seconds, memory[1])
 
 
 def memory_there(device: torch.device, share: float = 1.0) -> float:
@@ -154,11 +194,23 @@ def _small(
     there: float,
     seconds: float,
     steps: int,
+    after: Afterwards | None,
 ) -> bool:
     at_once = (settings.micro_batch or settings.batch) * settings.sequence
-    kept = at_once * len(architecture.layers) * architecture.width * _KEPT
+    each = len(architecture.layers) * architecture.width * _KEPT
+    if after:
+        at_once, each = max(at_once, after.at_once(settings) * after.length), each + architecture.vocab * _READ
+    kept = at_once * each
     slowest = flops_of_weights(architecture.parameters, steps * settings.batch * settings.sequence) / _SLOW[device.type]
     return 2 * (_least(architecture, settings) + kept) < there and slowest < seconds
+
+
+def _dividing(settings: TrainingSettings, micro: int) -> TrainingSettings:
+    return settings.model_copy(update={"micro_batch": micro})
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count > 1)}"
 
 
 # --- rehearsing ------------------------------------------------------------------------------------------------------
@@ -226,6 +278,36 @@ def _measured(model: HybridLM, settings: TrainingSettings, parts: int, steps: in
         beside = _allocated(device) - kept
         state = sum(tensor.nbytes for tensor in update.state().values())
     return _Rehearsal(sequences * settings.sequence, parts, allocated, memory, seconds, beside, validation, state)
+
+
+def _readings(model: HybridLM, settings: TrainingSettings, after: Afterwards) -> list[tuple[int, float]]:
+    """(windows at a time, bytes at the peak of reading them), the largest two that are small enough to be rehearsed and
+    fit, or one. Raises TooLarge where none does."""
+    device = model.embedding.weight.device
+    most = max(1, min(after.at_once(settings), _REHEARSED[device.type] // after.length))
+    found: list[tuple[int, float]] = []
+    while most and len(found) < 2:
+        _empty(device)
+        with suppress(torch.OutOfMemoryError):
+            found.append((most, _read(model, after, most)))
+        most //= 2
+    _empty(device)
+    if not found:
+        raise TooLarge(
+            f"{model.architecture}: the GPU has no room to read a window of {after.length} tokens: set a smaller "
+            "proxy.context"
+        )
+    return found
+
+
+def _read(model: HybridLM, after: Afterwards, windows: int) -> float:
+    """Bytes at the peak of reading so many, once what is used first has been checked."""
+    device = model.embedding.weight.device
+    tokens = np.random.default_rng(0).integers(model.architecture.vocab, size=(windows, after.length + 1))
+    after.read(model, tokens[:1])
+    _empty(device)
+    after.read(model, tokens)
+    return _allocated(device)
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:

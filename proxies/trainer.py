@@ -17,7 +17,7 @@ from nfsearch.proxies.bounds import Bounds
 from nfsearch.proxies.checkpoints import Checkpoints, Trunk
 from nfsearch.proxies.data import Corpus, batch, validation_batches
 from nfsearch.proxies.job import Evaluation, Report
-from nfsearch.proxies.needs import fitted, require_room
+from nfsearch.proxies.needs import Afterwards, fitted, require_room
 from nfsearch.proxies.schedule import Schedule
 from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, TrainingSettings
 from nfsearch.proxies.step import Step, mean_loss, training_step, upload
@@ -51,6 +51,7 @@ def train_model(
     checkpoints: Checkpoints | None = None,
     report: Report | None = None,
     bounds: Bounds | None = None,
+    after: Afterwards | None = None,
 ) -> tuple[HybridLM, Evaluation]:
     """Trains a new model on `tokens` tokens, by default `settings.tokens` (whole steps, at least one), and measures its
     validation loss, and that at each of the rungs below.
@@ -59,7 +60,7 @@ def train_model(
     one number of threads, whatever rungs there are and wherever the training was stopped and gone on with from
     `checkpoints`, where one on a trunk is kept at each branch and every few seconds. The caller's random state is left
     alone. `report` is called about every 2 % of the run; what it raises ends the run. bf16 autocast on CUDA, float32 on
-    a CPU.
+    a CPU. What `after` measures of the trained model is among its metrics.
 
     Raises ValueError when the architecture's vocabulary is smaller than the corpus's or the corpus is shorter than one
     window, `Diverged` when a loss is not finite, OSError for a checkpoint that is damaged; before the first step
@@ -75,7 +76,7 @@ def train_model(
             require_room(architecture, settings, device, bounds)
             model = HybridLM(architecture).to(device)
         training = _Training(model, corpus, settings, seed, tokens, checkpoints, report)
-        training.fit(bounds, started)
+        training.fit(bounds, started, after)
         training.run()
         loss = evaluate(model, corpus, training.settings, device)
     seen = training.schedule.steps * training.per_step
@@ -91,6 +92,9 @@ def train_model(
     }
     found = {name: Measurement(value) for name, value in metrics.items()}
     seconds, rungs = time.perf_counter() - started, tuple(training.rungs.items())
+    if after:
+        with repeatable(device, 0):
+            found |= after.measure(model, training.settings)
     return model, Evaluation(found, seen, seconds, tuple(training.curve), rungs=rungs)
 
 
@@ -154,12 +158,14 @@ class _Training:
     def _interval(self) -> int:
         return math.ceil(self.schedule.steps / REPORTS)
 
-    def fit(self, bounds: Bounds, began: float) -> None:
+    def fit(self, bounds: Bounds, began: float, after: Afterwards | None) -> None:
         """Computes no more at a time than there is room for. Raises TooLarge: see `fitted`."""
         steps = self.schedule.steps - (self.trunk.step if self.trunk else 0)
         steps += sum(rung.steps - rung.branch for rung in self._lacking)
         passes = 1 + len(self._lacking)
-        self.settings = fitted(self.model, self.settings, bounds, steps=steps, validations=passes, began=began)
+        self.settings = fitted(
+            self.model, self.settings, bounds, steps=steps, validations=passes, began=began, after=after
+        )
 
     def run(self) -> None:
         with training_step(self.model, self.settings, self.schedule.steps) as update:

@@ -20,6 +20,7 @@ from nfsearch.support.phases import phase
 
 if TYPE_CHECKING:
     from nfsearch.ops.model import HybridLM
+    from nfsearch.proxies.needs import Afterwards
 
 
 class TrainingProxy:
@@ -91,6 +92,11 @@ class TrainingProxy:
         found = Checkpoints.of(self.checkpoints, job).load_weights(job.fidelity.tokens, model)
         return model if found else None
 
+    @property
+    def after(self) -> Afterwards | None:
+        """What else is asked of the trained model."""
+        return None
+
     def evaluate(self, job: Job, report: Report) -> Evaluation:
         return self.train(job, report)[1]
 
@@ -117,4 +123,5 @@ class TrainingProxy:
             checkpoints=Checkpoints.of(self.checkpoints, job) if self.checkpoints else None,
             report=report,
             bounds=self.bounds,
+            after=self.after,
         )

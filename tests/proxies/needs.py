@@ -45,8 +45,11 @@ def architectures() -> Iterator[Architecture]:
         yield Architecture.parse(pattern % max(1, (8 + number) // length), width=width, vocab=32000)
 
 
-def compare(architecture: Architecture, corpus: Corpus, settings: TrainingSettings) -> tuple[needs.Needs, needs.Needs]:
-    """What a training on the GPU, if there is one, was predicted to need, and what it needed from then on."""
+def compare(
+    architecture: Architecture, corpus: Corpus, settings: TrainingSettings, after: needs.Afterwards | None = None
+) -> tuple[needs.Needs, needs.Needs]:
+    """What a training on the GPU, if there is one, and what follows it was predicted to need, and what it needed from
+    then on."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: list[tuple[needs.Needs, float]] = []
     taken: list[float] = []
@@ -68,7 +71,7 @@ def compare(architecture: Architecture, corpus: Corpus, settings: TrainingSettin
         patch.object(needs, "_small", return_value=False),
         patch.object(Step, "close", close),
     ):
-        train_model(architecture, corpus, settings, seed=0, device=device, bounds=Bounds())
+        train_model(architecture, corpus, settings, seed=0, device=device, bounds=Bounds(), after=after)
     predicted, began = found[0]
     seconds = time.perf_counter() - began
     return predicted, needs.Needs(predicted.micro_batch, max(taken[-1], needs.taken(device)), seconds)

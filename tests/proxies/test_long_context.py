@@ -12,7 +12,7 @@ import pytest
 
 from nfsearch.ops import HybridLM
 from nfsearch.proxies import Evaluation, Job
-from nfsearch.proxies.long_context import LongContextProxy, LongContextSettings
+from nfsearch.proxies.long_context import LongContextProxy, LongContextSettings, LongWindows
 from nfsearch.proxies.training import TrainingProxy
 from nfsearch.space import Architecture
 from tests.proxies.small import SMALL, architecture
@@ -68,9 +68,31 @@ def test_windows_lie_within_documents(text: Path, monkeypatch: pytest.MonkeyPatc
 def test_no_more_tokens_are_read_at_a_time_than_in_a_step(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, read = HybridLM(architecture()), []
     monkeypatch.setattr(model, "hidden", lambda tokens: read.append(len(tokens)) or HybridLM.hidden(model, tokens))
-    whole, parts = (proxy_of(text, monkeypatch, batch=16, micro_batch=micro)._gains(model) for micro in (None, 8))
+    proxy = proxy_of(text, monkeypatch, batch=16)
+    parted = proxy.settings.model_copy(update={"micro_batch": 8})
+    whole, parts = (proxy.after.measure(model, settings)["long_context"] for settings in (proxy.settings, parted))
     assert read == [4, 2, 2, 2, 2]  # of six windows, each as long as four sequences
-    assert np.allclose(whole, parts, atol=1e-5)
+    assert (whole.value, whole.error) == pytest.approx((parts.value, parts.error), abs=1e-5)
+
+
+def test_a_step_that_is_divided_for_want_of_memory_divides_the_windows(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, read = proxy_of(text, monkeypatch, batch=16), []
+
+    def fitted(model: HybridLM, settings: LongContextSettings, *_: Any, after: LongWindows, **__: Any) -> Any:
+        assert after.at_once(settings) == 4
+        return settings.model_copy(update={"micro_batch": 4})
+
+    def noted(self: LongWindows, model: HybridLM, windows: np.ndarray) -> np.ndarray:
+        read.append(len(windows))
+        return honest(self, model, windows)
+
+    honest = LongWindows.read
+    monkeypatch.setattr("nfsearch.proxies.trainer.fitted", fitted)
+    monkeypatch.setattr(LongWindows, "read", noted)
+    scored(proxy, "F")
+    assert read == [1] * 6
 
 
 def test_all_else_is_as_the_training_proxy_has_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from nfsearch.ops.model import HybridLM
 from nfsearch.proxies import Bounds, TooLarge, needs
 from nfsearch.proxies.checkpoints import Checkpoints
 from nfsearch.proxies.data import Corpus
+from nfsearch.proxies.long_context import LongWindows
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.trainer import train_model
 from nfsearch.support.notes import listening
@@ -22,6 +24,7 @@ from tests.proxies.small import EVERY_MIXER, SMALL, architecture, evaluated
 
 LARGE = SMALL.model_copy(update={"batch": 48, "sequence": 1024})
 FIXED, EACH = 1e9, 5e4  # bytes of the faked GPU's memory: whatever is trained, and for each token
+READING = 1e5  # bytes for each token that the trained model reads
 OPTIMIZER, TOKEN = 0.5, 1e-5  # its seconds
 GAPS, BESIDE, STATE = 1.25, 3.0, 7  # bytes held for each that is allocated; of validation, for each token; of the state
 
@@ -41,16 +44,32 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         beside = BESIDE * tokens
         return needs._Rehearsal(tokens, parts, memory / GAPS, memory, seconds, beside, validation, STATE)
 
+    def read(model: HybridLM, after: needs.Afterwards, windows: int) -> float:
+        if (memory := FIXED + READING * windows * after.length) > has["memory"]:
+            raise torch.OutOfMemoryError
+        return memory
+
     monkeypatch.setattr(needs, "_measured", measured)
+    monkeypatch.setattr(needs, "_read", read)
+    monkeypatch.setattr(needs, "_READ", READING)
     monkeypatch.setattr(needs, "_REHEARSED", {"cpu": 2**14})
     monkeypatch.setattr(needs, "memory_there", lambda device, share=1.0: share * has["memory"])
     monkeypatch.setattr(needs, "_least", lambda architecture, settings: FIXED)
     return has
 
 
-def fitted(settings: TrainingSettings, bounds: Bounds | None = None, steps: int = 10) -> TrainingSettings:
+def fitted(
+    settings: TrainingSettings,
+    bounds: Bounds | None = None,
+    steps: int = 10,
+    after: needs.Afterwards | None = None,
+) -> TrainingSettings:
     model = HybridLM(architecture())
-    return needs.fitted(model, settings, bounds or Bounds(), steps=steps, validations=1, began=math.inf)
+    return needs.fitted(model, settings, bounds or Bounds(), steps=steps, validations=1, began=math.inf, after=after)
+
+
+def windows(length: int, count: int = 100) -> LongWindows:
+    return LongWindows(np.zeros((count, length + 1), int), length)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +117,33 @@ def test_what_does_not_fit_is_refused_by_name(gpu: dict[str, float]) -> None:
         TooLarge, match=r"weights, gradients and what muon keeps need 1\.0 GB of GPU memory, and 0\.5 GB"
     ):
         needs.require_room(architecture(), LARGE, torch.device("cpu"), Bounds(share=0.5))
+
+
+def test_what_is_read_afterwards_counts_where_it_needs_more(gpu: dict[str, float]) -> None:
+    model, asked = HybridLM(architecture()), {"steps": 10, "validations": 1}
+    gpu["memory"] = 4e9  # of which the training takes 3.46, and reading 12 windows of 4096 tokens 5.9
+    found = needs.predict(model, LARGE, 4e9, after=windows(4096), **asked)
+    assert (found.micro_batch, found.memory) == (24, pytest.approx(FIXED + READING * 6 * 4096))
+    assert found.afterwards == found.memory
+    few = needs.predict(model, LARGE, 4e9, after=windows(4096, count=2), **asked)
+    assert (few.micro_batch, few.memory) == (48, pytest.approx(FIXED + EACH * 48 * 1024))
+    assert few.afterwards == pytest.approx(FIXED + READING * 2 * 4096)
+    assert fitted(LARGE, after=windows(4096)).micro_batch == 24
+
+
+def test_windows_that_do_not_fit_are_refused_by_name(gpu: dict[str, float]) -> None:
+    gpu["memory"] = 4.3e9
+    name = str(architecture())
+    with pytest.raises(TooLarge) as error:
+        fitted(LARGE, after=windows(2**15))
+    assert str(error.value) == (
+        f"{name}: reading 1 window of 32768 tokens at a time needs about 4.3 GB of GPU memory, and 4.3 GB are there: "
+        "set a smaller proxy.context"
+    )
+    with pytest.raises(TooLarge, match=r"reading 12 windows of 4096 tokens .* set proxy\.micro_batch: null or a"):
+        fitted(LARGE.model_copy(update={"micro_batch": 48}), after=windows(4096))
+    with pytest.raises(TooLarge, match=r"no room to read a window of 65536 tokens: set a smaller proxy\.context"):
+        fitted(LARGE, after=windows(2**16))
 
 
 def test_what_takes_too_long_is_refused_with_both_figures(gpu: dict[str, float]) -> None:
@@ -165,3 +211,13 @@ def test_predictions_hold_on_a_gpu(corpus: Corpus) -> None:
     predicted, real = compare(found, corpus, settings)
     assert real.memory == pytest.approx(predicted.memory, rel=0.1)
     assert real.seconds == pytest.approx(predicted.seconds, rel=0.2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_predictions_of_what_is_read_afterwards_hold_on_a_gpu(corpus: Corpus) -> None:
+    settings = SMALL.model_copy(update={"batch": 128, "sequence": 512, "tokens": 12 * 128 * 512})
+    found = architecture("A F D F", width=256, vocab=100_000)
+    predicted, real = compare(found, corpus, settings, windows(4096, count=16))
+    assert predicted.memory == predicted.afterwards
+    assert real.memory == pytest.approx(predicted.memory, rel=0.1)
