@@ -1,4 +1,4 @@
-"""How many members an expression has and how long they are, without enumerating them.
+"""How many members an expression has, how long they are and of which operators, without enumerating them.
 
 What a name stands for is counted once, however often it is used: names of names can double in each line.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from functools import cache
 
-from nfsearch.space.notation import Choice, Node, Op, Ref, Repeat, Seq
+from nfsearch.space.notation import Choice, Node, Op, Ref, Repeat, Seq, children
 
 
 def answers_by_depth(node: Node, where: Mapping[str, Node]) -> Counter[int]:
@@ -37,6 +37,23 @@ def answers_by_depth(node: Node, where: Mapping[str, Node]) -> Counter[int]:
                 return _repeated(of(body), low, high, tied)
 
     return of(node)
+
+
+def operators_in(node: Node, where: Mapping[str, Node]) -> set[Op]:
+    """Those in an expression, what its names stand for included."""
+    found: set[Op] = set()
+    todo, names = [node], set[str]()
+    while todo:
+        match todo.pop():
+            case Op() as op:
+                found.add(op)
+            case Ref(name):
+                if name not in names:
+                    names.add(name)
+                    todo.append(where[name])
+            case other:
+                todo += children(other)
+    return found
 
 
 def deepest(node: Node, where: Mapping[str, Node], empty: int = 0) -> int:

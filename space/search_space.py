@@ -18,7 +18,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from nfsearch.space.architecture import Architecture
-from nfsearch.space.counting import answers_by_depth, deepest
+from nfsearch.space.counting import answers_by_depth, deepest, operators_in
 from nfsearch.space.family import Family
 from nfsearch.space.layer import Layer
 from nfsearch.space.limits import Limits, Misses, Unreachable
@@ -31,7 +31,6 @@ from nfsearch.space.notation import (
     Ref,
     Repeat,
     Seq,
-    children,
     print_node,
     require_shallow,
 )
@@ -102,7 +101,7 @@ class SearchSpace:
             raise ValueError(f"the space has members of {depth} layers; {MAX_LAYERS} is the most")
         if deepest(self.layers, self.where, empty=1) > MAX_PARTS:
             raise ValueError(f"the space has members of more than {MAX_PARTS:,} parts, those that are () counted")
-        if sum(op.forms for op in self._operators(self.layers)) * len(self.widths) > MAX_BLOCKS:
+        if sum(op.forms for op in operators_in(self.layers, self.where)) * len(self.widths) > MAX_BLOCKS:
             raise ValueError(
                 f"the space has more than {MAX_BLOCKS:,} different layers, counting every combination of settings at "
                 "every width"
@@ -262,7 +261,7 @@ class SearchSpace:
     def _count(self, node: Repeat, path: str, inner: bool) -> Question:
         name = f"{path}.count"
         if name not in self._known:
-            only_ffn = {Layer(op.name).spec.kind for op in self._operators(node)} == {"ffn"}
+            only_ffn = {Layer(op.name).spec.kind for op in operators_in(node, self.where)} == {"ffn"}
             kind = "ffn" if only_ffn else "ratio" if inner else "blocks"
             self._known[name] = Question(name, kind, tuple(range(node.low, node.high + 1)))
         return self._known[name]
@@ -338,23 +337,7 @@ class SearchSpace:
 
     def alphabet(self) -> tuple[Layer, ...]:
         """Every layer that a member can contain, sorted."""
-        return tuple(sorted({layer for op in self._operators(self.layers) for layer in op.layers()}, key=str))
-
-    def _operators(self, node: Node) -> set[Op]:
-        """Those in an expression, what its names stand for included."""
-        found: set[Op] = set()
-        todo, names = [node], set[str]()
-        while todo:
-            match todo.pop():
-                case Op() as op:
-                    found.add(op)
-                case Ref(name):
-                    if name not in names:
-                        names.add(name)
-                        todo.append(self.where[name])
-                case other:
-                    todo += children(other)
-        return found
+        return tuple(sorted({layer for op in operators_in(self.layers, self.where) for layer in op.layers()}, key=str))
 
     # --- membership ------------------------------------------------------------------------------------------------
 
