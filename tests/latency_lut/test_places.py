@@ -13,7 +13,7 @@ from nfsearch.latency_lut import Key, Workload, keys_for
 from nfsearch.latency_lut.keys import BETWEEN, CACHES, RESIDENT, STREAMED, VAST
 from nfsearch.latency_lut.places import SHARES, _caches, other_work, placed, touched_by_ends, touched_by_layer
 from nfsearch.space.architecture import Architecture
-from nfsearch.space.notation import parse, parse_layers
+from nfsearch.space.notation import parse
 from nfsearch.space.search_space import SearchSpace
 
 from .helpers import made_up_table, small_space
