@@ -172,23 +172,36 @@ def test_generate_is_the_same_with_and_without_the_cache(how: dict[str, Any], la
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])  # of it before transformers 5.24, and since
 @torch.no_grad()
-def test_a_cached_text_goes_on_by_tokens_and_by_parts(several: HybridLM, model: NFSearchForCausalLM) -> None:
+def test_a_cached_text_goes_on_by_tokens_and_by_parts(several: HybridLM, model: NFSearchForCausalLM, name: str) -> None:
     from nfsearch.export.modeling_nfsearch import NFSearchCache
 
     tokens, cache = torch.randint(0, VOCAB, (2, 90)), NFSearchCache(model.config)
+    held: dict[str, Any] = {name: cache}
     for _ in range(2):
-        parts = [model(part, past_key_values=cache).logits for part in tokens.split((2, 1, 5, 1, 1, 70, 10), dim=1)]
+        parts = [model(part, **held).logits for part in tokens.split((2, 1, 5, 1, 1, 70, 10), dim=1)]
         assert cache.get_seq_length() == 90
         torch.testing.assert_close(torch.cat(parts, dim=1), several(tokens), atol=1e-5, rtol=0)
         cache.reset()
     padding = torch.ones(2, 90).long()
     padding[0, :3] = 0
     parts = [
-        model(tokens[:, a:b], attention_mask=padding[:, :b], past_key_values=cache).logits
+        model(tokens[:, a:b], attention_mask=padding[:, :b], **held).logits
         for a, b in ((0, 20), (20, 60), (60, 61), (61, 90))
     ]
     torch.testing.assert_close(torch.cat(parts, dim=1)[0, 3:], several(tokens[:1, 3:])[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_what_is_generated_while_training_is_the_same(model: NFSearchForCausalLM, checkpointed: bool) -> None:
+    tokens, mask = padded([torch.arange(5), torch.arange(17)], "left")
+    expected = generated(model, tokens, mask, use_cache=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer transformers have another name for it
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+    assert torch.equal(generated(model.train(), tokens, mask), expected)
 
 
 def test_the_loss_of_padded_texts_is_that_of_the_texts(model: NFSearchForCausalLM) -> None:
@@ -230,7 +243,7 @@ def test_what_it_cannot_read_is_refused(transformers: Any, model: NFSearchForCau
         "padding is read at the start alone": dict(attention_mask=mask, past_key_values=cache, input_ids=tokens[:, :3]),
         r"attention_mask must be \[batch, 6\], not \[2, 9\]": dict(attention_mask=mask, input_ids=tokens),
         "several texts in a row": dict(input_ids=tokens, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]])),
-        "must be an NFSearchCache, not a DynamicCache": dict(
+        "the cache must be an NFSearchCache, not a DynamicCache": dict(
             input_ids=tokens, past_key_values=transformers.DynamicCache()
         ),
         "either input_ids or inputs_embeds": {},

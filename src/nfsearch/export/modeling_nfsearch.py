@@ -26,6 +26,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, is_peft_available
 
+# What the cache is called among the outputs, from where `generate` takes it and gives it back: "cache" since 5.24.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 
 class NFSearchConfig(PretrainedConfig):
     """`layers` names the operator of each residual layer with its sizes: {"operator": "deltanet", "heads": 8, ...};
@@ -36,7 +39,7 @@ class NFSearchConfig(PretrainedConfig):
     """
 
     model_type = "nfsearch"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers' own form)
+    keys_to_ignore_at_inference = [CACHE]  # noqa: RUF012 (transformers' own form)
 
     vocab_size: int = 32000
     hidden_size: int = 128
@@ -526,8 +529,8 @@ class NFSearchLayer(GradientCheckpointingLayer):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mixer = MIXERS[operator](config.hidden_size, index, **sizes)
 
-    def forward(self, x: Tensor, places: Places, past_key_values: Cache | None = None) -> Tensor:
-        return x + self.mixer(self.norm(x), places, past_key_values)
+    def forward(self, x: Tensor, places: Places, cache: Cache | None = None) -> Tensor:
+        return x + self.mixer(self.norm(x), places, cache)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -541,7 +544,7 @@ class NFSearchPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["NFSearchLayer"]  # noqa: RUF012 (transformers' own form)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_sdpa = True
     _can_compile_fullgraph = True
     _is_stateful = True  # recurrent states cannot be wound back: no assisted generation
@@ -608,9 +611,11 @@ class NFSearchModel(NFSearchPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """The features [batch, time, width] of tokens [batch, time], continuing those in the cache, if there are any.
+        `past_key_values` is the cache's name before transformers 5.24; all of them take either.
 
         `attention_mask` [batch, time read so far] is 0 for padding, and then decides the positions too, which count
         each text from 0. Raises ValueError for padding among tokens that continue others, and for several texts in one
@@ -622,11 +627,14 @@ class NFSearchModel(NFSearchPreTrainedModel):
         time = x.shape[1]
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if past_key_values is None and use_cache and not (self.gradient_checkpointing and self.training):
-            past_key_values = NFSearchCache(self.config)
-        if past_key_values is not None and not isinstance(past_key_values, NFSearchCache):
-            raise ValueError(f"past_key_values must be an NFSearchCache, not a {type(past_key_values).__name__}")
-        seen = 0 if past_key_values is None else past_key_values.seen
+        cache = past_key_values if cache is None else cache
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            cache = None  # layers run once more for the backward pass, and would write to it twice
+        elif cache is None and use_cache:
+            cache = NFSearchCache(self.config)
+        if cache is not None and not isinstance(cache, NFSearchCache):
+            raise ValueError(f"the cache must be an NFSearchCache, not a {type(cache).__name__}")
+        seen = 0 if cache is None else cache.seen
         mask = self._checked(attention_mask, position_ids, x, seen)
         x, places, latest = self._placed(x, mask, position_ids, seen)
 
@@ -637,14 +645,15 @@ class NFSearchModel(NFSearchPreTrainedModel):
         every = []
         for layer in self.layers:
             every.append(x)
-            x = layer(x, places, past_key_values=past_key_values)
-        if past_key_values is not None:
-            past_key_values.seen += time
+            x = layer(x, places, cache=cache)
+        if cache is not None:
+            cache.seen += time
         x = in_order(self.norm(x))
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         hidden = (*map(in_order, every), x) if output_hidden_states else None
-        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values, hidden_states=hidden)
+        kept: dict[str, Any] = {CACHE: cache}
+        return BaseModelOutputWithPast(last_hidden_state=x, hidden_states=hidden, **kept)
 
     @staticmethod
     def _checked(mask: Tensor | None, positions: Tensor | None, x: Tensor, seen: int) -> Tensor | None:
@@ -716,6 +725,7 @@ class NFSearchForCausalLM(NFSearchPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [batch, time, vocab] in float32 or wider, of the last `logits_to_keep` tokens if given, or of those at
@@ -724,7 +734,7 @@ class NFSearchForCausalLM(NFSearchPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=kwargs.pop("output_hidden_states", None),
@@ -739,6 +749,5 @@ class NFSearchForCausalLM(NFSearchPreTrainedModel, GenerationMixin):
             if attention_mask is not None:  # the first token after padding is a text's first, which nothing predicts
                 labels = labels.masked_fill(F.pad(attention_mask, (1, 0), value=1)[:, :-1] == 0, -100)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
-        )
+        held: dict[str, Any] = {CACHE: getattr(outputs, CACHE)}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states, **held)
