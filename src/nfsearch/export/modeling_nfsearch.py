@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel, initialization
-from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -74,7 +74,7 @@ class NFSearchCache(Cache):
     def _layer(operator: str, window: int | None = None, **sizes: Any) -> Any:
         if operator == "attention":
             return DynamicLayer() if window is None else DynamicSlidingWindowLayer(sliding_window=window)
-        return DummyLayer() if operator == "ffn" else LinearAttentionLayer()
+        return LinearAttentionLayer()  # in which an FFN keeps nothing
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen
