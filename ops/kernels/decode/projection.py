@@ -69,7 +69,8 @@ def bind_head(norm: Any, embedding: Any, unit_rows: bool, x: Tensor) -> Callable
     weight, scale, columns = held(embedding), held(norm), x.shape[1]
     if len(x) <= MAX_BATCH:
         launch = gemv.bind(
-            x, weight(), mode="rms", group=columns, eps=norm.eps, unit_rows=unit_rows, dtype=torch.float32
+            x, weight(), mode="rms", group=columns, eps=norm.eps, unit_rows=unit_rows, dtype=torch.float32,
+            config=_head_tiling(*weight().shape),
         )  # fmt: skip
         return lambda x: launch(x, weight(), scale())
     before = prologue.bind(x, columns, group=columns, eps=norm.eps)
@@ -80,6 +81,12 @@ def bind_head(norm: Any, embedding: Any, unit_rows: bool, x: Tensor) -> Callable
         return logits / torch.linalg.vector_norm(w, dim=1, dtype=torch.float32) if unit_rows else logits.float()
 
     return many
+
+
+def _head_tiling(rows: int, columns: int) -> tuple[int, int] | None:
+    """(ROWS, warps) of a narrow head, whose many rows want single warps that ask for 10 kB each: on an H200 at 4 TB/s,
+    as measured with 16384 to 131072 rows of 256 to 1792 columns. None: as other projections."""
+    return (1 << ((5120 // columns).bit_length() - 1), 1) if rows >= 16384 and columns < 2048 else None
 
 
 def odd_size(*sizes: int, norm: int = 8) -> str:
