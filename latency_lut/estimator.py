@@ -6,7 +6,7 @@ measured ones; the sum is exact and costs no more than one pass.
 
 Where a block was measured in several places, its time is taken between those that are most like its place in the
 model: by how many bytes other layers touch there between two of its kind, and by how many bytes a pass of the whole
-model touches, both on a logarithmic axis. Nothing is carried beyond the outermost place.
+model touches (on a GPU, of its layers: see `ends_stay`), both on a logarithmic axis. Nothing is carried beyond the outermost place.
 
 Memory is weights, and the state of every sequence at its longest, counted exactly; and the largest workspace of a part
 as it was measured (0 where it was not, as on a CPU).
@@ -26,7 +26,7 @@ from nfsearch.latency_lut.errors import TableError
 from nfsearch.latency_lut.interpolation import neighbours, summed
 from nfsearch.latency_lut.keys import ENDS, Part, ends_part, layer_parts
 from nfsearch.latency_lut.measured import Measured
-from nfsearch.latency_lut.places import ITEM_BYTES, touched_by_ends, touched_by_layer
+from nfsearch.latency_lut.places import ITEM_BYTES, ends_stay, touched_by_ends, touched_by_layer
 from nfsearch.latency_lut.rows import Row
 from nfsearch.latency_lut.workload import Span, Workload
 from nfsearch.space.architecture import Architecture, Layer
@@ -83,12 +83,15 @@ class Surface:
         self._between = [_distance(between) for between in sorted(by_between)]
         lines = [sorted(by_between[between], key=lambda cost: cost.touched) for between in sorted(by_between)]
         self._lines = [
-            ([math.log(cost.touched) for cost in line], [Point(cost.seconds, cost.error, cost.joules) for cost in line])
+            (
+                [math.log1p(cost.touched) for cost in line],
+                [Point(cost.seconds, cost.error, cost.joules) for cost in line],
+            )
             for line in lines
         ]
 
     def at(self, between: float, touched: float) -> Point:
-        """Where a pass touches exp(touched) bytes, and `between` is the `_distance` to the next block of the kind."""
+        """Where a pass touches exp(touched) - 1 bytes, and `between` is the `_distance` to the next block of the kind."""
         low, high, place = _around(self._between, between)
         one = _on_line(self._lines[low], touched)
         return one if low == high else _mixed(one, _on_line(self._lines[high], touched), place)
@@ -138,13 +141,14 @@ class Prices:
         self.table, self.workload, self.dtype = table, workload, dtype
         self.width, self.meta_tokens, self.item = like.width, like.meta_tokens, ITEM_BYTES[dtype]
         self._layers: dict[Layer, Price] = {}
-        touched = touched_by_ends(like.width, like.vocab, like.meta_tokens, self.item)
+        weight = touched_by_ends(like.width, like.vocab, like.meta_tokens, self.item)
+        touched = weight if ends_stay(table.provenance.kind) else 0.0
         # A pass reads but a row for each sequence of an embedding that is not the head.
         looked_up = 0.0 if like.tied_head else float(like.vocab * like.width * self.item)
         parts = [
             ends_part(like.width, like.vocab, span, dtype, like.meta_tokens, like.head_norm) for span in workload.spans
         ]
-        self.ends = self._price([(touched, [part]) for part in parts], touched + looked_up)
+        self.ends = self._price([(touched, [part]) for part in parts], weight + looked_up)
 
     def layer(self, layer: Layer) -> Price:
         price = self._layers.get(layer)
@@ -177,7 +181,7 @@ class Prices:
         counts = [(layer, count, self.layer(layer)) for layer, count in Counter(layers).items()]
         for i, (ends_touched, ends) in enumerate(self.ends.spans):
             all_layers = sum(count * price.spans[i][0] for _, count, price in counts)
-            touched = math.log(ends_touched + all_layers)
+            touched = math.log1p(ends_touched + all_layers)
             yield None, 1, ends.at(0.0, touched)
             for layer, count, price in counts:
                 own, surface = price.spans[i]

@@ -16,7 +16,7 @@ from nfsearch.latency_lut.table import LatencyTable
 from nfsearch.support.errors import first_line
 from nfsearch.support.files import naming, whole
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MAX_ROWS = 200_000  # some hundred times what a table has
 _META_SCHEMA, _META_PROVENANCE = b"nfsearch.latency_table", b"nfsearch.provenance"
 

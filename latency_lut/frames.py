@@ -35,11 +35,10 @@ def terms_of(key: Key, cache_bytes: float) -> list[Term]:
     others = other_work(key.width, key.others, besides=layer)
     target = SHARES[key.cache] * cache_bytes
     group = _touched((layer, *others), key)
-    fewest = _FEWEST[0] if key.cache == RESIDENT else _FEWEST.get(key.others, 1)
-    fewest = max(1, min(fewest, int(_LARGE * cache_bytes / group)))
+    fewest = 1 if key.cache == RESIDENT else min(_FEWEST.get(key.others, 1), int(_LARGE * cache_bytes / group))
     filled = SHARES[min(key.cache, STREAMED, key=CACHES.index)] * cache_bytes
     most = min(_COPIES[key.phase], max(1, _MOST_LAYERS // (1 + key.others)))
-    copies = min(most, max(fewest, round(filled / group / (1 if others else 2))))
+    copies = min(most, max(1, fewest, round(filled / group / (1 if others else 2))))
     others = other_work(key.width, key.others * copies, besides=layer)
     base = others or (layer,) * copies  # alone, it is twice as many that take longer
     more: tuple[Layer, ...] = () if others else base
@@ -54,9 +53,10 @@ def terms_of(key: Key, cache_bytes: float) -> list[Term]:
     ]
 
 
-def touched_by(model: Architecture, key: Key) -> float:
-    """Bytes that a pass of a model touches under the conditions of a row."""
-    return _touched(model.layers, key) + touched_by_ends(model.width, model.vocab, 0, ITEM_BYTES[key.dtype])
+def touched_by(model: Architecture, key: Key, ends: bool = True) -> float:
+    """Bytes that a pass of a model touches under the conditions of a row; or those of its layers."""
+    layers = _touched(model.layers, key)
+    return layers + touched_by_ends(model.width, model.vocab, 0, ITEM_BYTES[key.dtype]) if ends else layers
 
 
 def touched_between(key: Key) -> float:

@@ -76,6 +76,12 @@ def touched_by_layer(layer: Layer, width: int, batch: int, held: float, item: in
     return (cost.parameters + width) * item + cost.state_bytes(batch, int(held), item)
 
 
+def ends_stay(kind: str) -> bool:
+    """Whether what the ends of a model read takes the place of its layers' bytes in the last cache of a device of this
+    kind. On a GPU it does not: the head's kernel asks that its rows leave first."""
+    return kind == "cpu"
+
+
 def touched_by_ends(width: int, vocab: int, meta_tokens: int, item: int) -> float:
     """Bytes of the head, of meta tokens and of the final norm."""
     return (vocab + meta_tokens + 1) * width * item

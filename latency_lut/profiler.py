@@ -23,7 +23,7 @@ from nfsearch.latency_lut.files import Journal, read_tables, write_tables
 from nfsearch.latency_lut.frames import Term, terms_of, touched_between, touched_by
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.nvml import Reading
-from nfsearch.latency_lut.places import keys_for, placed
+from nfsearch.latency_lut.places import ends_stay, keys_for, placed
 from nfsearch.latency_lut.provenance import BUSY, Provenance
 from nfsearch.latency_lut.rows import MEASURED, OUT_OF_MEMORY, QUIET, WHOLE, Row
 from nfsearch.latency_lut.table import LatencyTable
@@ -189,7 +189,7 @@ class Profiler:
             spread_ms=0.0,
             runs=0,
             layers=len(terms[-1].model.layers),
-            working_set_mb=touched_by(terms[-1].model, key) / 1e6,
+            working_set_mb=touched_by(terms[-1].model, key, ends_stay(self.kind)) / 1e6,
             between_mb=touched_between(key) / 1e6,
             disturbance=0.0,
             cuda_graph=self.kind == "cuda",
@@ -231,7 +231,7 @@ class Profiler:
             spread_ms=1e3 * spread,
             runs=timed.samples.count,
             disturbance=disturbance.share,
-            workspace_mb=None if timed.peak is None else max(0.0, timed.peak / 1e6 - row.working_set_mb),
+            workspace_mb=None if timed.peak is None else max(0.0, timed.peak - touched_by(terms[-1].model, key)) / 1e6,
             clock_mhz=reading.clock_mhz,
             power_w=reading.power_w,
             throttle=reading.throttle,

@@ -29,7 +29,7 @@ _NARROWER: dict[str, Any] = {
     "context": _Count,
     "others": _Count,
     "cache": Literal[CACHES],
-    "working_set_mb": Annotated[float, Field(gt=0, le=_LARGEST)],
+    "working_set_mb": _Amount,
     "between_mb": _Amount,
     "disturbance": _Amount,
     "latency_ms": _Time | None,

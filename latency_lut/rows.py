@@ -42,7 +42,11 @@ COLUMNS = {
     "spread_ms": ("float64", "of latency_ms, from the interquartile ranges of those times"),
     "runs": ("int32", "samples of each model that count (on a CPU the fastest tenth of those taken, on a GPU all)"),
     "layers": ("int32", "of the model that had all of them"),
-    "working_set_mb": ("float64", "weights and state that one pass over that model touches, 1e6 bytes"),
+    "working_set_mb": (
+        "float64",
+        "weights and state that one pass over that model touches, 1e6 bytes; on a GPU those of its layers alone, as the "
+        "head's leave the cache first",
+    ),
     "between_mb": ("float64", "of it, what other layers touch between one such block and the next"),
     "disturbance": (
         "float64",

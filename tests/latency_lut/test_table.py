@@ -144,7 +144,7 @@ def test_schema_is_checked(tmp_path: Path) -> None:
         load_table(path)
     older = content.replace_schema_metadata({**metadata, b"nfsearch.latency_table": b"2"})
     pyarrow.parquet.write_table(older, path)
-    with pytest.raises(TableError, match="version 2 of the table format, and this nfsearch reads 4; delete it"):
+    with pytest.raises(TableError, match="version 2 of the table format, and this nfsearch reads 5; delete it"):
         load_table(path)
 
 
