@@ -6,7 +6,8 @@ measured ones; the sum is exact and costs no more than one pass.
 
 Where a block was measured in several places, its time is taken between those that are most like its place in the
 model: by how many bytes other layers touch there between two of its kind, and by how many bytes a pass of the whole
-model touches (on a GPU, of its layers: see `ends_stay`), both on a logarithmic axis. Nothing is carried beyond the outermost place.
+model touches (on a GPU, of its layers: see `ends_stay`), both on a logarithmic axis. Nothing is carried beyond the
+outermost place.
 
 Memory is weights, and the state of every sequence at its longest, counted exactly; and the largest workspace of a part
 as it was measured (0 where it was not, as on a CPU).
@@ -91,7 +92,7 @@ class Surface:
         ]
 
     def at(self, between: float, touched: float) -> Point:
-        """Where a pass touches exp(touched) - 1 bytes, and `between` is the `_distance` to the next block of the kind."""
+        """Where a pass touches exp(touched) - 1 bytes; `between` is the `_distance` to the next block of the kind."""
         low, high, place = _around(self._between, between)
         one = _on_line(self._lines[low], touched)
         return one if low == high else _mixed(one, _on_line(self._lines[high], touched), place)

@@ -44,8 +44,8 @@ COLUMNS = {
     "layers": ("int32", "of the model that had all of them"),
     "working_set_mb": (
         "float64",
-        "weights and state that one pass over that model touches, 1e6 bytes; on a GPU those of its layers alone, as the "
-        "head's leave the cache first",
+        "weights and state that one pass over that model touches, 1e6 bytes; on a GPU those of its layers alone, as "
+        "the head's leave the cache first",
     ),
     "between_mb": ("float64", "of it, what other layers touch between one such block and the next"),
     "disturbance": (
