@@ -53,7 +53,8 @@ def _draw_cost(axes: Axes, found: Sequence[Judged], target: float) -> None:
         axes.errorbar(
             x, y, bars, color=colors[name], marker="o", markersize=4, linewidth=1.2, elinewidth=0.6, label=name
         )
-    for kind, marker in {"extrapolated": "^", "curve": "x"}.items():
+    markers = {"sized": ("s", "with size"), "extrapolated": ("^", "extrapolated"), "curve": ("x", "curve")}
+    for kind, (marker, label) in markers.items():
         others = [each for each in found if each.predictor.kind == kind]
         axes.scatter(
             [each.predictor.seconds for each in others],
@@ -62,7 +63,7 @@ def _draw_cost(axes: Axes, found: Sequence[Judged], target: float) -> None:
             s=26,
             color=[colors[each.predictor.recipe] for each in others],
         )
-        axes.scatter([], [], marker=marker, s=26, color="0.4", label=f"{kind} (power law)")
+        axes.scatter([], [], marker=marker, s=26, color="0.4", label=label)
     for place, each in enumerate(each for each in found if each.predictor.kind == "free"):
         axes.axhline(each.spearman.value, color="0.6", linewidth=0.8, linestyle=":")
         axes.text(

@@ -1,7 +1,7 @@
 """What may predict the order of a long training, and how well each does.
 
-Predictors are the loss of each recipe at each of its budgets, what a power law makes of the losses up to a budget or of
-the training curve, and what is known without any training.
+Predictors are the loss of each recipe at each of its budgets, the same with the model's size, what a power law makes of
+the losses up to a budget or of the training curve, and what is known without any training.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from nfsearch.studies.agreement import (
     spearman,
 )
 from nfsearch.studies.results import LAYERS
+from nfsearch.studies.size import expected
 
 FEWEST = 3  # architectures that a predictor is judged by, at least
 _EARLY = 0.2  # of a curve's tokens, left out of its power law: the warm-up and what follows at once
@@ -38,7 +39,7 @@ class Predictor:
     takes, the median."""
 
     name: str
-    kind: str  # loss, extrapolated, curve or free
+    kind: str  # loss, sized, extrapolated, curve or free
     recipe: str
     tokens: int
     losses: pd.DataFrame
@@ -108,6 +109,8 @@ def predictors(frame: pd.DataFrame, truth: Truth, stable: Mapping[str, float]) -
                 continue
             losses = by_seed(frame, recipe, tokens)
             yield Predictor(recipe, "loss", recipe, tokens, losses, seconds[tokens])
+            sized = losses.apply(expected, args=(truth.about["parameters"], truth.order))
+            yield Predictor(f"{recipe}, with size", "sized", recipe, tokens, _last(sized, losses), seconds[tokens])
             if recipe in stable and count >= LEAST_POINTS and tokens < truth.tokens:
                 found = _last(_extrapolated(frame, recipe, budgets[:count], truth.tokens), losses)
                 # One trunk gives all of the budgets: beyond the last, the others cost their decays.

@@ -16,9 +16,10 @@ from nfsearch.studies.config import StudyConfig, load_study
 from nfsearch.studies.draw import read_architectures
 from nfsearch.studies.figure import figure_png
 from nfsearch.studies.journal import read
-from nfsearch.studies.predictors import Judged, Truth, favours, judge, of_operators, predictors, truth_of
+from nfsearch.studies.predictors import Judged, Truth, by_seed, favours, judge, of_operators, predictors, truth_of
 from nfsearch.studies.rates import Rates, rates_of
 from nfsearch.studies.results import results
+from nfsearch.studies.size import size_law
 from nfsearch.support.files import naming, whole, write_atomically
 from nfsearch.support.terminal import duration, steps
 
@@ -43,7 +44,7 @@ def write_report(folder: Path) -> list[Path]:
     noise = seed_spread(truth.losses)
     table, operators = predictors_table(found, noise), operators_table(biased)
     rates = rates_of(frame, config.study)
-    said = [*sentences(best, biased, noise), *(rates.sentences() if rates else ())]
+    said = [*sentences(best, biased, noise), *_said_of_size(best, frame, truth), *(rates.sentences() if rates else ())]
     files: dict[str, str | bytes] = {
         "predictors.csv": table.to_csv(index=False),
         "operators.csv": operators.to_csv(index=False),
@@ -109,6 +110,16 @@ def sentences(best: Judged, biased: Mapping[str, Interval], noise: float | None)
             sure = "" if error.low > 0 or error.high < 0 else ", though the interval holds 0"
             found.append(f"Beware: it places {name} {abs(error.value):.0%} of the list {side}{sure}.")
     return found
+
+
+def _said_of_size(best: Judged, frame: pd.DataFrame, truth: Truth) -> list[str]:
+    """How the size counts, where it does."""
+    one = best.predictor
+    if one.kind != "sized":
+        return []
+    losses = by_seed(frame, one.recipe, one.tokens).iloc[:, 0]
+    law = size_law(losses, truth.about["parameters"], truth.order)
+    return [f"With size: a long loss of {law} is expected, each architecture's by a fit to all the others."]
 
 
 def favourites(found: Sequence[Judged], frame: pd.DataFrame, truth: Truth) -> list[Favourites]:

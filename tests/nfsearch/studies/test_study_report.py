@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -24,6 +25,7 @@ from nfsearch.studies.journal import read
 from nfsearch.studies.predictors import of_operators, predictors, truth_of
 from nfsearch.studies.report import write_report
 from nfsearch.studies.results import results
+from nfsearch.studies.size import expected
 from tests.nfsearch.studies.made_up import Loss, made_up_study
 from tests.nfsearch.studies.tiny import study_config
 
@@ -120,6 +122,32 @@ def test_a_favourite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert few.told() == []
     assert "is not known yet: 5 architectures have been studied, and 20 are the fewest" in favourites.sentence(few)
     assert favourites.sentence(None) == "Whether this proxy favours some operators was not studied."
+
+
+def test_the_size_corrects_a_loss_that_small_models_are_quick_to_reach(tmp_path: Path) -> None:
+    def quick(number: int, design: Architecture, tokens: int, seed: int) -> float:
+        return good(number, design, tokens, seed) + 0.5 * math.log(design.parameters)
+
+    said = report_of(tmp_path / "up", quick)
+    assert "Use this budget: partisan, with size at 1M tokens" in said
+    slope, size = map(float, re.search(r"\+ (\S+) x loss (\S+) x ln\(parameters\) is expected", said).groups())
+    assert size == pytest.approx(-0.5 * slope, rel=0.1)
+    table = pd.read_csv(tmp_path / "up" / "predictors.csv").set_index(["predictor", "tokens_m"])
+    assert table.loc[("partisan, with size", 1.0), "spearman"] > 0.9 > table.loc[("partisan", 1.0), "spearman"]
+
+
+def test_an_architecture_is_not_told_its_own_long_loss() -> None:
+    numbers = range(12)
+    short = pd.Series([4 + 0.1 * noise("s", n) for n in numbers])
+    parameters = pd.Series([10.0 ** (7 + 0.1 * n) for n in numbers])
+    exact = 1 + 0.5 * short - 0.1 * np.log(parameters)
+    assert expected(short, parameters, exact).to_numpy() == pytest.approx(exact.to_numpy())
+    other = exact.copy()
+    other[3] += 5  # what only itself would know
+    assert expected(short, parameters, other)[3] == pytest.approx(exact[3])
+    assert expected(short[:8], parameters, exact).isna().all()  # seven others are too few
+    short[3] = math.inf
+    assert math.isnan(expected(short, parameters, exact)[3])
 
 
 def test_the_best_rate_of_each_architecture_is_told(tmp_path: Path) -> None:
