@@ -19,6 +19,8 @@ from nfsearch.support.metrics import NATS, Metric
 LOSS = Metric("loss", NATS)
 BITS_PER_BYTE = Metric("bits_per_byte")
 PERPLEXITY = Metric("perplexity")
+SIZED_LOSS = Metric("sized_loss", NATS)
+SIZE = 1e7  # parameters of a model whose sized loss is its loss
 _NAMES = ("bytes", "python-stdlib")  # of tokenizers and data; no files, whatever lies there
 _SMALLEST_BPE = 257  # every byte, and the end of a document
 _LARGEST_BPE = 2**20  # four times what the largest published models have
@@ -101,6 +103,13 @@ class TrainingSettings(ProxySettings):
         le=1e6,
         description="trained weights that a run keeps, in 1e9 bytes: those of the front, and of "
         "others while there is room; 0 = none",
+    )
+    size_weight: float = Field(
+        default=0.19,
+        ge=0,
+        le=10,
+        description="nats that sized_loss is below the loss for each factor of e that a model is larger than 10M "
+        "parameters: of two with one loss after few tokens the larger ends lower; as found at 12M tokens of English",
     )
     validation_tokens: int = Field(default=200_000, gt=0, le=10**10, description="tokens of the fixed validation set")
 

@@ -12,7 +12,7 @@ from nfsearch.proxies.data import prepare
 from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.job import Evaluation, Job, Report
 from nfsearch.proxies.proxy import TokenSource
-from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, TrainingSettings
+from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, SIZED_LOSS, TrainingSettings
 from nfsearch.proxies.twin import check_narrowing, narrowed
 from nfsearch.space import SearchSpace
 from nfsearch.support.metrics import Metric
@@ -27,7 +27,7 @@ class TrainingProxy:
     """See `nfsearch.proxies.trainer`. Losses repeat bit for bit on one machine with one number of threads."""
 
     Settings = TrainingSettings
-    metrics: ClassVar[Sequence[Metric]] = (LOSS, BITS_PER_BYTE, PERPLEXITY)
+    metrics: ClassVar[Sequence[Metric]] = (LOSS, BITS_PER_BYTE, PERPLEXITY, SIZED_LOSS)
 
     def __init__(self, settings: TrainingSettings, device: str) -> None:
         """Tokenises the data, or finds it done. Raises ValueError for data that cannot be read or is too short."""

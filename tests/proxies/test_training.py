@@ -34,6 +34,8 @@ def test_loss_falls_and_the_evaluation_is_complete(corpus: Corpus, weight_norm: 
     assert loss < found.curve[0][1] - 1.5
     assert list(found.metrics) == [metric.name for metric in TrainingProxy.metrics]
     assert found.metrics["perplexity"].value == pytest.approx(math.exp(loss))
+    size = architecture().parameters
+    assert found.metrics["sized_loss"].value == pytest.approx(loss - 0.19 * math.log(size / 10_000_000))
     assert found.metrics["bits_per_byte"].value == pytest.approx(loss / math.log(2) / corpus.bytes_per_token)
     assert found.tokens == 64 * 64
     assert tuple(seen) == found.curve
@@ -200,7 +202,7 @@ def test_what_a_loss_depends_on_is_its_fidelity(corpus: Corpus) -> None:
     fidelity = SMALL.fidelity(corpus.digest, "cpu")
     assert isinstance(fidelity, Fidelity)
     for name, field in TrainingSettings.model_fields.items():
-        if name in ("kind", "data", "tokenizer", "rungs", "micro_batch", "recompute", "keep_gb"):
+        if name in ("kind", "data", "tokenizer", "rungs", "micro_batch", "recompute", "keep_gb", "size_weight"):
             continue  # the digest of the data is the corpus's; the others leave the loss as it is
         others = {"optimizer": "adamw", "schedule": "cosine", "output_scale": "depth"}
         other = (
