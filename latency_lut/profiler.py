@@ -118,11 +118,15 @@ def _believed(looks: Iterable[Row], keys: Iterable[Key]) -> dict[Key, list[Row]]
 
 def _turns(seen: dict[Key, list[Row]], looks: int) -> Iterator[Key]:
     """Which row to look at next: all of them once, then all again, since whatever else is going on may slow whole rows
-    for seconds; then those that had no quiet look."""
+    for seconds; then those that had fewer quiet looks than that."""
     for look in range(looks):
         yield from (key for key in seen if len(seen[key]) <= look)
     for more in range(_MORE_LOOKS):
-        yield from (key for key, rows in seen.items() if len(rows) <= looks + more and _best(rows).disturbed)
+        yield from (
+            key
+            for key, rows in seen.items()
+            if len(rows) <= looks + more and sum(not row.disturbed for row in rows) < looks
+        )
 
 
 def _best(rows: list[Row]) -> Row:

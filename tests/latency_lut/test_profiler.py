@@ -183,7 +183,7 @@ def looks_at(path: Path, key: Key) -> int:
     return sum(row.key == key for row in Journal(path).read()[1])
 
 
-def test_disturbed_looks_are_made_again_until_one_is_quiet(
+def test_disturbed_looks_are_made_again_until_as_many_are_quiet_as_are_asked_for(
     tmp_path: Path, disturbances: dict[Key, list[float]]
 ) -> None:
     disturbances |= {KEYS[0]: [0.5, 0.5, 0.3], KEYS[1]: [0.5, 0.0, 0.5]}
@@ -191,7 +191,7 @@ def test_disturbed_looks_are_made_again_until_one_is_quiet(
     table = profiler.build(
         KEYS, tmp_path / "t.parquet", device="cpu", progress=lambda done, total, row: made.append(row.key) if row else 0
     )
-    assert Counter(made) == {key: 4 if key == KEYS[0] else 2 for key in KEYS}
+    assert Counter(made) == {key: {KEYS[0]: 5, KEYS[1]: 4}.get(key, 2) for key in KEYS}
     assert [(table.rows[key].latency_ms, table.rows[key].disturbance) for key in KEYS[:2]] == [(4.0, 0.0), (2.0, 0.0)]
     assert table.disturbance() == ""
 
