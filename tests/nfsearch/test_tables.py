@@ -82,14 +82,15 @@ def test_built_shown_verified_and_asked(quick: None, tmp_path: Path, command: Co
 def test_a_shipped_table_is_asked_by_its_device(command: Command) -> None:
     asked = ("lut", "estimate", "nvidia-h200", "(D F M2 F A F M2 F){2} (D F M2 F){2}", "--width", "2048")
     assert "say which" in command(*asked, status=2)[1]  # of two heads
-    for told in (["--vocab", "131072"], ["--head-norm"]):
+    for told in (["--vocab", "131072", "--head-norm"], ["--head-norm"]):
         out, _ = command(*asked, *told, "--context", "8192")
         assert "vocabulary 131072, normalised head" in out
-    assert "ends[vocab=131072]" in command(*asked, "--vocab", "131072", "--no-head-norm", status=2)[1]
+    assert "ends[vocab=7]" in command(*asked, "--vocab", "7", "--no-head-norm", status=2)[1]
     assert "only of nvidia-h200" in command("lut", "show", "nvidia-b9000", status=2)[1]
 
 
 def test_a_table_is_shown_in_as_many_parts_as_fit(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "stdout", lambda: plain_console(width=300))
     wide = command("lut", "show", "nvidia-h200")[0]
     monkeypatch.setattr(tables, "stdout", lambda: plain_console(width=80))
     narrow = command("lut", "show", "nvidia-h200")[0]
