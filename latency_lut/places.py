@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import cycle, islice, product
+from itertools import accumulate, cycle, islice, product
 
 from nfsearch.latency_lut.keys import CACHES, STREAMED, VAST, Key, ends_part, layer_parts
 from nfsearch.latency_lut.workload import Span, Workload
@@ -64,9 +64,9 @@ def placed(
         elif key.is_end:
             rows += [key.placed(n, STREAMED) for n in _no_heavier_than_the_head(key, under)]
         else:
-            few, *more = others
-            rows += [key.placed(few, cache) for cache in (caches if key.batch == 1 else near)]
-            rows += [key.placed(n, cache) for n, cache in product(more, caches if key.batch == 1 else near[-1:])]
+            everywhere, among_more = (caches, caches) if key.batch == 1 else (near, near[-1:])
+            rows += [key.placed(others[0], cache) for cache in everywhere]
+            rows += [key.placed(n, cache) for n, cache in product(others[1:], among_more)]
     return _ordered(rows)
 
 
@@ -108,14 +108,11 @@ def _fits(layer: Layer, width: int) -> bool:
 def _no_heavier_than_the_head(key: Key, under: Collection[int]) -> list[int]:
     """How many layers lie under the ends, at least one: under a lighter head the difference would be theirs."""
     item, held = ITEM_BYTES[key.dtype], key.context + 1
-    room = touched_by_ends(key.width, int(key.end_settings["vocab"]), 0, item)
-    fitting = 0
-    for layer in other_work(key.width, max(under)):
-        room -= touched_by_layer(layer, key.width, key.batch, held, item)
-        if room < 0:
-            break
-        fitting += 1
-    return sorted({min(n, max(1, fitting)) for n in under})
+    head = touched_by_ends(key.width, int(key.end_settings["vocab"]), 0, item)
+    layers = other_work(key.width, max(under))
+    weights = accumulate(touched_by_layer(layer, key.width, key.batch, held, item) for layer in layers)
+    most = max(1, sum(weight <= head for weight in weights))
+    return sorted({min(n, most) for n in under})
 
 
 def _touched_range(space: SearchSpace, width: int, spans: Sequence[Span], item: int) -> tuple[float, float]:

@@ -32,8 +32,8 @@ from nfsearch.latency_lut.whole import build_model, clean_up, time_models
 from nfsearch.latency_lut.workload import Span, Workload
 from nfsearch.space.search_space import SearchSpace
 
-_SURE = 4.0  # standard errors
-_MORE_LOOKS = 3  # at a row whose looks were all disturbed
+_SURE = 4.0  # standard errors from a look at a row to its upper bound
+_MORE_LOOKS = 3  # at a row of which some were disturbed
 _DISTURBED_ROWS = 0.5  # a table with more of them is not made
 _WHILE_ASKED = 0.02  # seconds of work that go on while the driver is asked for the clock and the power
 
