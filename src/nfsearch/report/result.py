@@ -90,7 +90,7 @@ class CandidateRecord(Part):
     metrics: dict[str, Measurement] = Field(
         description="by name: the value in the metric's unit, and its error bar. Of an estimated time about a 95 % "
         "interval: the noise of the table's rows, and bias and spread of the table's check. Of a measured one, the "
-        "faster of two measurements, half its interquartile range, or the gap to the other where that is larger"
+        "fastest of several measurements, half its interquartile range, or the gap to another where that is larger"
     )
     estimates: dict[str, Measurement] = Field(
         default={}, description="what was estimated of the metrics that were measured on the whole model"
