@@ -62,17 +62,17 @@ def _rotated(x, head, live, norm, turn, ALL: tl.constexpr, ALL_P: tl.constexpr, 
         lo *= factor
         hi *= factor
     lo_cos, lo_sin, hi_cos, hi_sin = turn
+    new_lo = lo
+    new_hi = hi
     if PAIRS == HALF:
         new_lo = lo * lo_cos[None, :] + hi * lo_sin[None, :]
         new_hi = hi * hi_cos[None, :] + lo * hi_sin[None, :]
     elif PAIRS > 0:  # partners lie anywhere, and are read again
         lo_too, _ = _columns(x, head, live, norm, _partner(d, PAIRS), HALF, NORM)
-        hi_too, _ = _columns(x, head, live, norm, _partner(d + HALF, PAIRS), HALF, NORM)
         new_lo = lo * lo_cos[None, :] + lo_too * factor * lo_sin[None, :]
-        new_hi = hi * hi_cos[None, :] + hi_too * factor * hi_sin[None, :]
-    else:
-        new_lo = lo
-        new_hi = hi
+        if 2 * PAIRS > HALF:  # else none of this half turn
+            hi_too, _ = _columns(x, head, live, norm, _partner(d + HALF, PAIRS), HALF, NORM)
+            new_hi = hi * hi_cos[None, :] + hi_too * factor * hi_sin[None, :]
     return new_lo, new_hi
 
 
@@ -90,36 +90,43 @@ def _tile(keys, values, base, first, cached, here, KV: tl.constexpr, HALF: tl.co
 
 
 @triton.jit
-def _angle(position, column, LOG2_BASE: tl.constexpr, PAIRS: tl.constexpr):
-    """How far the pair of each column has turned: cosine and sine."""
-    pair = tl.where(column < PAIRS, column, column - PAIRS)
-    # Turns of each pair in float64: float32 loses the angle after some ten thousand tokens.
-    turns = position.to(tl.float64) * tl.exp2(pair.to(tl.float64) * (-LOG2_BASE / PAIRS)) * 0.15915494309189535
-    angle = ((turns - tl.floor(turns)) * 6.283185307179586).to(tl.float32)
-    return tl.cos(angle), tl.sin(angle)
+def _angle(position, quarters, column):
+    """Cosine and sine of how far each column has turned. `quarters`: quarter turns a token, of each column.
+
+    Few instructions on purpose: those of a general cosine and sine, twice as many as all else in this kernel, took
+    longer to fetch than to run.
+    """
+    # In float64, as float32 loses the angle after some ten thousand tokens.
+    turned = position.to(tl.float64) * tl.load(quarters + column)
+    whole = tl.floor(turned + 0.5)
+    a = ((turned - whole) * 1.5707963267948966).to(tl.float32)  # from -pi / 4 to pi / 4, where few terms are enough
+    aa = a * a
+    sin = a + a * aa * (-1 / 6 + aa * (1 / 120 + aa * (-1 / 5040 + aa * (1 / 362880))))
+    cos = 1 + aa * (-1 / 2 + aa * (1 / 24 + aa * (-1 / 720 + aa * (1 / 40320))))
+    quarter = whole.to(tl.int64) & 3
+    odd = (quarter & 1) == 1
+    new_cos = tl.where(odd, sin, cos)
+    new_sin = tl.where(odd, cos, sin)
+    new_cos = tl.where((quarter == 1) | (quarter == 2), -new_cos, new_cos)
+    return new_cos, tl.where(quarter >= 2, -new_sin, new_sin)
 
 
 @triton.jit
-def _turn(position, LOG2_BASE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr):
+def _turn(position, quarters, HALF: tl.constexpr, PAIRS: tl.constexpr):
     """What the columns of each half are multiplied by, and their partners, as they turn: four factors [HALF]."""
     d = tl.arange(0, HALF)
+    lo_cos = tl.full((HALF,), 1.0, tl.float32)
+    lo_sin = tl.full((HALF,), 0.0, tl.float32)
+    hi_cos = lo_cos
+    hi_sin = lo_sin
+    if PAIRS > 0:
+        lo_cos, lo_sin = _angle(position, quarters, d)
     if PAIRS == HALF:
-        hi_cos, hi_sin = _angle(position, d, LOG2_BASE, PAIRS)
-        lo_cos = hi_cos
-        lo_sin = -hi_sin
-    elif PAIRS > 0:
-        lo_cos, lo_sin = _angle(position, d, LOG2_BASE, PAIRS)
-        hi_cos, hi_sin = _angle(position, d + HALF, LOG2_BASE, PAIRS)
-        lo_cos = tl.where(d < 2 * PAIRS, lo_cos, 1.0)
-        lo_sin = tl.where(d < PAIRS, -lo_sin, tl.where(d < 2 * PAIRS, lo_sin, 0.0))
-        hi_cos = tl.where(d + HALF < 2 * PAIRS, hi_cos, 1.0)
-        hi_sin = tl.where(d + HALF < 2 * PAIRS, hi_sin, 0.0)
-    else:
-        lo_cos = tl.full((HALF,), 1.0, tl.float32)
-        lo_sin = lo_cos
         hi_cos = lo_cos
-        hi_sin = lo_cos
-    return lo_cos, lo_sin, hi_cos, hi_sin
+        hi_sin = lo_sin
+    elif 2 * PAIRS > HALF:
+        hi_cos, hi_sin = _angle(position, quarters, d + HALF)
+    return lo_cos, tl.where(d < PAIRS, -lo_sin, lo_sin), hi_cos, hi_sin
 
 
 @triton.jit
@@ -160,12 +167,11 @@ def _opened(o, gate, at, live, GATE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=("SLOTS",))
-def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, WIDTH, SLOTS, AT_Q: tl.constexpr,
-               AT_K: tl.constexpr, AT_V: tl.constexpr, AT_GATE: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr,
-               HALF: tl.constexpr, PAIRS: tl.constexpr, GROUP_P: tl.constexpr, Q_P: tl.constexpr, K_P: tl.constexpr,
-               TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, LOG2_BASE: tl.constexpr,
-               NORM: tl.constexpr, EPS: tl.constexpr, GATE: tl.constexpr, EARLY: tl.constexpr,
-               PDL: tl.constexpr):  # fmt: skip
+def _attention(qkv, keys, values, part, stats, y, position_at, quarters, q_norm, k_norm, WIDTH, SLOTS,
+               AT_Q: tl.constexpr, AT_K: tl.constexpr, AT_V: tl.constexpr, AT_GATE: tl.constexpr, HEADS: tl.constexpr,
+               KV: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, GROUP_P: tl.constexpr, Q_P: tl.constexpr,
+               K_P: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, NORM: tl.constexpr,
+               EPS: tl.constexpr, GATE: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     begin(PDL, EARLY)
     GROUP: tl.constexpr = HEADS // KV
     HD: tl.constexpr = 2 * HALF
@@ -179,7 +185,7 @@ def _attention(qkv, keys, values, part, stats, y, position_at, q_norm, k_norm, W
     position = tl.load(position_at)
     here = (position % SLOTS).to(tl.int32)
     cached = tl.minimum(position, SLOTS).to(tl.int32)
-    turn = _turn(position, LOG2_BASE, HALF, PAIRS)
+    turn = _turn(position, quarters, HALF, PAIRS)
 
     follow(PDL, True)
 
@@ -288,6 +294,15 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
+@cache
+def _quarters(head_dim: int, pairs: int, base: float, device: torch.device) -> Tensor:
+    """How many quarter turns each value of a head makes from one token to the next: [head_dim], float64; the first
+    `pairs` values turn with the next `pairs`, the rest not. Layers of one kind share it."""
+    pair = torch.arange(pairs, dtype=torch.float64)
+    turning = base ** (-pair / max(pairs, 1)) * (2 / math.pi)
+    return torch.cat((turning, turning, torch.zeros(head_dim - 2 * pairs, dtype=torch.float64))).to(device)
+
+
 def bind_attention(
     like: Tensor,
     keys: Tensor,
@@ -308,6 +323,8 @@ def bind_attention(
     """
     batch, slots, kv_heads, head_dim = keys.shape
     how, heads, width = how or tiling_of(keys), layout.size("q") // head_dim, layout.total
+    pairs = (head_dim if rotary is None else rotary) // 2
+    quarters = _quarters(head_dim, pairs, rope_base, like.device)
     rows = max(16, triton.next_power_of_2(heads // kv_heads))  # what a matrix instruction takes
     options, device, dtype = dependent(like), like.device, like.dtype
     shape, cells = (batch, heads * head_dim), batch * heads * how.splits
@@ -318,8 +335,8 @@ def bind_attention(
     )  # fmt: skip
     constants = dict(
         AT_Q=layout.start("q"), AT_K=layout.start("k"), AT_V=layout.start("v"), HALF=head_dim // 2,
-        PAIRS=(head_dim if rotary is None else rotary) // 2, GROUP_P=rows, Q_P=triton.next_power_of_2(layout.size("q")),
-        K_P=triton.next_power_of_2(layout.size("k")), TILE=how.tile, STAGES=how.stages, LOG2_BASE=math.log2(rope_base),
+        PAIRS=pairs, GROUP_P=rows, Q_P=triton.next_power_of_2(layout.size("q")),
+        K_P=triton.next_power_of_2(layout.size("k")), TILE=how.tile, STAGES=how.stages,
         NORM=over, EPS=eps, EARLY=how.early, num_warps=how.warps, **shared,
     )  # fmt: skip
     kernel, combine = _attention[(how.splits, kv_heads, batch)], _combine[(heads, batch)]
@@ -330,11 +347,11 @@ def bind_attention(
         y = torch.empty(shape, device=device, dtype=dtype)
         q_norm, k_norm = (qkv, qkv) if norms is None else (norms[0](), norms[1]())
         if how.splits == 1:
-            kernel(qkv, keys, values, y, y, y, position, q_norm, k_norm, width, slots, **constants)
+            kernel(qkv, keys, values, y, y, y, position, quarters, q_norm, k_norm, width, slots, **constants)
             return y
         part = torch.empty(cells * head_dim, device=device, dtype=torch.float32)
         stats = torch.empty(cells * 2, device=device, dtype=torch.float32)
-        kernel(qkv, keys, values, part, stats, y, position, q_norm, k_norm, width, slots, **constants)
+        kernel(qkv, keys, values, part, stats, y, position, quarters, q_norm, k_norm, width, slots, **constants)
         combine(part, stats, qkv, y, width, **combining)
         return y
 
