@@ -20,7 +20,6 @@ LOSS = Metric("loss", NATS)
 BITS_PER_BYTE = Metric("bits_per_byte")
 PERPLEXITY = Metric("perplexity")
 SIZED_LOSS = Metric("sized_loss", NATS)
-SIZE = 1e7  # parameters of a model whose sized loss is its loss
 _NAMES = ("bytes", "python-stdlib")  # of tokenizers and data; no files, whatever lies there
 _SMALLEST_BPE = 257  # every byte, and the end of a document
 _LARGEST_BPE = 2**20  # four times what the largest published models have
@@ -47,7 +46,7 @@ class TrainingSettings(ProxySettings):
         "by a hash of its documents",
     )
     tokenizer: str = Field(default="bytes", description="bytes, bpe:VOCAB (trained on the data), or a tokenizer.json")
-    tokens: int = Field(default=6_000_000, gt=0, le=10**12, description="training tokens per candidate")
+    tokens: int = Field(default=12_000_000, gt=0, le=10**12, description="training tokens per candidate")
     sequence: int = Field(default=512, gt=1, le=2**20, description="tokens in a training sequence")
     batch: int = Field(default=16, gt=0, le=2**16, description="sequences in a step")
     micro_batch: int | None = Field(
@@ -72,7 +71,7 @@ class TrainingSettings(ProxySettings):
         "training serves several budgets; or a cosine to a tenth",
     )
     warmup: float = Field(
-        default=0.05, ge=0, lt=1, description="share of `tokens` spent warming up, also by longer trainings"
+        default=0.025, ge=0, lt=1, description="share of `tokens` spent warming up, also by longer trainings"
     )
     decay: float = Field(default=0.2, gt=0, le=1, description="share of a trunk's budget during which the rate decays")
     rungs: RisingTokens = Field(
@@ -109,7 +108,7 @@ class TrainingSettings(ProxySettings):
         ge=0,
         le=10,
         description="nats that sized_loss is below the loss for each factor of e that a model is larger than 10M "
-        "parameters: of two with one loss after few tokens the larger ends lower; as found at 12M tokens of English",
+        "parameters, as the larger of two with one loss after few tokens ends lower: what 12M tokens of English want",
     )
     validation_tokens: int = Field(default=200_000, gt=0, le=10**10, description="tokens of the fixed validation set")
 

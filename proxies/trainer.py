@@ -19,7 +19,8 @@ from nfsearch.proxies.data import Corpus, batch, validation_batches
 from nfsearch.proxies.job import Evaluation, Report
 from nfsearch.proxies.needs import Afterwards, fitted, require_room
 from nfsearch.proxies.schedule import Schedule
-from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, SIZE, SIZED_LOSS, TrainingSettings
+from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, SIZED_LOSS, TrainingSettings
+from nfsearch.proxies.size import sized
 from nfsearch.proxies.step import Step, mean_loss, training_step, upload
 from nfsearch.space import Architecture
 from nfsearch.support.metrics import Measurement
@@ -86,10 +87,10 @@ def train_model(
         checkpoints.save_loss(tokens, loss)
         checkpoints.save_weights(tokens, model)
     metrics = {
+        SIZED_LOSS.name: float(sized(loss, architecture.parameters, settings.size_weight)),
         LOSS.name: loss,
         BITS_PER_BYTE.name: loss / math.log(2) / corpus.bytes_per_token,
         PERPLEXITY.name: math.exp(min(loss, 700.0)),  # the largest that a float holds
-        SIZED_LOSS.name: loss - settings.size_weight * math.log(architecture.parameters / SIZE),
     }
     found = {name: Measurement(value) for name, value in metrics.items()}
     seconds, rungs = time.perf_counter() - started, tuple(training.rungs.items())

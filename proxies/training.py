@@ -27,7 +27,7 @@ class TrainingProxy:
     """See `nfsearch.proxies.trainer`. Losses repeat bit for bit on one machine with one number of threads."""
 
     Settings = TrainingSettings
-    metrics: ClassVar[Sequence[Metric]] = (LOSS, BITS_PER_BYTE, PERPLEXITY, SIZED_LOSS)
+    metrics: ClassVar[Sequence[Metric]] = (SIZED_LOSS, LOSS, BITS_PER_BYTE, PERPLEXITY)
 
     def __init__(self, settings: TrainingSettings, device: str) -> None:
         """Tokenises the data, or finds it done. Raises ValueError for data that cannot be read or is too short."""

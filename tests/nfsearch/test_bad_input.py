@@ -88,7 +88,7 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
         ("space: {width: 64, layers: F}\nproxy: {data: []}\n", "proxy.data: a mixture has at least one source"),
         (
             "space: {width: 64, layers: F}\nlimits: {tpt_ms: 3}\n",
-            "config.yaml:2: limits.tpt_ms: expected NAME_UNIT of loss, bits_per_byte, perplexity, sized_loss, tpot, "
+            "config.yaml:2: limits.tpt_ms: expected NAME_UNIT of sized_loss, loss, bits_per_byte, perplexity, tpot, "
             "memory, parameters, state, tpot_energy (such as tpot_ms); latency.workloads defines workloads",
         ),
         (

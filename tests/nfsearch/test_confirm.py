@@ -133,7 +133,7 @@ def test_finalists_are_trained_again_and_what_lacks_is_added(
     assert len(chosen) == 2
     assert set(chosen) & set(result.front)
     assert [[run.seed for run in each.runs] for each in found.finalists] == [[1, 2], [1, 2]]
-    assert f"By loss: {found.order()}" in out
+    assert f"By sized_loss: {found.order()}" in out
     assert "Confirmed front: " in out
     after = json.loads((tmp_path / "run" / "result.json").read_text())
     assert {**after, "confirmed": []} == before  # the search itself is as it was

@@ -205,7 +205,8 @@ def test_which_operators_the_proxy_favours_is_told_where_it_was_studied(
     assert result.favourites is None
     assert "Whether this proxy favours some operators was not studied." in Page(render(result)).text
     bias = {"A": Bias(error=0.05, low=0, high=0.1), "M2": Bias(error=-0.21, low=-0.3, high=-0.1)}
-    known = Favourites(fidelity=result.candidates[0].fidelity, tokens=48_000_000, architectures=40, operators=bias)
+    of = {"metric": result.objectives[0], "fidelity": result.candidates[0].fidelity, "tokens": 48_000_000}
+    known = Favourites(**of, architectures=40, operators=bias)
     monkeypatch.setattr(favourites, "_shipped", lambda: [known])
     studied = make_result()
     assert studied.favourites == known

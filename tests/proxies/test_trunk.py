@@ -182,7 +182,7 @@ def test_a_cosine_falls_to_a_tenth() -> None:
     [
         ({"rungs": [200, 100]}, "expected rising numbers of tokens"),
         ({"rungs": [100, 100]}, "expected rising numbers of tokens"),
-        ({"rungs": [6_000_000]}, "the last rung, 6,000,000 tokens, is not below `tokens`, 6,000,000"),
+        ({"rungs": [12_000_000]}, "the last rung, 12,000,000 tokens, is not below `tokens`, 12,000,000"),
         ({"rungs": [100], "schedule": "cosine"}, "rungs need `schedule: trunk`"),
         ({"rungs": [0]}, "greater than 0"),
     ],

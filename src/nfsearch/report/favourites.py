@@ -3,6 +3,7 @@ in favourites.json, as `nfsearch study report` writes it, and the report of a ru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,7 @@ class Bias(Part):
 class Favourites(Part):
     """What a study found of a proxy: its ranks beside those of a long training of the same architectures."""
 
+    metric: str = Field(default="loss", description="the metric by which the proxy orders, such as sized_loss")
     fidelity: Fidelity = Field(description="of the proxy that was studied, with the study's own data")
     tokens: int = Field(description="training tokens of the long training")
     architectures: int
@@ -67,10 +69,11 @@ def sentence(found: Favourites | None) -> str:
     return f"Beware: the proxy favours some operators: it places {', '.join(found.told())}, {of}."
 
 
-def studied(fidelity: Fidelity) -> Favourites | None:
-    """What is known of a proxy that measures with a fidelity, whatever its data; None where it was not studied."""
+def studied(objectives: Sequence[str], fidelity: Fidelity) -> Favourites | None:
+    """What is known of a proxy that measures with a fidelity, whatever its data, where one of the objectives is the
+    metric that was studied; else None."""
     key = _settings(fidelity)
-    return next((each for each in _shipped() if _settings(each.fidelity) == key), None)
+    return next((each for each in _shipped() if each.metric in objectives and _settings(each.fidelity) == key), None)
 
 
 def _settings(fidelity: Fidelity) -> Fidelity:

@@ -294,7 +294,7 @@ def build_result(
         candidates=records,
         front=best({record.number: record.metrics for record in able}, objectives),
         confirmed=confirmed_of(confirmations, by_number, objectives, limits),
-        favourites=studied(max(record.fidelity for record in records)) if records else None,
+        favourites=studied(objectives, max(record.fidelity for record in records)) if records else None,
         hypervolume=_hypervolume(ordered, objectives, limits, population),
         refusals=dict(refusals),
         table=table,

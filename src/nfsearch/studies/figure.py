@@ -53,7 +53,7 @@ def _draw_cost(axes: Axes, found: Sequence[Judged], target: float) -> None:
         axes.errorbar(
             x, y, bars, color=colors[name], marker="o", markersize=4, linewidth=1.2, elinewidth=0.6, label=name
         )
-    markers = {"sized": ("s", "with size"), "extrapolated": ("^", "extrapolated"), "curve": ("x", "curve")}
+    markers = {"sized": ("s", "sized"), "extrapolated": ("^", "extrapolated"), "curve": ("x", "curve")}
     for kind, (marker, label) in markers.items():
         others = [each for each in found if each.predictor.kind == kind]
         axes.scatter(

@@ -1,6 +1,6 @@
 """What may predict the order of a long training, and how well each does.
 
-Predictors are the loss of each recipe at each of its budgets, the same with the model's size, what a power law makes of
+Predictors are the loss of each recipe at each of its budgets, the same corrected for size, what a power law makes of
 the losses up to a budget or of the training curve, and what is known without any training.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from nfsearch.proxies.extrapolation import LEAST_POINTS, fit_power_law
+from nfsearch.proxies.size import sized
 from nfsearch.studies.agreement import (
     Interval,
     across_seeds,
@@ -26,7 +27,6 @@ from nfsearch.studies.agreement import (
     spearman,
 )
 from nfsearch.studies.results import LAYERS
-from nfsearch.studies.size import expected
 
 FEWEST = 3  # architectures that a predictor is judged by, at least
 _EARLY = 0.2  # of a curve's tokens, left out of its power law: the warm-up and what follows at once
@@ -96,9 +96,12 @@ def truth_of(frame: pd.DataFrame, recipe: str, tokens: int) -> Truth:
     return found
 
 
-def predictors(frame: pd.DataFrame, truth: Truth, stable: Mapping[str, float]) -> Iterator[Predictor]:
+def predictors(
+    frame: pd.DataFrame, truth: Truth, stable: Mapping[str, float], weights: Mapping[str, float]
+) -> Iterator[Predictor]:
     """All of them but the reference itself. `stable` says, of the recipes whose rate is constant first, up to which
-    share of a budget's tokens it is: there the curve of the training loss follows a law."""
+    share of a budget's tokens it is: there the curve of the training loss follows a law. `weights` are the
+    `size_weight` of the recipes that have one."""
     for column, name in _FREE.items():
         yield Predictor(name, "free", "", 0, (-truth.about[column].astype(float)).to_frame(0), 0.0)
     for recipe in frame["recipe"].unique():
@@ -109,8 +112,9 @@ def predictors(frame: pd.DataFrame, truth: Truth, stable: Mapping[str, float]) -
                 continue
             losses = by_seed(frame, recipe, tokens)
             yield Predictor(recipe, "loss", recipe, tokens, losses, seconds[tokens])
-            sized = losses.apply(expected, args=(truth.about["parameters"], truth.order))
-            yield Predictor(f"{recipe}, with size", "sized", recipe, tokens, _last(sized, losses), seconds[tokens])
+            if recipe in weights:
+                found = losses.apply(sized, args=(truth.about["parameters"], weights[recipe]))
+                yield Predictor(f"{recipe}, sized", "sized", recipe, tokens, found, seconds[tokens])
             if recipe in stable and count >= LEAST_POINTS and tokens < truth.tokens:
                 found = _last(_extrapolated(frame, recipe, budgets[:count], truth.tokens), losses)
                 # One trunk gives all of the budgets: beyond the last, the others cost their decays.

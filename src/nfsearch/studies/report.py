@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nfsearch.proxies import Fidelity
+from nfsearch.proxies.settings import LOSS, SIZED_LOSS
 from nfsearch.report.favourites import FAVOURED, FAVOURITES, FILE, Bias, Favourites
 from nfsearch.run.records import CONFIG
 from nfsearch.studies.agreement import Interval, seed_spread
@@ -19,10 +20,11 @@ from nfsearch.studies.journal import read
 from nfsearch.studies.predictors import Judged, Truth, by_seed, favours, judge, of_operators, predictors, truth_of
 from nfsearch.studies.rates import Rates, rates_of
 from nfsearch.studies.results import results
-from nfsearch.studies.size import size_law
+from nfsearch.studies.size import wanted_weight
 from nfsearch.support.files import naming, whole, write_atomically
 from nfsearch.support.terminal import duration, steps
 
+METRICS = {"loss": LOSS.name, "sized": SIZED_LOSS.name}  # what kinds of predictors are called in a run
 TARGET = 0.85  # the rank correlation from which an order is believed
 _MOST = 0.9  # of the architectures that any predictor scored
 
@@ -44,7 +46,9 @@ def write_report(folder: Path) -> list[Path]:
     noise = seed_spread(truth.losses)
     table, operators = predictors_table(found, noise), operators_table(biased)
     rates = rates_of(frame, config.study)
-    said = [*sentences(best, biased, noise), *_said_of_size(best, frame, truth), *(rates.sentences() if rates else ())]
+    weights = _size_weights(config)
+    sizes = _said_of_size(best, weights, frame, truth)
+    said = [*sentences(best, biased, noise), *sizes, *(rates.sentences() if rates else ())]
     files: dict[str, str | bytes] = {
         "predictors.csv": table.to_csv(index=False),
         "operators.csv": operators.to_csv(index=False),
@@ -65,7 +69,7 @@ def _judged(frame: pd.DataFrame, truth: Truth, config: StudyConfig) -> list[Judg
     """Every predictor that can be judged, the best order first."""
     recipes = config.study.recipes
     stable = {name: 1 - recipe.decay for name, recipe in recipes.items() if getattr(recipe, "schedule", "") == "trunk"}
-    every = list(predictors(frame[frame["recipe"].isin(recipes)], truth, stable))
+    every = list(predictors(frame[frame["recipe"].isin(recipes)], truth, stable, _size_weights(config)))
     found = []
     with steps("comparing orders") as step:
         for done, predictor in enumerate(every, start=1):
@@ -74,6 +78,11 @@ def _judged(frame: pd.DataFrame, truth: Truth, config: StudyConfig) -> list[Judg
                 found.append(judged)
             step(done, len(every))
     return sorted(found, key=lambda each: -each.spearman.value)
+
+
+def _size_weights(config: StudyConfig) -> dict[str, float]:
+    """Of the recipes that train for a loss."""
+    return {name: each.size_weight for name, each in config.study.recipes.items() if hasattr(each, "size_weight")}
 
 
 def chosen(found: Sequence[Judged]) -> Judged:
@@ -112,22 +121,24 @@ def sentences(best: Judged, biased: Mapping[str, Interval], noise: float | None)
     return found
 
 
-def _said_of_size(best: Judged, frame: pd.DataFrame, truth: Truth) -> list[str]:
-    """How the size counts, where it does."""
+def _said_of_size(best: Judged, weights: Mapping[str, float], frame: pd.DataFrame, truth: Truth) -> list[str]:
+    """By how much the loss was corrected for size, where it was, and which correction these architectures want."""
     one = best.predictor
     if one.kind != "sized":
         return []
     losses = by_seed(frame, one.recipe, one.tokens).iloc[:, 0]
-    law = size_law(losses, truth.about["parameters"], truth.order)
-    return [f"With size: a long loss of {law} is expected, each architecture's by a fit to all the others."]
+    wanted = wanted_weight(losses, truth.about["parameters"], truth.order)
+    fitted = "" if wanted is None else f"; fitted to these architectures it is {wanted:.2f}"
+    return [f"Sized: the loss - size_weight x ln(parameters / 10M); size_weight is {weights[one.recipe]:g}{fitted}."]
 
 
 def favourites(found: Sequence[Judged], frame: pd.DataFrame, truth: Truth) -> list[Favourites]:
     """Which operators each recipe favours at each budget, where enough architectures have an interval: what
     `nfsearch.report.favourites` reads."""
-    each_loss = [each for each in found if each.predictor.kind == "loss" and np.isfinite(each.spearman.low)]
+    each_loss = [each for each in found if each.predictor.kind in METRICS and np.isfinite(each.spearman.low)]
     return [
         Favourites(
+            metric=METRICS[each.predictor.kind],
             fidelity=_fidelity(frame, each.predictor.recipe, each.predictor.tokens),
             tokens=truth.tokens,
             architectures=each.architectures,
@@ -136,7 +147,9 @@ def favourites(found: Sequence[Judged], frame: pd.DataFrame, truth: Truth) -> li
                 for name, one in of_operators(each.predictor, truth).items()
             },
         )
-        for each in sorted(each_loss, key=lambda each: (each.predictor.recipe, each.predictor.tokens))
+        for each in sorted(
+            each_loss, key=lambda each: (each.predictor.recipe, each.predictor.tokens, each.predictor.kind)
+        )
     ]
 
 

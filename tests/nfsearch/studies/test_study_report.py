@@ -25,7 +25,7 @@ from nfsearch.studies.journal import read
 from nfsearch.studies.predictors import of_operators, predictors, truth_of
 from nfsearch.studies.report import write_report
 from nfsearch.studies.results import results
-from nfsearch.studies.size import expected
+from nfsearch.studies.size import wanted_weight
 from tests.nfsearch.studies.made_up import Loss, made_up_study
 from tests.nfsearch.studies.tiny import study_config
 
@@ -106,15 +106,18 @@ def test_a_favourite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(favourites, "_shipped", lambda: found)
     found = favourites.FILE.validate_json((tmp_path / "only" / favourites.FAVOURITES).read_bytes())
     same = Fidelity(2_000_000, 32, 8, "partisan", "other data")
-    sentence = favourites.sentence(favourites.studied(same))
+    sentence = favourites.sentence(favourites.studied(["loss", "tpot"], same))
     assert sentence.startswith("Beware: the proxy favours some operators: it places ")
     assert re.search(r"M2 \d\d% of the list too high \(95 %: \d+% to \d\d%\)", sentence)
     assert sentence.endswith("in a study of 30 architectures against 16,000,000 tokens of training.")
-    assert favourites.studied(replace(same, recipe="partisan; mqar: of pairs 8")) == favourites.studied(same)
+    beside = replace(same, recipe="partisan; mqar: of pairs 8")
+    assert favourites.studied(["loss"], beside) == favourites.studied(["loss"], same)
+    assert favourites.studied(["sized_loss"], same) != favourites.studied(["loss"], same)
+    assert favourites.studied(["tpot"], same) is None
     for change in ({"tokens": 3_000_000}, {"twin": 2}, {"recipe": "another"}, {"batch": 4}):
-        assert favourites.studied(replace(same, **change)) is None  # type: ignore[arg-type]
+        assert favourites.studied(["loss"], replace(same, **change)) is None  # type: ignore[arg-type]
     by_chance = {"A": favourites.Bias(error=0.4, low=-0.1, high=0.9)}
-    fair = favourites.Favourites(fidelity=same, tokens=9, architectures=20, operators=by_chance)
+    fair = favourites.Favourites(metric="loss", fidelity=same, tokens=9, architectures=20, operators=by_chance)
     assert "places no operator more than 10% of the list too high or too low" in favourites.sentence(fair)
     few = fair.model_copy(
         update={"architectures": 5, "operators": {"A": favourites.Bias(error=0.4, low=0.4, high=0.4)}}
@@ -126,28 +129,26 @@ def test_a_favourite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_size_corrects_a_loss_that_small_models_are_quick_to_reach(tmp_path: Path) -> None:
     def quick(number: int, design: Architecture, tokens: int, seed: int) -> float:
-        return good(number, design, tokens, seed) + 0.5 * math.log(design.parameters)
+        return good(number, design, tokens, seed) + (0.19 * math.log(design.parameters) if tokens < 16_000_000 else 0)
 
     said = report_of(tmp_path / "up", quick)
-    assert "Use this budget: partisan, with size at 1M tokens" in said
-    slope, size = map(float, re.search(r"\+ (\S+) x loss (\S+) x ln\(parameters\) is expected", said).groups())
-    assert size == pytest.approx(-0.5 * slope, rel=0.1)
+    assert "Use this budget: partisan, sized at 1M tokens" in said
+    fitted = re.search(r"size_weight is 0.19; fitted to these architectures it is (\S+)\.\n", said)
+    assert float(fitted[1]) == pytest.approx(0.19, abs=0.03)
     table = pd.read_csv(tmp_path / "up" / "predictors.csv").set_index(["predictor", "tokens_m"])
-    assert table.loc[("partisan, with size", 1.0), "spearman"] > 0.9 > table.loc[("partisan", 1.0), "spearman"]
+    assert table.loc[("partisan, sized", 1.0), "spearman"] > 0.9 > table.loc[("partisan", 1.0), "spearman"]
 
 
-def test_an_architecture_is_not_told_its_own_long_loss() -> None:
+def test_the_weight_that_a_study_wants_is_a_fit() -> None:
     numbers = range(12)
     short = pd.Series([4 + 0.1 * noise("s", n) for n in numbers])
     parameters = pd.Series([10.0 ** (7 + 0.1 * n) for n in numbers])
     exact = 1 + 0.5 * short - 0.1 * np.log(parameters)
-    assert expected(short, parameters, exact).to_numpy() == pytest.approx(exact.to_numpy())
-    other = exact.copy()
-    other[3] += 5  # what only itself would know
-    assert expected(short, parameters, other)[3] == pytest.approx(exact[3])
-    assert expected(short[:8], parameters, exact).isna().all()  # seven others are too few
-    short[3] = math.inf
-    assert math.isnan(expected(short, parameters, exact)[3])
+    assert wanted_weight(short, parameters, exact) == pytest.approx(0.2)
+    assert wanted_weight(short[:7], parameters, exact) is None  # too few
+    assert wanted_weight(short, parameters, -exact) is None  # the better short, the worse long
+    exact[3], short[4] = math.inf, math.inf
+    assert wanted_weight(short, parameters, exact) == pytest.approx(0.2)
 
 
 def test_the_best_rate_of_each_architecture_is_told(tmp_path: Path) -> None:
@@ -187,12 +188,12 @@ def test_what_is_shipped_of_favourites_is_what_the_committed_study_found(tmp_pat
     config = load_study(folder / "config.yaml")
     frame = results(read_architectures(folder), read(folder))
     truth = truth_of(frame, config.study.reference.recipe, config.study.reference.tokens)
-    default = TrainingSettings().fidelity("", "cuda")
-    shipped = favourites.studied(default)
+    settings = TrainingSettings()
+    default = settings.fidelity("", "cuda")
+    shipped = favourites.studied(["sized_loss"], default)
     assert shipped is not None
-    predictor = next(
-        each for each in predictors(frame, truth, {}) if (each.recipe, each.tokens) == ("default", default.tokens)
-    )
+    every = predictors(frame, truth, {}, {"default": settings.size_weight})
+    predictor = next(each for each in every if (each.kind, each.tokens) == ("sized", default.tokens))
     found = of_operators(predictor, truth)
     assert shipped.architectures == len(predictor.scores.index.intersection(truth.order.index))
     assert {name: each.error for name, each in shipped.operators.items()} == {
