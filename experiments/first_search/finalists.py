@@ -21,7 +21,7 @@ def main(run: Path, folder: Path) -> None:
     listed = []
     for each in (*ranked[:3], *ranked[middle - 1 : middle + 2]):
         times = {name: each.metrics[name].value for name in result.objectives[1:]}
-        listed.append({**each.architecture.to_dict(), "latencies": times})
+        listed.append({**each.architecture, "latencies": times})
         print(each.number, each.notation, f"{each.metrics[metric].value:.4f}", times)
     folder.mkdir(parents=True)
     (folder / ARCHITECTURES).write_text(json.dumps(listed, indent=1))

@@ -103,7 +103,7 @@ class CandidateRecord(Part):
     tokens: int | None = Field(description="training tokens seen")
     curve: list[tuple[int, float | None]] = Field(description="(tokens seen, training loss); null: not finite")
     rungs: list[tuple[int, float]] = Field(
-        default=[], description="(tokens, the proxy's first metric) at smaller budgets that the training passed"
+        default=[], description="(tokens, the validation loss) at smaller budgets that the training passed"
     )
     notes: list[str] = Field(default=[], description="what the worker had to say: a kernel that was refused, ...")
     error: str | None
