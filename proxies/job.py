@@ -35,8 +35,8 @@ class Job:
 @dataclass(frozen=True)
 class Evaluation:
     """What came of a job. `curve` holds (tokens seen, training loss in nats per token) pairs, `notes` what the worker
-    had to say: a kernel that was refused, a step that could not be captured; `rungs` the validation loss at smaller budgets
-    that were passed on the way, (tokens, value) pairs."""
+    had to say: a kernel that was refused, a step that could not be captured; `rungs` the validation loss at smaller
+    budgets that were passed on the way, (tokens, value) pairs."""
 
     metrics: Measurements
     tokens: int

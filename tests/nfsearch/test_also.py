@@ -31,7 +31,7 @@ SPACE = "space: {width: 64, layers: 'D[head_dim=32]'}\n"
         ("also: {mqar: {pairs: 100}}\n", "also.mqar: 100 pairs and the questions for them take 300 tokens, found 256"),
         ("also: {training: {}}\n", "also.training: is the kind of `proxy` already"),
         ("also: {mqar: {kind: training}}\n", "also.mqar.kind: expected 'mqar', found 'training'"),
-        ("objectives: [loss, mqar]\n", "objectives.1: 'mqar' is none of loss, bits_per_byte"),
+        ("objectives: [loss, mqar]\n", "objectives.1: 'mqar' is none of sized_loss, loss, bits_per_byte"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, text: str, said: str) -> None:
@@ -45,7 +45,7 @@ def test_settings_are_assigned_by_kind(tmp_path: Path) -> None:
     assert list(config.others) == ["mqar", "zero-cost"]
     assert config.others["zero-cost"].kind == "zero-cost"
     assert {"loss", "mqar", "gradient_norm", "tpot"} <= set(config.metrics)
-    assert load_config(path)[0].objective_names == ("loss", "tpot")
+    assert load_config(path)[0].objective_names == ("sized_loss", "tpot")
     with pytest.raises(ValueError, match=r"--set also\.mqar\.pairs=0: also\.mqar\.pairs: expected greater than 0"):
         load_config(path, ["also.mqar.pairs=0"])
 

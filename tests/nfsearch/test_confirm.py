@@ -144,7 +144,9 @@ def test_finalists_are_trained_again_and_what_lacks_is_added(
         assert finalist.metrics["tpot"] == result.candidate(finalist.number).metrics["tpot"]
     frame = pd.read_csv(tmp_path / "run" / "candidates.csv").set_index("number")
     assert list(frame.index[frame.seeds == 2]) == chosen
-    assert frame.loss_confirmed[chosen[0]] == pytest.approx(found.finalist(chosen[0]).metrics["loss"].value)  # type: ignore[union-attr]
+    finalist = found.finalist(chosen[0])
+    assert finalist is not None
+    assert frame.sized_loss_confirmed[chosen[0]] == pytest.approx(finalist.metrics["sized_loss"].value)
     assert set(frame.index[frame.confirmed_front]) == set(found.front)
 
     command("confirm", "run", "--top", 2, "--seeds", 2)  # nothing lacks

@@ -61,7 +61,7 @@ def test_the_tighter_of_two_limits_counts() -> None:
     [
         (
             {"limits": {"tpto_ms": 1}},
-            "limits.tpto_ms: expected NAME_UNIT of loss, .*tpot, .*memory, .*latency.workloads defines workloads",
+            "limits.tpto_ms: expected NAME_UNIT of sized_loss, .*tpot, .*memory, .*latency.workloads defines workloads",
         ),
         (
             {"limits": {"tpot_gb": 1}},
@@ -84,7 +84,10 @@ def test_the_tighter_of_two_limits_counts() -> None:
             {"limits": {"tpot_tokens_per_s": 1e-320}},
             "limits.tpot_tokens_per_s: expected a number above 0, found 9.99989e-321",
         ),
-        ({"objectives": ["loss", "speed"]}, "'speed' is none of loss, .*tpot, .*memory, .*; latency.workloads"),
+        (
+            {"objectives": ["loss", "speed"]},
+            "'speed' is none of sized_loss, loss, .*tpot, .*memory, .*; latency.workloads",
+        ),
         ({"objectives": ["loss", "tpot", "loss"]}, "objectives.2: 'loss' is listed twice"),
         (
             {"space": {"width": {"fit": "latency", "from": [64]}, "layers": "F"}, "limits": {"memory_gb": 1}},
@@ -108,7 +111,7 @@ def test_memory_can_be_an_objective() -> None:
 def test_any_metric_can_be_the_first_objective() -> None:
     for first in ("memory", "parameters", "state", "bits_per_byte", "ttft_2k", "tpot_energy"):
         assert config(objectives=[first, "loss"]).objective_names == (first, "loss")
-    assert config().objective_names == ("loss", *WORKLOADS)
+    assert config().objective_names == ("sized_loss", *WORKLOADS)
 
 
 KINDS = [

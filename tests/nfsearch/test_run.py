@@ -32,7 +32,7 @@ def test_a_finished_run_has_every_file_and_a_true_front(finished_run: Path) -> N
         assert (finished_run / name).stat().st_size > 0, name
     result = RunResult.load(finished_run / "result.json")
     assert result.run.status == "complete"
-    assert result.objectives == ["loss", "tpot"]
+    assert result.objectives == ["sized_loss", "tpot"]
     assert len(result.candidates) == 8
     assert len({candidate.digest for candidate in result.candidates}) == 8
     space = SpaceSettings(**SPACE).build(vocab=257)
@@ -73,7 +73,7 @@ def test_a_report_is_rebuilt_from_the_study(finished_run: Path, tmp_path: Path, 
 
 def test_exports_load_again(finished_run: Path, tmp_path: Path, command: Command) -> None:
     result = RunResult.load(finished_run / "result.json")
-    best = min(result.candidates, key=lambda candidate: candidate.metrics["loss"].value)
+    best = min(result.candidates, key=lambda candidate: candidate.metrics["sized_loss"].value)
     command("export", finished_run, "--to", "yaml", "-o", "best.yaml")
     assert load_architecture(tmp_path / "best.yaml").digest == best.digest
     assert yaml.safe_load((tmp_path / "best.yaml").read_text())["training"]["learning_rate"]["peak"] == 1e-3
