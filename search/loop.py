@@ -23,6 +23,7 @@ from nfsearch.search.strategy import Exhausted, Strategy
 from nfsearch.search.study import Store
 
 TICK = 0.5  # seconds between two looks at the running jobs
+HOPELESS = 10  # candidates that fail before any does not, after which no more are tried
 
 Tell = Callable[[Progress], None]
 
@@ -33,7 +34,7 @@ class Loop:
 
     `rule` is asked after each report of new tokens whether a job shall go on. `stop` is asked between two steps, and at
     each report, whether the search shall: it is what an interrupt sets. The objectives and their limits say what the
-    best is.
+    best is. Where the first ten candidates fail there is something wrong with all, and the search ends.
     """
 
     def __init__(
@@ -144,6 +145,8 @@ class Loop:
         self.history.append(candidate)
         self._tally.add(candidate)
         self._standing = self._tally.standing
+        if self._standing.states.get("failed") == len(self.history) >= HOPELESS:
+            self._ended = f"the first {len(self.history)} candidates failed, the last with: {error}"
 
     def _progress(self) -> Progress:
         workers = max(self.executor.workers, 1)

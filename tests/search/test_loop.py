@@ -174,6 +174,27 @@ def test_a_failure_after_the_end_was_asked_for_is_not_kept(tmp_path: Path) -> No
     assert [candidate.state for candidate in final.candidates] == ["done", "done"]
 
 
+def test_a_search_in_which_all_fail_ends(tmp_path: Path) -> None:
+    jobs: list[Job] = []
+
+    def fails(job: Job, found: Evaluation) -> Evaluation:
+        raise ValueError("nothing works")
+
+    def fails_later(job: Job, found: Evaluation) -> Evaluation:
+        jobs.append(job)
+        return found if len(jobs) == 1 else fails(job, found)
+
+    final = loop(tmp_path / "all", FakeProxy(deed=fails), evaluations=30).run()
+    assert (len(final.candidates), final.ended) == (
+        10,
+        f"the first 10 candidates failed, the last with: {final.candidates[-1].error}",
+    )
+    again = loop(tmp_path / "all", evaluations=12, resume=True).run()  # what was wrong is mended
+    assert [each.state for each in again.candidates[10:]] == ["done"] * 2
+    final = loop(tmp_path / "one", FakeProxy(deed=fails_later), evaluations=15).run()
+    assert [each.state for each in final.candidates] == ["done"] + ["failed"] * 14
+
+
 def test_exhausted_space_ends_the_search(tmp_path: Path) -> None:
     space = small_space(width=128, layers="(D|A|M2) F{0..1}", where={})
     final = loop(tmp_path, space=space, population=2).run()
