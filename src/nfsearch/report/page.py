@@ -16,6 +16,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from nfsearch.proxies.settings import LOSS, SIZED_LOSS
 from nfsearch.report.favourites import sentence
 from nfsearch.report.front_figure import picture_points
 from nfsearch.report.result import CandidateRecord, RunResult
@@ -74,8 +75,10 @@ def render(result: RunResult, folder: str | Path = ".") -> str:
 
 
 def _told(result: RunResult) -> list[Metric]:
-    """The metrics that the tables of the front have room for: the objectives, what is limited, and the parameters."""
-    names = dict.fromkeys((*result.objectives, *result.limits, "parameters"))
+    """The metrics that the tables of the front have room for: the objectives, what is limited, the parameters, and what
+    a sized loss is made of."""
+    sized = [LOSS.name] if SIZED_LOSS.name in result.objectives else []
+    names = dict.fromkeys((*result.objectives, *sized, *result.limits, "parameters"))
     return [metric for name in names for metric in result.shown() if metric.name == name]
 
 
