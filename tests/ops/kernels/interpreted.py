@@ -87,10 +87,10 @@ def error(name: str, settings: dict[str, Any], width: int, batch: int, time: int
     return float((torch.stack(outputs, 1) - expected).norm() / expected.norm())
 
 
-def shared_cache_error(gates: int) -> float:
-    """Of attention whose cache of 50 slots three programs share out, several tiles to each."""
+def shared_cache_error(gates: int, position_at: int = 49) -> float:
+    """Of attention whose cache of 50 slots three programs share out, several tiles to each; the last slot is new."""
     keys, values = torch.randn(2, 50, 2, 32), torch.randn(2, 50, 2, 32)
-    rows, position = torch.randn(2, 8 + gates, 32), torch.tensor(49)
+    rows, position = torch.randn(2, 8 + gates, 32), torch.tensor(position_at)
     query, key, value, gate = rows.double().split((4, 2, 2, gates), dim=1)
     query, key = (rotate(z[:, None], position[None], 1e4)[:, 0] for z in (query, key))
     exact = [held.double() for held in (keys, values)]
@@ -172,6 +172,7 @@ def report() -> dict[str, Any]:
     torch.manual_seed(0)
     errors = {case: error(*setup) for case, setup in CASES.items()}
     errors |= {"attention, shared cache": shared_cache_error(0), "attention, shared cache, gate": shared_cache_error(4)}
+    errors["attention, a million tokens on"] = shared_cache_error(0, 1_000_049)
     errors |= {"head": head_error(False), "head, unit rows": head_error(True)}
     errors["embedding"] = embedding_error()
     errors["model"] = model_error()

@@ -25,7 +25,7 @@ BLOCKS = (
     "mamba2, groups", "mamba2, groups of 24", "mamba2, groups, many sequences",
     "gated delta", "gla", "gla, heads of 24", "attention", "attention, window", "attention, shared cache",
     "attention, shared cache, gate", "attention, partial rotation", "attention, a quarter turns",
-    "attention, no positions", "gated delta, shared keys", "head",
+    "attention, no positions", "attention, a million tokens on", "gated delta, shared keys", "head",
     "head, unit rows", "gated delta, many sequences", "gla, many sequences", "mamba2, many sequences",
     "relu2, many sequences", "head, many sequences", "embedding",
     "model",
