@@ -1,7 +1,9 @@
-"""The three best candidates of a search and three of its middle, as a study that trains them long:
+"""The three best candidates of a search and three of its middle, for a study that trains them long:
 
-python experiments/first_search/finalists.py RUN DIR
-nfsearch study fidelity experiments/first_search/long.yaml -o DIR --set proxy.data=DATA --set proxy.tokenizer=TOKENIZER
+    python experiments/first_search/finalists.py RUN DIR
+
+and then `nfsearch study fidelity experiments/first_search/long.yaml -o DIR` with the data and the tokenizer of the run.
+Prints their numbers, notations and objectives.
 """
 
 import json
