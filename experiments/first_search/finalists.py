@@ -2,8 +2,7 @@
 
     python experiments/first_search/finalists.py RUN DIR
 
-and then `nfsearch study fidelity experiments/first_search/long.yaml -o DIR` with the data and the tokenizer of the run.
-Prints their numbers, notations and objectives.
+Prints their numbers, notations and objectives. README.md says how the study goes on from there.
 """
 
 import json

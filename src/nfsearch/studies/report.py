@@ -46,9 +46,8 @@ def write_report(folder: Path) -> list[Path]:
     noise = seed_spread(truth.losses)
     table, operators = predictors_table(found, noise), operators_table(biased)
     rates = rates_of(frame, config.study)
-    weights = _size_weights(config)
-    sizes = _said_of_size(best, weights, frame, truth)
-    said = [*sentences(best, biased, noise), *sizes, *(rates.sentences() if rates else ())]
+    sized = _said_of_size(best, config, frame, truth)
+    said = [*sentences(best, biased, noise), *sized, *(rates.sentences() if rates else ())]
     files: dict[str, str | bytes] = {
         "predictors.csv": table.to_csv(index=False),
         "operators.csv": operators.to_csv(index=False),
@@ -69,7 +68,8 @@ def _judged(frame: pd.DataFrame, truth: Truth, config: StudyConfig) -> list[Judg
     """Every predictor that can be judged, the best order first."""
     recipes = config.study.recipes
     stable = {name: 1 - recipe.decay for name, recipe in recipes.items() if getattr(recipe, "schedule", "") == "trunk"}
-    every = list(predictors(frame[frame["recipe"].isin(recipes)], truth, stable, _size_weights(config)))
+    weights = {name: recipe.size_weight for name, recipe in recipes.items() if hasattr(recipe, "size_weight")}
+    every = list(predictors(frame[frame["recipe"].isin(recipes)], truth, stable, weights))
     found = []
     with steps("comparing orders") as step:
         for done, predictor in enumerate(every, start=1):
@@ -78,11 +78,6 @@ def _judged(frame: pd.DataFrame, truth: Truth, config: StudyConfig) -> list[Judg
                 found.append(judged)
             step(done, len(every))
     return sorted(found, key=lambda each: -each.spearman.value)
-
-
-def _size_weights(config: StudyConfig) -> dict[str, float]:
-    """Of the recipes that train for a loss."""
-    return {name: each.size_weight for name, each in config.study.recipes.items() if hasattr(each, "size_weight")}
 
 
 def chosen(found: Sequence[Judged]) -> Judged:
@@ -121,15 +116,15 @@ def sentences(best: Judged, biased: Mapping[str, Interval], noise: float | None)
     return found
 
 
-def _said_of_size(best: Judged, weights: Mapping[str, float], frame: pd.DataFrame, truth: Truth) -> list[str]:
+def _said_of_size(best: Judged, config: StudyConfig, frame: pd.DataFrame, truth: Truth) -> list[str]:
     """By how much the loss was corrected for size, where it was, and which correction these architectures want."""
     one = best.predictor
     if one.kind != "sized":
         return []
-    losses = by_seed(frame, one.recipe, one.tokens).iloc[:, 0]
+    weight, losses = config.study.recipes[one.recipe].size_weight, by_seed(frame, one.recipe, one.tokens).iloc[:, 0]
     wanted = wanted_weight(losses, truth.about["parameters"], truth.order)
     fitted = "" if wanted is None else f"; fitted to these architectures it is {wanted:.2f}"
-    return [f"Sized: the loss - size_weight x ln(parameters / 10M); size_weight is {weights[one.recipe]:g}{fitted}."]
+    return [f"Sized: the loss - size_weight x ln(parameters / 10M); size_weight is {weight:g}{fitted}."]
 
 
 def favourites(found: Sequence[Judged], frame: pd.DataFrame, truth: Truth) -> list[Favourites]:
