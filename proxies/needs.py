@@ -353,11 +353,10 @@ def _allocated(device: torch.device) -> float:
 
 def _memory(found: list[_Rehearsal], tokens: int) -> float:
     """Bytes that steps of so many tokens at a time cannot do without: a line through what was allocated, and on top of
-    it as large a share as in the largest rehearsal for the gaps between what a graph holds, in which few tokens leave
-    others than many."""
-    largest = found[0]
-    gaps = largest.memory / largest.allocated if largest.allocated else 1.0
-    return gaps * _on_line([(one.tokens, one.allocated) for one in found], tokens)
+    it as much as in the largest rehearsal for the gaps between what a graph holds: half a gigabyte to two, of which
+    the tokens decide little."""
+    gaps = found[0].memory - found[0].allocated
+    return gaps + _on_line([(one.tokens, one.allocated) for one in found], tokens)
 
 
 def _beside(found: list[_Rehearsal], tokens: int, settings: TrainingSettings) -> float:
