@@ -107,8 +107,9 @@ class TrainingSettings(ProxySettings):
         default=0.19,
         ge=0,
         le=10,
-        description="nats that sized_loss is below the loss for each factor of e that a model is larger than 10M "
-        "parameters, as the larger of two with one loss after few tokens ends lower: what 12M tokens of English want",
+        description="nats that sized_loss is below the loss for each factor of e that a model has more "
+        "non-embedding parameters than 10M, as the larger of two with one loss after few tokens ends lower: what 12M "
+        "tokens of English want",
     )
     validation_tokens: int = Field(default=200_000, gt=0, le=10**10, description="tokens of the fixed validation set")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-SIZE = 1e7  # parameters of a model whose sized loss is its loss
+SIZE = 1e7  # non-embedding parameters of a model whose sized loss is its loss
 
 
 def sized(loss: Any, parameters: Any, weight: float) -> Any:
-    """`loss`, in nats, less `weight` for each factor of e that the parameters, all counted, are more than 10M: numbers,
+    """`loss`, in nats, less `weight` for each factor of e that the non-embedding parameters are more than 10M: numbers,
     or arrays of one shape."""
     return loss - weight * np.log(parameters / SIZE)

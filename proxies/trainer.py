@@ -87,7 +87,7 @@ def train_model(
         checkpoints.save_loss(tokens, loss)
         checkpoints.save_weights(tokens, model)
     metrics = {
-        SIZED_LOSS.name: float(sized(loss, architecture.parameters, settings.size_weight)),
+        SIZED_LOSS.name: float(sized(loss, architecture.non_embedding_parameters, settings.size_weight)),
         LOSS.name: loss,
         BITS_PER_BYTE.name: loss / math.log(2) / corpus.bytes_per_token,
         PERPLEXITY.name: math.exp(min(loss, 700.0)),  # the largest that a float holds

@@ -80,8 +80,13 @@ class Architecture:
     @cached_property
     def parameters(self) -> int:
         """All learned numbers: embedding, head (if it is not the embedding), meta tokens, operators and all norms."""
-        operators = sum(cost.parameters + self.width for cost in self.costs())
-        return (self.vocab * (1 if self.tied_head else 2) + self.meta_tokens + 1) * self.width + operators
+        return self.vocab * (1 if self.tied_head else 2) * self.width + self.non_embedding_parameters
+
+    @cached_property
+    def non_embedding_parameters(self) -> int:
+        """Of `parameters`, all but embedding and head, which grow with the vocabulary and not with what a model can
+        compute (Kaplan et al., arXiv 2001.08361, section 1.2)."""
+        return (self.meta_tokens + 1) * self.width + sum(cost.parameters + self.width for cost in self.costs())
 
     def state_bytes(self, batch: int, length: int, itemsize: int = 2) -> int:
         """Bytes of state that decoding keeps for `length` tokens of text, meta tokens included."""

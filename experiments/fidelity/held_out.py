@@ -25,8 +25,8 @@ def main(folder: Path) -> None:
     frame = results(read_architectures(folder), read(folder))
     truth = truth_of(frame, study.reference.recipe, study.reference.tokens)
     held = [number for number in truth.order.index if number not in BEFORE]
-    order, parameters = truth.order[held], truth.about.loc[held, "parameters"]
-    print(f"{len(held)} architectures; by parameters, most first: {spearman(-parameters, order)}")
+    order, parameters = truth.order[held], truth.about.loc[held, "non_embedding_parameters"]
+    print(f"{len(held)} architectures; by non-embedding parameters, most first: {spearman(-parameters, order)}")
     for tokens in study.recipes[study.reference.recipe].budgets:
         loss = by_seed(frame, study.reference.recipe, tokens)[0][held]
         corrected = sized(loss, parameters, TrainingSettings().size_weight)

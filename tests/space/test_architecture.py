@@ -24,6 +24,13 @@ def test_a_head_of_its_own_is_counted_and_written() -> None:
     assert "tied_head" not in FLASH_1B.to_dict()  # what was written before reads and compares as before
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_the_vocabulary_adds_is_no_part_of_what_computes(tied: bool) -> None:
+    model = replace(FLASH_1B, tied_head=tied)
+    assert model.non_embedding_parameters == replace(model, vocab=1).non_embedding_parameters
+    assert model.parameters - model.non_embedding_parameters == 131072 * 2048 * (1 if tied else 2)
+
+
 @given(layer_lists)
 @settings(max_examples=50, deadline=None)
 def test_json_and_yaml_both_ways(layers: tuple[Layer, ...]) -> None:

@@ -14,7 +14,8 @@ WORDS = {
     "fidelity": "What a loss was measured with: tokens, sequence, batch, recipe, data. Losses of different fidelity "
     "are never compared.",
     "sized_loss": "The loss corrected for size: less 0.19 nats (proxy.size_weight) for each factor of e that a model "
-    "has more parameters than 10M, as the larger of two with the same loss after a short training ends lower.",
+    "has more non-embedding parameters than 10M, as the larger of two with the same loss after a short training ends "
+    "lower.",
     "seed": "What the first weights and the order of the data are drawn with. Another seed gives another loss.",
     "finalist": "A candidate that was looked at again after the search, with other seeds.",
     "skipped (refused)": "Proposed and not trained, as it was over a limit or had been evaluated before.",

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 from nfsearch.report.pictures import png
 from nfsearch.studies.agreement import Interval
 from nfsearch.studies.predictors import Judged, Truth
+from nfsearch.studies.rates import Rates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+_NAMED = 12  # lines that a legend names
 
 
 def figure_png(
@@ -32,6 +36,31 @@ def figure_png(
     figure.suptitle(
         f"{best.architectures} architectures; reference: {truth.recipe} at {truth.tokens / 1e6:g}M tokens", fontsize=11
     )
+    return png(figure)
+
+
+def rates_png(rates: Rates, truth: Truth) -> bytes:
+    """How much worse than its best rate each architecture does with the others; the rule's is marked."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    tried = [float(rate) for rate in rates.losses.columns]
+    about = truth.about.loc[rates.losses.index]
+    for i, losses in enumerate(rates.losses.to_numpy(float)):
+        label = f"width {about['width'].iloc[i]}, {about['depth'].iloc[i]} layers" if len(about) <= _NAMED else None
+        color = colormaps["viridis"](i / len(about))
+        axes.plot(tried, losses - losses.min(), marker="o", markersize=4, linewidth=1.2, color=color, label=label)
+    axes.axvline(rates.rule, linestyle="--", linewidth=1, color="0.4")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
+    axes.set_xlabel("learning rate (dashed: the rule's)")
+    axes.set_ylabel(f"loss at {rates.tokens / 1e6:g}M tokens above the best rate's (nats)")
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(about) <= _NAMED:
+        axes.legend(frameon=False, fontsize=8)
     return png(figure)
 
 

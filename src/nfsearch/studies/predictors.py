@@ -113,7 +113,7 @@ def predictors(
             losses = by_seed(frame, recipe, tokens)
             yield Predictor(recipe, "loss", recipe, tokens, losses, seconds[tokens])
             if recipe in weights:
-                found = losses.apply(sized, args=(truth.about["parameters"], weights[recipe]))
+                found = losses.apply(sized, args=(truth.about["non_embedding_parameters"], weights[recipe]))
                 yield Predictor(f"{recipe}, sized", "sized", recipe, tokens, found, seconds[tokens])
             if recipe in stable and count >= LEAST_POINTS and tokens < truth.tokens:
                 found = _last(_extrapolated(frame, recipe, budgets[:count], truth.tokens), losses)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from nfsearch.studies.agreement import Interval, kendall
+from nfsearch.proxies.size import sized
+from nfsearch.studies.agreement import kendall
 from nfsearch.studies.config import StudySettings
 from nfsearch.studies.predictors import FEWEST, by_seed
 
@@ -17,10 +18,11 @@ NEAR = 2.0  # times the rule's rate, or a part of it: as near as a best rate sho
 
 @dataclass(frozen=True)
 class Rates:
-    """Losses of the first seed, [architectures by number, rates rising], after so many tokens; `rule` is the rate of
-    the reference's recipe."""
+    """Losses of the first seed, [architectures by number, rates rising], after so many tokens, and those losses
+    corrected for size; `rule` is the rate of the reference's recipe."""
 
     losses: pd.DataFrame
+    sized: pd.DataFrame
     tokens: int
     rule: float
 
@@ -28,10 +30,6 @@ class Rates:
     def best(self) -> pd.Series:
         """The rate with the lowest loss, by architecture."""
         return self.losses.idxmin(axis=1)
-
-    def agreement(self, one: float, other: float) -> Interval:
-        """Kendall's tau between the orders of the architectures at two of the rates."""
-        return kendall(self.losses[one].to_numpy(float), self.losses[other].to_numpy(float))
 
     def sentences(self) -> list[str]:
         """What there is to say."""
@@ -48,14 +46,15 @@ class Rates:
         found = about.loc[self.losses.index, ["width", "depth", "notation"]].assign(best_rate=self.best)
         return found.join(self.losses.rename(columns=lambda rate: f"loss_at_{rate:g}"))
 
-    def agreements(self) -> pd.DataFrame:
-        """The orders at each rate against those at each other, as text."""
-        rates = [float(rate) for rate in self.losses.columns]
-        rows = [{"": f"{one:g}", **{f"{other:g}": self._cell(one, other) for other in rates}} for one in rates]
-        return pd.DataFrame(rows)
 
-    def _cell(self, one: float, other: float) -> str:
-        return "" if one == other else str(self.agreement(one, other))
+def agreements(losses: pd.DataFrame) -> pd.DataFrame:
+    """Kendall's tau between the orders of architectures at each rate and at each other, as text."""
+
+    def cell(one: float, other: float) -> str:
+        return "" if one == other else str(kendall(losses[one].to_numpy(float), losses[other].to_numpy(float)))
+
+    rates = [float(rate) for rate in losses.columns]
+    return pd.DataFrame([{"": f"{one:g}", **{f"{other:g}": cell(one, other) for other in rates}} for one in rates])
 
 
 def rates_of(frame: pd.DataFrame, study: StudySettings) -> Rates | None:
@@ -72,7 +71,11 @@ def rates_of(frame: pd.DataFrame, study: StudySettings) -> Rates | None:
         return None
     found = pd.DataFrame({rate: each.iloc[:, 0] for rate, each in losses.items()}).dropna()
     found = found.loc[found.min(axis=1) < math.inf]  # one that diverges at every rate has no best one
-    return Rates(found, max(shared), reference.learning_rate) if len(found) >= FEWEST else None
+    if len(found) < FEWEST:
+        return None
+    sizes = frame.drop_duplicates("number").set_index("number")["non_embedding_parameters"]
+    corrected = found.apply(sized, args=(sizes.loc[found.index], reference.size_weight))
+    return Rates(found, corrected, max(shared), reference.learning_rate)
 
 
 def _but_the_rate(recipe: object) -> dict[str, object]:

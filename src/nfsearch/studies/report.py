@@ -15,10 +15,10 @@ from nfsearch.run.records import CONFIG
 from nfsearch.studies.agreement import Interval, seed_spread
 from nfsearch.studies.config import StudyConfig, load_study
 from nfsearch.studies.draw import read_architectures
-from nfsearch.studies.figure import figure_png
+from nfsearch.studies.figure import figure_png, rates_png
 from nfsearch.studies.journal import read
 from nfsearch.studies.predictors import Judged, Truth, by_seed, favours, judge, of_operators, predictors, truth_of
-from nfsearch.studies.rates import Rates, rates_of
+from nfsearch.studies.rates import Rates, agreements, rates_of
 from nfsearch.studies.results import results
 from nfsearch.studies.size import wanted_weight
 from nfsearch.support.files import naming, whole, write_atomically
@@ -57,6 +57,7 @@ def write_report(folder: Path) -> list[Path]:
     }
     if rates:
         files["rates.csv"] = rates.table(truth.about).to_csv(index=False)
+        files["rates.png"] = rates_png(rates, truth)
     with naming(folder / "results.parquet"), whole(folder / "results.parquet") as scratch:
         frame.to_parquet(scratch, index=False)
     for name, content in files.items():
@@ -122,9 +123,10 @@ def _said_of_size(best: Judged, config: StudyConfig, frame: pd.DataFrame, truth:
     if one.kind != "sized":
         return []
     weight, losses = config.study.recipes[one.recipe].size_weight, by_seed(frame, one.recipe, one.tokens).iloc[:, 0]
-    wanted = wanted_weight(losses, truth.about["parameters"], truth.order)
+    wanted = wanted_weight(losses, truth.about["non_embedding_parameters"], truth.order)
     fitted = "" if wanted is None else f"; fitted to these architectures it is {wanted:.2f}"
-    return [f"Sized: the loss - size_weight x ln(parameters / 10M); size_weight is {weight:g}{fitted}."]
+    law = "the loss - size_weight x ln(non-embedding parameters / 10M)"
+    return [f"Sized: {law}; size_weight is {weight:g}{fitted}."]
 
 
 def favourites(found: Sequence[Judged], frame: pd.DataFrame, truth: Truth) -> list[Favourites]:
@@ -228,8 +230,9 @@ def _markdown(
         "",
     ]
     if rates:
-        tau = "Kendall's tau between the orders at two learning rates (losses by rate: rates.csv):"
-        lines += [tau, "", _table(rates.agreements()), ""]
+        for losses, of in ((rates.losses, "losses"), (rates.sized, "losses corrected for size")):
+            tau = f"Kendall's tau between the orders by {of} at two learning rates (all losses: rates.csv, rates.png):"
+            lines += [tau, "", _table(agreements(losses)), ""]
     return "\n".join(lines)
 
 

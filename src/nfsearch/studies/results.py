@@ -41,6 +41,7 @@ def about(number: int, drawn: Drawn, names: Sequence[str]) -> dict[str, Any]:
         "width": one.width,
         "depth": len(one.layers),
         "parameters": one.parameters,
+        "non_embedding_parameters": one.non_embedding_parameters,
         "flops_per_token": flops_per_token(one, 0),  # without what attention does of a context
         **{f"{name}_ms": 1e3 * seconds for name, seconds in drawn.latencies.items()},
         **{f"{LAYERS}{name}": counts[name] for name in names},

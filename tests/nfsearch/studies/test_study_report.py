@@ -129,7 +129,9 @@ def test_a_favourite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_size_corrects_a_loss_that_small_models_are_quick_to_reach(tmp_path: Path) -> None:
     def quick(number: int, design: Architecture, tokens: int, seed: int) -> float:
-        return good(number, design, tokens, seed) + (0.19 * math.log(design.parameters) if tokens < 16_000_000 else 0)
+        return good(number, design, tokens, seed) + (
+            0.19 * math.log(design.non_embedding_parameters) if tokens < 16_000_000 else 0
+        )
 
     said = report_of(tmp_path / "up", quick)
     assert "Use this budget: partisan, sized at 1M tokens" in said
@@ -167,7 +169,8 @@ def test_the_best_rate_of_each_architecture_is_told(tmp_path: Path) -> None:
     for name, rate in rates.items():
         text = text.replace(f"    {name}:\n", f"    {name}:\n      learning_rate: {rate}\n")
     (folder / "config.yaml").write_text(text)
-    assert folder / "rates.csv" in write_report(folder)
+    assert {folder / "rates.csv", folder / "rates.png"} <= set(write_report(folder))
+    assert (folder / "rates.png").read_bytes().startswith(b"\x89PNG")
     said = (folder / "report.md").read_text()
     assert (
         "Best rate by architecture, at 4,000,000 tokens: 0.01 for 0, 0.02 for 7, 0.04 for 0, 0.08 for 1 of 8; "
@@ -176,8 +179,9 @@ def test_the_best_rate_of_each_architecture_is_told(tmp_path: Path) -> None:
     table = pd.read_csv(folder / "rates.csv")
     assert list(table["best_rate"]) == [0.02] * 7 + [0.08]
     assert table.loc[7, "loss_at_0.08"] == pytest.approx(3.7)
-    row = next(line for line in said.splitlines() if line.startswith("| 0.01 |"))
-    assert row.startswith("| 0.01 |  | 1.00 (1.00 to 1.00) |")
+    by_loss, by_sized_loss = (line for line in said.splitlines() if line.startswith("| 0.01 |"))
+    assert by_loss.startswith("| 0.01 |  | 1.00 (1.00 to 1.00) |")
+    assert by_sized_loss.startswith("| 0.01 |  | 1.00 (1.00 to 1.00) |")
 
 
 def test_what_is_shipped_of_favourites_is_what_the_committed_study_found(tmp_path: Path) -> None:
