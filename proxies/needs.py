@@ -326,8 +326,8 @@ def _wait(device: torch.device) -> None:
 
 
 def _empty(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
+    if device.type == "cuda":  # no other device's memory is counted
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
