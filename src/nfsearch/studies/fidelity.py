@@ -66,7 +66,8 @@ def study_fidelity(config_path: Path, folder: Path, share: str, assignments: Seq
             with Journal(folder, part) as journal:
                 Sitting(folder, proxies, work, training_kind(config.run), interrupted.is_set).run(journal)
         except KeyboardInterrupt:
-            again = shlex.join(["nfsearch", "study", "fidelity", str(config_path), "-o", str(folder), "--share", share])
+            only = ["--share", share] if part != (1, 1) else []
+            again = shlex.join(["nfsearch", "study", "fidelity", str(config_path), "-o", str(folder), *only])
             say(f"Interrupted. What finished is kept; the same command goes on: {again}")
             raise
     known = read(folder)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 _NAMED = 12  # lines that a legend names
+_LONGEST = 40  # characters of a name there
 
 
 def figure_png(
@@ -49,7 +50,8 @@ def rates_png(rates: Rates, truth: Truth) -> bytes:
     tried = [float(rate) for rate in rates.losses.columns]
     about = truth.about.loc[rates.losses.index]
     for i, losses in enumerate(rates.losses.to_numpy(float)):
-        label = f"width {about['width'].iloc[i]}, {about['depth'].iloc[i]} layers" if len(about) <= _NAMED else None
+        name = f"{about['notation'].iloc[i]} @ {about['width'].iloc[i]}"
+        label = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
         color = colormaps["viridis"](i / len(about))
         axes.plot(tried, losses - losses.min(), marker="o", markersize=4, linewidth=1.2, color=color, label=label)
     axes.axvline(rates.rule, linestyle="--", linewidth=1, color="0.4")

@@ -36,10 +36,14 @@ class Rates:
         best = self.best
         counts = ", ".join(f"{rate:g} for {(best == rate).sum()}" for rate in self.losses.columns)
         near = best.between(self.rule / NEAR, self.rule * NEAR).sum()
-        return [
+        found = [
             f"Best rate by architecture, at {self.tokens:,} tokens: {counts} of {len(best)}; within {NEAR:g} times the "
             f"rule's {self.rule:g} for {near} of {len(best)}."
         ]
+        for edge, side in ((self.losses.columns[0], "smallest"), (self.losses.columns[-1], "largest")):
+            if ends := (best == edge).sum():
+                found.append(f"For {ends} the best is the {side} rate that was tried: theirs may lie beyond.")
+        return found
 
     def table(self, about: pd.DataFrame) -> pd.DataFrame:
         """A row for each architecture: what it is, its best rate, and the loss at each rate in nats."""

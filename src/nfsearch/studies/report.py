@@ -26,6 +26,7 @@ from nfsearch.support.terminal import duration, steps
 
 METRICS = {"loss": LOSS.name, "sized": SIZED_LOSS.name}  # what kinds of predictors are called in a run
 TARGET = 0.85  # the rank correlation from which an order is believed
+FEW = 10  # architectures, of which nothing is believed
 _MOST = 0.9  # of the architectures that any predictor scored
 
 
@@ -107,7 +108,9 @@ def sentences(best: Judged, biased: Mapping[str, Interval], noise: float | None)
         f"Its first choice is {_regret(best.regret_first, noise)} worse than the true best, "
         f"the best of its first three {_regret(best.regret_three, noise)}."
     )
-    if best.spearman.low < TARGET <= best.spearman.value:
+    if best.architectures < FEW:
+        found.append(f"Only {best.architectures} architectures were compared: that says little, whatever the interval.")
+    elif best.spearman.low < TARGET <= best.spearman.value:
         found.append(f"The interval reaches below {TARGET}: that it gets there may be luck.")
     for name, error in biased.items():
         if abs(error.value) > FAVOURED:
@@ -211,8 +214,8 @@ def _markdown(
         "",
         f"The long training is {truth.recipe} at {millions(truth.tokens)} tokens: {len(order)} architectures of "
         f"{millions(sizes.min())} to {millions(sizes.max())} parameters (median {millions(sizes.median())}) and "
-        f"{depths.min()} to {depths.max()} layers, losses {order.min():.4f} to {order.max():.4f} nats; a seed moves "
-        f"them by {_nats(seed_spread(truth.losses))} (standard deviation). {len(frame)} losses on "
+        f"{depths.min()} to {depths.max()} layers, losses {order.min():.4f} to {order.max():.4f} nats; "
+        f"{_seeds_move(seed_spread(truth.losses))}. {len(frame)} losses on "
         f"{', '.join(sorted(set(frame['device'])))}; {failed} trainings failed.",
         "",
         "![Spearman over cost, ranks, rank errors](figure.png)",
@@ -220,7 +223,9 @@ def _markdown(
         "Intervals are 95 % of a bootstrap over architectures. *Partial*: rank correlation given parameters. "
         "*Other seeds*: Spearman between losses of one seed and long ones of another, over the architectures that have "
         "several: where the short training is the beginning of the long one, their common seed alone makes them agree. "
-        "Regret: how much worse than the true best the first choice is, and the best of the first three.",
+        "Regret: how much worse than the true best the first choice is, and the best of the first three. *Sized*: the "
+        "loss - size_weight x ln(non-embedding parameters / 10M). *Curve*: where a power law through the curve of one "
+        "training's loss ends; *extrapolated*: one through the losses at several budgets.",
         "",
         _table(_shown(table)),
         "",
@@ -241,8 +246,11 @@ def millions(count: float) -> str:
     return f"{count / 1e6:.3g}M"
 
 
-def _nats(value: float | None) -> str:
-    return "an unknown amount" if value is None else f"{value:.4f} nats"
+def _seeds_move(spread: float | None) -> str:
+    """What there is to say of the standard deviation of losses over seeds."""
+    if spread is None:
+        return "how much a seed moves them is unknown, as each has one"
+    return f"a seed moves them by {spread:.4f} nats (standard deviation)"
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -174,8 +174,11 @@ def test_the_best_rate_of_each_architecture_is_told(tmp_path: Path) -> None:
     said = (folder / "report.md").read_text()
     assert (
         "Best rate by architecture, at 4,000,000 tokens: 0.01 for 0, 0.02 for 7, 0.04 for 0, 0.08 for 1 of 8; "
-        "within 2 times the rule's 0.02 for 7 of 8." in said
+        "within 2 times the rule's 0.02 for 7 of 8.\n"
+        "For 1 the best is the largest rate that was tried: theirs may lie beyond." in said
     )
+    assert "Only 8 architectures were compared: that says little, whatever the interval." in said
+    assert "how much a seed moves them is unknown, as each has one." in said
     table = pd.read_csv(folder / "rates.csv")
     assert list(table["best_rate"]) == [0.02] * 7 + [0.08]
     assert table.loc[7, "loss_at_0.08"] == pytest.approx(3.7)
