@@ -77,7 +77,7 @@ def build(
     for key in stale:
         del table.rows[key]
     missing = table.missing(wanted)
-    seen = _believed(looks, missing)
+    seen = _believed(looks, missing, disturbed=BUSY in accept)
     anew = bool(stale) or not table.rows
     path.parent.mkdir(parents=True, exist_ok=True)
     total, once = profiler.within.looks * len(wanted), profiler.within.looks
@@ -107,11 +107,11 @@ def build(
     return table
 
 
-def _believed(looks: Iterable[Row], keys: Iterable[Key]) -> dict[Key, list[Row]]:
-    """The looks at each key that count: quiet ones, at the code that is here."""
+def _believed(looks: Iterable[Row], keys: Iterable[Key], *, disturbed: bool) -> dict[Key, list[Row]]:
+    """The looks at each key that count: at the code that is here, and quiet, unless those that were not are taken."""
     seen: dict[Key, list[Row]] = {key: [] for key in keys}
     for row in looks:
-        if row.key in seen and row.code == digest_of(row.key) and not row.disturbed:
+        if row.key in seen and row.code == digest_of(row.key) and (disturbed or not row.disturbed):
             seen[row.key].append(row)
     return seen
 
@@ -147,7 +147,8 @@ def _refuse_disturbed(table: LatencyTable, keys: list[Key], accept: Iterable[str
         raise Busy(
             f"the machine is busy with something else: {len(bad)} of {len(keys)} rows could not be measured in quiet "
             f"(known work beside them took up to {most:.0%} longer, or others used so much of the processors). The "
-            "same command, once it is quiet, measures these again; `latency.accept: [busy]` takes them as they are"
+            "same command, once it is quiet, measures these again; with --set 'latency.accept=[busy]' it takes them as "
+            "they are"
         )
 
 

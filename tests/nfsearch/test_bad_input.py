@@ -87,6 +87,18 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
         ),
         ("space: {width: 64, layers: F}\nproxy: {data: []}\n", "proxy.data: a mixture has at least one source"),
         (
+            "space: {width: 64, layers: F}\nproxy:\n  data: nowhere.txt\n",
+            "config.yaml:2: proxy: nowhere.txt: no such file or folder; `data` is python-stdlib, a file, a folder",
+        ),
+        (
+            "space: {width: 64, layers: F}\nproxy: {narrow: 48}\n",
+            "config.yaml:2: proxy: narrow: designs of width 64 cannot be narrowed 48 times: width 64 is not a multiple",
+        ),
+        (
+            "space: {width: 64, layers: F}\nalso:\n  mqar: {pairs: 4, narrow: 48}\n",
+            "config.yaml:3: also.mqar: mqar.narrow: designs of width 64 cannot be narrowed 48 times",
+        ),
+        (
             "space: {width: 64, layers: F}\nlimits: {tpt_ms: 3}\n",
             "config.yaml:2: limits.tpt_ms: expected NAME_UNIT of sized_loss, loss, bits_per_byte, perplexity, tpot, "
             "memory, parameters, state, tpot_energy (such as tpot_ms); latency.workloads defines workloads",
@@ -131,6 +143,9 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
         "weight",
         "source twice",
         "no source",
+        "data that is not there",
+        "twin",
+        "twin of a task",
         "wrong-type",
         "unknown-limit",
         "key-of-another-strategy",

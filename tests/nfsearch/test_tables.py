@@ -146,7 +146,7 @@ def test_a_busy_machine_is_exit_status_1_and_accepted_by_name(
     build = ("lut", "build", config(tmp_path), "-o", table)
     err = command(*build, status=1)[1]
     assert "nfsearch: the machine is busy with something else: " in err
-    assert "`latency.accept: [busy]` takes them as they are" in err
+    assert "with --set 'latency.accept=[busy]' it takes them as they are" in err
     assert not table.exists()
     err = command(*build, "--set", "latency.accept=[busy]")[1]
     count = len(load_table(table).rows)
@@ -154,6 +154,24 @@ def test_a_busy_machine_is_exit_status_1_and_accepted_by_name(
     assert f"~ {count} of {count} rows were measured" in " ".join(command("lut", "show", table)[0].split())
     monkeypatch.setattr(Profiler, "measure", None)  # what was accepted is not measured again
     command(*build)
+
+
+def test_a_run_goes_on_with_what_a_busy_machine_measured(
+    quick: None, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "QUIET", profiler.QUIET)
+    monkeypatch.setattr(Profiler, "measure", lambda self, key: made_up_row(key, disturbance=0.5))
+    path = tiny_config(tmp_path, search={"evaluations": 4})
+    values = yaml.safe_load(path.read_text())
+    del values["latency"]["table"]
+    path.write_text(yaml.safe_dump(values))
+    assert "the machine is busy" in command("run", path, "--out", tmp_path / "run", status=1)[1]
+    monkeypatch.setattr(Profiler, "measure", None)
+    again = ("run", "--resume", tmp_path / "run")
+    command(*again, "--set", "latency.accept=[busy]")
+    command(*again)  # which the folder's config remembers
+    result = RunResult.load(tmp_path / "run" / "result.json")
+    assert len(result.in_state("done")) == 4
 
 
 def test_a_full_disk_is_exit_status_1_and_the_rows_before_it_are_kept(

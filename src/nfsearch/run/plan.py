@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,10 +78,12 @@ def read_plan(config_path: Path | None, out: Path | None, resume: Path | None, a
     else:
         raise ValueError("expected a config to begin with, nfsearch run CONFIG, or a run: nfsearch run --resume DIR")
     tell_hours(config, training_kind(config))  # before the proxy reads its data, which may take long
-    proxy = proxy_of(config)
+    with _of_the_proxy(config, file):
+        proxy = proxy_of(config)
     space = config.space.build(proxy.vocab)
     check_layers(config, space)
-    proxy.check(space)
+    with _of_the_proxy(config, file):
+        proxy.check(space)
     known = locate(space, config.search.seeds_known)
     if isinstance(proxy, Keeps):
         proxy.keep_in(folder.resolve() / WEIGHTS)
@@ -97,6 +100,17 @@ def read_plan(config_path: Path | None, out: Path | None, resume: Path | None, a
     elif plan.device == "cpu":
         _require_of_a_cpu(config)
     return plan
+
+
+@contextmanager
+def _of_the_proxy(config: Config, file: YamlFile) -> Iterator[None]:
+    """Has a complaint about the proxy, or one of those beside it, name the line of the config."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error).removeprefix("proxy.")
+        beside = text.partition(".")[0]
+        raise ValueError(file.complaint(["also", beside] if beside in config.others else ["proxy"], text)) from None
 
 
 def _require_of_a_cpu(config: Config) -> None:

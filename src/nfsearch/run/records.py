@@ -59,14 +59,15 @@ def run_meta(config: Config, file: YamlFile, space: SearchSpace, device: str) ->
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
-    """What a resumed run must have in common with its beginning; more evaluations, other workers or a new check are
-    fine."""
+    """What a resumed run must have in common with its beginning; more evaluations, other workers, a new check or a
+    table that is accepted as it is are fine."""
     values = config.model_dump(mode="json", exclude={"workers", "storage"})
     values["objectives"] = list(config.objective_names)
     for name in ("serves", "tied_head"):  # runs that began before there were such settings have none
         if values["space"][name] == SpaceSettings.model_fields[name].default:
             del values["space"][name]
     del values["search"]["evaluations"], values["latency"]["verify"], values["latency"]["trust"]
+    values["latency"]["accept"] = []  # and not left out: runs that began before it could be changed have it
     return values
 
 
