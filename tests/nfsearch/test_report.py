@@ -231,6 +231,8 @@ def test_a_stopped_candidate_is_told_and_on_no_plot(result: RunResult) -> None:
     assert frame.loc[STOPPED, "state"] == "stopped"
     assert not frame.loc[STOPPED, "front"]
     assert pd.isna(frame.loc[STOPPED, "loss"])
+    done = frame[frame.state == "done"]
+    assert (done.loss_at_1000000 == done.loss + 0.3).all()
 
 
 def test_without_a_table_the_page_says_so(result: RunResult) -> None:

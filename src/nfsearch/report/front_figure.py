@@ -88,7 +88,8 @@ def _label(result: RunResult, first: Metric) -> str:
     if not result.confirmed:
         return first.label
     seeds = sorted({each.seeds for each in result.confirmed[0].finalists})
-    return f"{first.label}: mean of {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"
+    counts = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+    return f"{first.label}: mean of {counts} seed{'s' * (seeds[-1] > 1)}"
 
 
 def _draw(axes: Axes, points: list[Point], name: str, stairs: bool) -> None:

@@ -32,12 +32,15 @@ def write_outputs(result: RunResult, folder: str | Path) -> list[Path]:
     return [folder / name for name in files]
 
 
+_RUNG = "loss_at_"  # how the columns begin of the losses at smaller budgets
+
+
 def candidates_frame(result: RunResult) -> pd.DataFrame:
     """One row per candidate. A metric has a column in the unit that is shown, such as `tpot_ms`, one for the error bar
     (`tpot_ms_error`) where some candidate has one, and one for the estimate (`tpot_ms_estimated`) where some were
     measured. Those that were confirmed have the mean of each objective and its error bar (`loss_confirmed`,
     `loss_confirmed_error`) at the highest fidelity that any was confirmed at, how many `seeds` that is of, and whether
-    they are on the `confirmed_front`."""
+    they are on the `confirmed_front`. `loss_at_TOKENS` is the loss at a rung that some training passed."""
     shown, front = result.shown(), set(result.front)
     uncertain = {name for record in result.candidates for name, found in record.metrics.items() if found.error}
     measured = {name for record in result.candidates for name in record.estimates}
@@ -46,6 +49,7 @@ def candidates_frame(result: RunResult) -> pd.DataFrame:
         *("number", "state", "front", "notation", "width", "digest"),
         *(metric.column + end for metric in shown for end, having in ends.items() if metric.name in having),
         *_confirmed_columns(result),
+        *(f"{_RUNG}{tokens}" for tokens in sorted({tokens for each in result.candidates for tokens, _ in each.rungs})),
         *("origin", "generation", "parents", "tokens", "fidelity", "seed", "job"),
         *("seconds", "attempts", "notes", "error"),
     ]
@@ -84,6 +88,7 @@ def _row(record: CandidateRecord, shown: list[Metric], front: bool) -> dict[str,
     row: dict[str, object] = record.model_dump(exclude={"fidelity", "metrics", "estimates"})
     row |= {"front": front, "parents": " ".join(map(str, record.parents)), "notes": "; ".join(record.notes)}
     row["fidelity"] = str(record.fidelity)
+    row |= {f"{_RUNG}{tokens}": loss for tokens, loss in record.rungs}
     for metric in shown:
         if (found := record.metrics.get(metric.name)) is not None:
             row[metric.column] = found.value * metric.unit.scale

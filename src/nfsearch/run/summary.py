@@ -48,7 +48,8 @@ def _front(result: RunResult, confirmed: Confirmed | None) -> Table:
     measured = {name for number in result.front for name in result.candidate(number).estimates}
     if confirmed:
         title = f"Confirmed front: {len(confirmed.front)} of {len(confirmed.finalists)} finalists"
-        title += f", {min(each.seeds for each in confirmed.finalists)} seeds each, {confirmed.fidelity.tokens:,} tokens"
+        seeds = min(each.seeds for each in confirmed.finalists)
+        title += f", {seeds} seed{'s' * (seeds > 1)} each, {confirmed.fidelity.tokens:,} tokens"
         numbers = [each.number for each in confirmed.placed]
     else:
         title = f"Pareto front: {len(result.front)} of {len(result.candidates)} candidates"
