@@ -93,9 +93,14 @@ def measure(config: Config, keys: Sequence[Key], path: Path) -> LatencyTable:
                 step.before = done
             else:
                 made += 1
-            if made == total - step.before + 1:
+            again = made - (total - step.before)
+            if again == 1:
                 announce("Something else uses the machine: what it disturbed is measured again, up to three times")
-            step(done, total)
+            if again < 1:
+                step(done, total)
+            else:
+                line = f"{step.what}: {total} of {total}, and {again} again"
+                step.show(line, line, False)
 
         table = profiler.build(
             keys, path, device=config.latency.device, accept=config.latency.accept, progress=progress, spent=spent
