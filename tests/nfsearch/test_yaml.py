@@ -49,6 +49,13 @@ def test_a_limit_or_objective_that_is_wrong(tmp_path: Path, text: str, message: 
     assert complaint(path, SPACE + text).startswith(f"{path}:{message}")
 
 
+def test_a_notation_that_needs_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    assert complaint(path, "space: {width: 64, layers: A[head_dim=16]}\n") == (
+        f"{path}:1: not valid YAML: expected ',' or '}}', but got '[': text with brackets goes in quotes"
+    )
+
+
 def test_a_width_that_needs_a_limit(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     assert complaint(path, "space:\n  layers: F\n  width: {fit: latency, from: [64]}\n") == (

@@ -96,7 +96,8 @@ class YamlFile:
             self.values = loader.construct_document(self.root)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise ValueError(f"{name}:{line}: not valid YAML: {error.problem}") from None
+            hint = ": text with brackets goes in quotes" if "got '[" in str(error.problem) else ""
+            raise ValueError(f"{name}:{line}: not valid YAML: {error.problem}{hint}") from None
         except (yaml.YAMLError, RecursionError) as error:
             reason = "brackets in brackets too deep" if isinstance(error, RecursionError) else first_line(error)
             raise ValueError(f"{name}: not valid YAML: {reason}") from None
