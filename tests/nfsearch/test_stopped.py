@@ -78,7 +78,9 @@ def test_interrupted_killed_and_resumed_to_the_very_same_search(
         assert last[: len(second)] == second
         assert len(last) == len(set(last)) == 10
         assert yaml.safe_load((folder / "config.yaml").read_text())["search"]["evaluations"] == 10
-        assert {candidate.state for candidate in RunResult.load(folder / "result.json").candidates} == {"done"}
+        result = RunResult.load(folder / "result.json")
+        assert {candidate.state for candidate in result.candidates} == {"done"}
+        assert "--resume" not in result.run.command  # how it began
         assert outcomes(folder) == outcomes(tmp_path / "whole")
         for name in FILES:
             assert (folder / name).exists()

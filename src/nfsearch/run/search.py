@@ -72,7 +72,9 @@ def search(
         "device": device.device_slug(plan.device),
         "table": plan.table and _identity(plan.table.provenance.to_dict()),
     }
-    if not plan.resumed:
+    if plan.resumed:
+        del meta["command"]  # the one that began the run stays
+    else:
         began = datetime.now(timezone.utc).isoformat(timespec="seconds")
         _begin(plan, asked, {**meta, "started": began}, config_text(plan.file, config_path, assignments))
     with open_store(
