@@ -24,7 +24,7 @@ from nfsearch.proxies.step import BEFORE_CAPTURE, mean_loss, training_step, uplo
 from nfsearch.space import Architecture
 from nfsearch.support.metrics import Measurement
 from nfsearch.support.notes import note
-from nfsearch.support.terminal import duration
+from nfsearch.support.terminal import counted, duration
 
 _REHEARSED = {"cuda": 2**14, "cpu": 2**8}  # tokens at a time that keep a device as busy as more would
 _SHORTEST = 16  # tokens of one sequence, the least that is tried
@@ -110,7 +110,7 @@ def fitted(
     found = predict(model, settings, there, steps=steps, validations=validations, after=after)
     wanted = settings.micro_batch or settings.batch
     if after and found.afterwards > _ROOM * there:
-        what = _counted(after.at_once(_dividing(settings, found.micro_batch)), "window")
+        what = counted(after.at_once(_dividing(settings, found.micro_batch)), "window")
         remedies = ["proxy.micro_batch: null"] * bool(settings.micro_batch) + ["a smaller proxy.context"]
         raise TooLarge(
             f"{architecture}: reading {what} of {after.length} tokens at a time needs about "
@@ -118,7 +118,7 @@ def fitted(
             f"{' or '.join(remedies)}"
         )
     if found.memory > _ROOM * there:
-        what = f"{_counted(found.micro_batch, 'sequence')} of {settings.sequence} tokens"
+        what = f"{counted(found.micro_batch, 'sequence')} of {settings.sequence} tokens"
         remedies = ["proxy.micro_batch: null"] * bool(settings.micro_batch)
         remedies += ["proxy.recompute: true"] * (not settings.recompute) + ["a smaller proxy.sequence"]
         raise TooLarge(
@@ -207,10 +207,6 @@ def _small(
 
 def _dividing(settings: TrainingSettings, micro: int) -> TrainingSettings:
     return settings.model_copy(update={"micro_batch": micro})
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count > 1)}"
 
 
 # --- rehearsing ------------------------------------------------------------------------------------------------------

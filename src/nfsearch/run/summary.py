@@ -12,7 +12,7 @@ from nfsearch.report.favourites import sentence
 from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.run.metrics import PARAMETERS
 from nfsearch.support.metrics import Measurement, Metric
-from nfsearch.support.terminal import alarm, say, stdout
+from nfsearch.support.terminal import alarm, counted, say, stdout
 
 
 def print_summary(result: RunResult, folder: Path) -> None:
@@ -48,8 +48,8 @@ def _front(result: RunResult, confirmed: Confirmed | None) -> Table:
     measured = {name for number in result.front for name in result.candidate(number).estimates}
     if confirmed:
         title = f"Confirmed front: {len(confirmed.front)} of {len(confirmed.finalists)} finalists"
-        seeds = min(each.seeds for each in confirmed.finalists)
-        title += f", {seeds} seed{'s' * (seeds > 1)} each, {confirmed.fidelity.tokens:,} tokens"
+        seeds = counted(min(each.seeds for each in confirmed.finalists), "seed")
+        title += f", {seeds} each, {confirmed.fidelity.tokens:,} tokens"
         numbers = [each.number for each in confirmed.placed]
     else:
         title = f"Pareto front: {len(result.front)} of {len(result.candidates)} candidates"

@@ -78,7 +78,7 @@ def rates_of(frame: pd.DataFrame, study: StudySettings) -> Rates | None:
     if len(found) < FEWEST:
         return None
     sizes = frame.drop_duplicates("number").set_index("number")["non_embedding_parameters"]
-    corrected = found.apply(sized, args=(sizes.loc[found.index], reference.size_weight))
+    corrected = found.apply(sized, args=(sizes.loc[found.index], getattr(reference, "size_weight", 0.0)))
     return Rates(found, corrected, max(shared), reference.learning_rate)
 
 

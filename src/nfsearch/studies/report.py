@@ -26,7 +26,7 @@ from nfsearch.support.terminal import duration, steps
 
 METRICS = {"loss": LOSS.name, "sized": SIZED_LOSS.name}  # what kinds of predictors are called in a run
 TARGET = 0.85  # the rank correlation from which an order is believed
-FEW = 10  # architectures, of which nothing is believed
+FEW = 10  # architectures; of fewer no order is believed
 _MOST = 0.9  # of the architectures that any predictor scored
 
 
@@ -128,8 +128,7 @@ def _said_of_size(best: Judged, config: StudyConfig, frame: pd.DataFrame, truth:
     weight, losses = config.study.recipes[one.recipe].size_weight, by_seed(frame, one.recipe, one.tokens).iloc[:, 0]
     wanted = wanted_weight(losses, truth.about["non_embedding_parameters"], truth.order)
     fitted = "" if wanted is None else f"; fitted to these architectures it is {wanted:.2f}"
-    law = "the loss - size_weight x ln(non-embedding parameters / 10M)"
-    return [f"Sized: {law}; size_weight is {weight:g}{fitted}."]
+    return [f"Its size_weight is {weight:g}{fitted}."]
 
 
 def favourites(found: Sequence[Judged], frame: pd.DataFrame, truth: Truth) -> list[Favourites]:

@@ -36,6 +36,10 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count > 1)}"
+
+
 class Steps:
     """`n of m` with the time left, for work made of equal steps; those `before` were done by an earlier run."""
 

@@ -1,0 +1,93 @@
+"""The figures of README.md that are not in the study's report:
+
+    python experiments/fidelity/figures.py STUDY      # a folder with the study and its config.yaml
+
+Orders of the architectures that were trained after the weight of `sized_loss` was fixed, by the 27 before them; orders
+of those whose narrowed twins are trained; which weight fits; what counting the embedding changes; and how far seeds lie
+apart.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nfsearch.proxies.settings import TrainingSettings
+from nfsearch.proxies.size import sized
+from nfsearch.studies.agreement import spearman
+from nfsearch.studies.config import load_study
+from nfsearch.studies.draw import read_architectures
+from nfsearch.studies.journal import read
+from nfsearch.studies.predictors import Truth, by_seed, truth_of
+from nfsearch.studies.results import results
+from nfsearch.studies.size import wanted_weight
+
+BEFORE = {*range(26), 28}  # by their numbers in the study
+TWINS = ("twin 2", "twin 4", "twin 8")
+WEIGHT = TrainingSettings().size_weight
+
+
+def main(folder: Path) -> None:
+    study = load_study(folder / "config.yaml").study
+    frame, reference = results(read_architectures(folder), read(folder)), study.reference
+    truth = truth_of(frame, reference.recipe, reference.tokens)
+    short = {
+        (name, tokens): by_seed(frame, name, tokens)
+        for name in (reference.recipe, *TWINS)
+        for tokens in study.recipes[name].budgets
+    }
+    whole = {key: losses for key, losses in short.items() if key[0] == reference.recipe}
+    held = [number for number in truth.order.index if number not in BEFORE]
+    orders(f"{len(held)} trained after the weight was fixed", whole, truth, held)
+    shared = sorted(set(truth.order.index).intersection(*(each[0].dropna().index for each in short.values())))
+    orders(f"{len(shared)} with all twins", short, truth, shared)
+    for (_, tokens), losses in whole.items():
+        fitted = wanted_weight(losses[0], truth.about["non_embedding_parameters"], truth.order)
+        print(f"{tokens:,} tokens: fitted to all, the weight is {fitted:.2f}")
+    for size in ("non_embedding_parameters", "parameters"):
+        first_choices(size, whole, truth)
+    for (_, tokens), losses in {**whole, ("", reference.tokens): truth.losses}.items():
+        spread = losses.std(axis=1).dropna()
+        most = truth.about.loc[spread.idxmax()]
+        told = f"{most['notation']} @ {most['width']}: {losses.loc[spread.idxmax()].round(3).tolist()}"
+        print(
+            f"{tokens:,} tokens: seeds of {len(spread)} lie {spread.median():.4f} apart (standard deviation, median), "
+            f"{spread.max():.4f} in {told}"
+        )
+        if tokens == 12_000_000:
+            curves(frame[(frame["number"] == spread.idxmax()) & (frame["tokens"] == reference.tokens)])
+
+
+def orders(what: str, short: dict[tuple[str, int], pd.DataFrame], truth: Truth, among: Sequence[int]) -> None:
+    """Of the first seed's losses."""
+    order, parameters = truth.order[among], truth.about.loc[among, "non_embedding_parameters"]
+    print(f"{what}: by non-embedding parameters, most first, {spearman(-parameters, order)}")
+    for (name, tokens), losses in short.items():
+        loss = losses.loc[among, 0]
+        corrected = spearman(sized(loss, parameters, WEIGHT), order)
+        print(f"  {name}, {tokens:,}: loss {spearman(loss, order)}, sized {corrected}")
+
+
+def first_choices(size: str, short: dict[tuple[str, int], pd.DataFrame], truth: Truth) -> None:
+    """Of the means over seeds, as in the report."""
+    for (_, tokens), losses in short.items():
+        mean = sized(losses.mean(axis=1), truth.about[size], WEIGHT)[truth.order.index]
+        worse, found = truth.order[mean.idxmin()] - truth.order.min(), truth.about.loc[mean.idxmin()]
+        print(
+            f"sized by {size}, {tokens:,} tokens: {spearman(mean, truth.order)}, the first choice {worse:.3f} nats "
+            f"worse than the best: {found['notation']} @ {found['width']}, {found['parameters'] / 1e6:.0f}M"
+        )
+
+
+def curves(seeds: pd.DataFrame) -> None:
+    """How far the training losses of the seeds lie above the lowest, by millions of tokens."""
+    at = np.array([4e6, 6e6, 8e6, 10e6, 12e6, 16e6, 24e6, 48e6])
+    losses = np.array([np.interp(at, row.curve_tokens, row.curve_losses) for row in seeds.itertuples()])
+    for seed, above in zip(seeds["seed"], losses - losses.min(axis=0), strict=True):
+        print(f"  seed {seed}: " + ", ".join(f"{x / 1e6:g}M +{y:.3f}" for x, y in zip(at, above, strict=True)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
