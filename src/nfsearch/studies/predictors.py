@@ -99,16 +99,16 @@ def truth_of(frame: pd.DataFrame, recipe: str, tokens: int) -> Truth:
 def predictors(
     frame: pd.DataFrame, truth: Truth, stable: Mapping[str, float], weights: Mapping[str, float]
 ) -> Iterator[Predictor]:
-    """All of them but the reference itself. `stable` says, of the recipes whose rate is constant first, up to which
-    share of a budget's tokens it is: there the curve of the training loss follows a law. `weights` are the
-    `size_weight` of the recipes that have one."""
+    """All of them but the reference itself and its recipe at more tokens than that. `stable` says, of the recipes whose
+    rate is constant first, up to which share of a budget's tokens it is: there the curve of the training loss follows a
+    law. `weights` are the `size_weight` of the recipes that have one."""
     for column, name in _FREE.items():
         yield Predictor(name, "free", "", 0, (-truth.about[column].astype(float)).to_frame(0), 0.0)
     for recipe in frame["recipe"].unique():
         budgets = sorted(frame.loc[frame["recipe"] == recipe, "tokens"].unique())
         seconds = {tokens: _seconds(frame, recipe, tokens) for tokens in budgets}
         for count, tokens in enumerate(budgets, start=1):
-            if (recipe, tokens) == (truth.recipe, truth.tokens):
+            if recipe == truth.recipe and tokens >= truth.tokens:
                 continue
             losses = by_seed(frame, recipe, tokens)
             yield Predictor(recipe, "loss", recipe, tokens, losses, seconds[tokens])

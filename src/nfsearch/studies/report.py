@@ -26,6 +26,7 @@ from nfsearch.support.terminal import duration, steps
 
 METRICS = {"loss": LOSS.name, "sized": SIZED_LOSS.name}  # what kinds of predictors are called in a run
 TARGET = 0.85  # the rank correlation from which an order is believed
+CLOSE = 2.0  # seed deviations from the true best: as far as a first choice may end that a seed could explain
 FEW = 10  # architectures; of fewer no order is believed
 _MOST = 0.9  # of the architectures that any predictor scored
 
@@ -42,9 +43,9 @@ def write_report(folder: Path) -> list[Path]:
     reference = config.study.reference
     truth = truth_of(frame, reference.recipe, reference.tokens)
     found = _judged(frame, truth, config)
-    best = chosen(found)
-    biased = favours(best.predictor, truth)
     noise = seed_spread(truth.losses)
+    best = chosen(found, noise)
+    biased = favours(best.predictor, truth)
     table, operators = predictors_table(found, noise), operators_table(biased)
     rates = rates_of(frame, config.study)
     sized = _said_of_size(best, config, frame, truth)
@@ -82,17 +83,23 @@ def _judged(frame: pd.DataFrame, truth: Truth, config: StudyConfig) -> list[Judg
     return sorted(found, key=lambda each: -each.spearman.value)
 
 
-def chosen(found: Sequence[Judged]) -> Judged:
-    """The cheapest of what trains that reaches the target, a loss before what is made of losses; else the one that
-    comes nearest to it. What scored much fewer architectures than others does not count. Raises ValueError where
-    nothing that trains was judged."""
+def chosen(found: Sequence[Judged], noise: float | None) -> Judged:
+    """The cheapest of what trains that orders well and whose first choice is close to the true best, a loss before what
+    is made of losses; where none is, the cheapest that orders well; else the one that comes nearest to it. What scored
+    much fewer architectures than others does not count. Raises ValueError where nothing that trains was judged."""
     trained = [each for each in found if each.predictor.kind != "free"]
     if not trained:
         raise ValueError("no loss but the reference's is known of enough architectures: nothing can be compared yet")
     most = max(each.architectures for each in trained)
     able = [each for each in trained if each.architectures >= _MOST * most]
     good = [each for each in able if each.spearman.value >= TARGET]
-    return min(good, key=lambda each: (each.predictor.seconds, each.predictor.kind != "loss"), default=able[0])
+    close = [each for each in good if _close(each, noise)]
+    return min(close or good, key=lambda each: (each.predictor.seconds, each.predictor.kind != "loss"), default=able[0])
+
+
+def _close(judged: Judged, noise: float | None) -> bool:
+    """Whether its first choice is as good as the true best, as far as seeds tell."""
+    return noise is not None and judged.regret_first <= CLOSE * noise
 
 
 def sentences(best: Judged, biased: Mapping[str, Interval], noise: float | None) -> list[str]:
@@ -101,7 +108,8 @@ def sentences(best: Judged, biased: Mapping[str, Interval], noise: float | None)
     what = f"{one.name} at {millions(one.tokens)} tokens ({duration(one.seconds)} a candidate, the median)"
     agrees = f"Spearman {best.spearman} with the long order over {best.architectures} architectures"
     if best.spearman.value >= TARGET:
-        found = [f"Use this budget: {what}. {agrees}; it is the cheapest that reaches {TARGET}."]
+        too = f" with a first choice within {CLOSE:g} seed deviations of the true best" if _close(best, noise) else ""
+        found = [f"Use this budget: {what}. {agrees}; it is the cheapest that reaches {TARGET}{too}."]
     else:
         found = [f"No budget reaches a Spearman of {TARGET}. The nearest is {what}: {agrees}."]
     found.append(

@@ -78,8 +78,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_report_names_the_cheapest_budget_that_is_believed(folder: Path) -> None:
+    """One that orders well, and whose first choice is as good as the best: at 1M and 2M tokens it is not."""
     text = (folder / "report.md").read_text()
-    assert "Use this budget: good at 1M tokens (1 s a candidate, the median). Spearman 0.9" in text
+    assert "Use this budget: good at 4M tokens (4 s a candidate, the median). Spearman 0.9" in text
+    assert "the cheapest that reaches 0.85 with a first choice within 2 seed deviations of the true best." in text
+    table = pd.read_csv(folder / "predictors.csv").set_index(["predictor", "tokens_m"])
+    assert (table.loc[("good", slice(None)), "spearman"] > 0.85).all()
+    assert table.loc[("good", slice(None)), "regret_first_sd"].gt(2).tolist() == [False, True, True]
     assert "The long training is long at 16M tokens: 30 architectures" in text
     assert "4 to 24 layers" in text
 
