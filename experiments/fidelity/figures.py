@@ -3,12 +3,13 @@
     python experiments/fidelity/figures.py STUDY      # a folder with the study and its config.yaml
 
 Orders of the architectures that were trained after the weight of `sized_loss` was fixed, by the 27 before them; orders
-of those whose narrowed twins are trained; which weight fits; what counting the embedding changes; and how far seeds lie
-apart.
+by narrowed twins, of the 18 that had them first and of the others; the same beside the losses at twice the reference's
+tokens; which weight fits; what counting the embedding changes; and how far seeds lie apart.
 """
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,15 @@ from nfsearch.studies.agreement import spearman
 from nfsearch.studies.config import load_study
 from nfsearch.studies.draw import read_architectures
 from nfsearch.studies.journal import read
-from nfsearch.studies.predictors import Truth, by_seed, truth_of
+from nfsearch.studies.predictors import Truth, by_seed, of_operators, predictors, truth_of
 from nfsearch.studies.results import results
 from nfsearch.studies.size import wanted_weight
 
 BEFORE = {*range(26), 28}  # by their numbers in the study
 TWINS = ("twin 2", "twin 4", "twin 8")
-WEIGHT = TrainingSettings().size_weight
+TWINNED = {*range(6), *range(8, 14), *range(16, 22)}  # the first that had all twins
+LONGER = 96_000_000  # tokens
+WEIGHT, DEFAULT = TrainingSettings().size_weight, TrainingSettings().tokens
 
 
 def main(folder: Path) -> None:
@@ -41,8 +44,25 @@ def main(folder: Path) -> None:
     whole = {key: losses for key, losses in short.items() if key[0] == reference.recipe}
     held = [number for number in truth.order.index if number not in BEFORE]
     orders(f"{len(held)} trained after the weight was fixed", whole, truth, held)
-    shared = sorted(set(truth.order.index).intersection(*(each[0].dropna().index for each in short.values())))
-    orders(f"{len(shared)} with all twins", short, truth, shared)
+    twins = {key: losses for key, losses in short.items() if key[0] in TWINS}
+    orders(f"{len(TWINNED)} that had twins first", short, truth, sorted(TWINNED))
+    others = sorted(set(truth.order.index) - TWINNED)
+    orders(f"{len(others)} that had them later", twins, truth, others)
+    longer = truth_of(frame, reference.recipe, LONGER)
+    print(f"By the losses at {LONGER:,} tokens:")
+    among = list(longer.order.index)
+    orders(f"{len(among)}", {**short, (reference.recipe, reference.tokens): truth.losses}, longer, among)
+    first_choices("non_embedding_parameters", whole, longer)
+    same = replace(truth, losses=truth.losses.loc[among])
+    for tokens, of in ((reference.tokens, same), (LONGER, longer)):
+        default = next(
+            each
+            for each in predictors(frame, of, {}, {reference.recipe: WEIGHT})
+            if (each.kind, each.recipe, each.tokens) == ("sized", reference.recipe, DEFAULT)
+        )
+        errors = ", ".join(f"{name} {error}" for name, error in of_operators(default, of).items())
+        print(f"  the default's mean rank errors of these {len(among)}, by the losses at {tokens:,}: {errors}")
+    print(f"By the losses at {reference.tokens:,} tokens:")
     for (_, tokens), losses in whole.items():
         fitted = wanted_weight(losses[0], truth.about["non_embedding_parameters"], truth.order)
         print(f"{tokens:,} tokens: fitted to all, the weight is {fitted:.2f}")
@@ -56,7 +76,7 @@ def main(folder: Path) -> None:
             f"{tokens:,} tokens: seeds of {len(spread)} lie {spread.median():.4f} apart (standard deviation, median), "
             f"{spread.max():.4f} in {told}"
         )
-        if tokens == 12_000_000:
+        if tokens == DEFAULT:
             curves(frame[(frame["number"] == spread.idxmax()) & (frame["tokens"] == reference.tokens)])
 
 
