@@ -1,6 +1,5 @@
 """A whole search through the command line: its files, its report made again, its exports."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -15,12 +14,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from nfsearch.export import load_architecture
-from nfsearch.latency_lut import load_table
 from nfsearch.ops.model import HybridLM
 from nfsearch.report.result import RunResult
-from nfsearch.run.config import load_config
-from nfsearch.run.search import _same_table
-from nfsearch.search.study import load_store
 from nfsearch.space import Architecture, SpaceSettings
 from tests.nfsearch.runs import FILES, SPACE, tiny_config
 
@@ -82,16 +77,6 @@ def test_exports_load_again(finished_run: Path, tmp_path: Path, command: Command
     assert limit < slow.metrics["tpot"].value * 1e3
     command("export", finished_run, "--to", "yaml", "-o", "fast.yaml", "--max-latency-ms", limit)
     assert load_architecture(tmp_path / "fast.yaml").digest == fast.digest
-
-
-def test_a_table_measured_anew_does_not_go_on_with_candidates_of_another(finished_run: Path) -> None:
-    config, _ = load_config(finished_run / "config.yaml")
-    table = load_table(config.latency.table)
-    with load_store(finished_run / "study.journal") as store:
-        _same_table(store, table)
-        table.provenance = dataclasses.replace(table.provenance, date="2001-01-01")
-        with pytest.raises(ValueError, match=r"timed by another latency table .* 2001-01-01\): put that one back"):
-            _same_table(store, table)
 
 
 def test_losses_along_a_run_are_intermediate_values_of_its_study(finished_run: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from nfsearch.cli import tables
-from nfsearch.latency_lut import load_table, profiler, rows, save_table
+from nfsearch.latency_lut import load_table, measured, profiler, rows, save_table
 from nfsearch.latency_lut.device import cache_bytes
 from nfsearch.latency_lut.files import Journal
 from nfsearch.latency_lut.profiler import Profiler
@@ -162,11 +162,7 @@ def test_a_run_goes_on_with_what_a_busy_machine_measured(
 ) -> None:
     monkeypatch.setattr(rows, "QUIET", profiler.QUIET)
     monkeypatch.setattr(Profiler, "measure", lambda self, key: made_up_row(key, disturbance=0.5))
-    path = tiny_config(tmp_path, search={"evaluations": 4})
-    values = yaml.safe_load(path.read_text())
-    del values["latency"]["table"]
-    path.write_text(yaml.safe_dump(values))
-    err = command("run", path, "--out", tmp_path / "run", status=1)[1]
+    err = command("run", measuring_config(tmp_path), "--out", tmp_path / "run", status=1)[1]
     assert "the machine is busy" in err
     assert 1 <= len(re.findall(r"latency table on .*: (\d+) of \1\b", err)) <= 2  # not for each that is measured again
     monkeypatch.setattr(Profiler, "measure", None)
@@ -175,6 +171,39 @@ def test_a_run_goes_on_with_what_a_busy_machine_measured(
     command(*again)  # which the folder's config remembers
     result = RunResult.load(tmp_path / "run" / "result.json")
     assert len(result.in_state("done")) == 4
+
+
+def measuring_config(folder: Path) -> Path:
+    """Of a run of four candidates that measures its table."""
+    path = tiny_config(folder, search={"evaluations": 4})
+    values = yaml.safe_load(path.read_text())
+    del values["latency"]["table"]
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_run_keeps_the_table_that_its_candidates_were_timed_by(
+    quick: None, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever has become of the code: measured anew, times would not compare with those that are there."""
+    monkeypatch.setattr(Profiler, "measure", lambda self, key: made_up_row(key))
+    command("run", measuring_config(tmp_path), "--out", "run")
+    monkeypatch.setattr(Profiler, "measure", None)
+    before = (tmp_path / "run" / "latency.parquet").read_bytes()
+    monkeypatch.setattr(measured, "digest_of", lambda key: "other code")
+    again = ("run", "--resume", "run", "--set", "search.evaluations=6")
+    err = command(*again, status=1)[1]
+    assert "rows were timed with other code" in err
+    assert "search anew (--out), or go on with it: --set 'latency.accept=[kernels]'" in err
+    assert (tmp_path / "run" / "latency.parquet").read_bytes() == before
+    command(*again, "--set", "latency.accept=[kernels]")
+    assert len(RunResult.load(tmp_path / "run" / "result.json").in_state("done")) == 6
+    assert (tmp_path / "run" / "latency.parquet").read_bytes() == before
+    table = load_table(tmp_path / "run" / "latency.parquet")
+    table.provenance = dataclasses.replace(table.provenance, date="2001-01-01")
+    save_table(table, tmp_path / "run" / "latency.parquet")
+    err = command("run", "--resume", "run", status=1)[1]
+    assert re.search(r"timed by another latency table .* 2001-01-01\): put that one back, or search anew", err)
 
 
 def test_a_full_disk_is_exit_status_1_and_the_rows_before_it_are_kept(

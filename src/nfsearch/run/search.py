@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from nfsearch.latency_lut import LatencyTable, device
+from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.profiler import rows_of
+from nfsearch.latency_lut.provenance import KERNELS
 from nfsearch.run.finalists import time_front
 from nfsearch.run.plan import Plan, read_plan
 from nfsearch.run.records import (
@@ -33,6 +35,7 @@ from nfsearch.run.records import (
     run_meta,
     study_place,
     table_meta,
+    used_table,
 )
 from nfsearch.run.sources import tell_sources
 from nfsearch.run.summary import distrust, print_summary
@@ -114,23 +117,23 @@ def _carry_out(plan: Plan, store: Store) -> None:
     table = plan.table
     if table is None:
         keys = rows_of(space, config.latency.workloads, config.latency.dtype_on(plan.device), plan.device)
-        table = measure(config, keys, plan.folder / TABLE)
-        _same_table(store, table)
+        begun = bool(store.candidates())
+        table = _own_table(plan, store, keys) if begun else measure(config, keys, plan.folder / TABLE)
     store.set_meta("table", table_meta(table, plan.folder))
     if store.meta.get("verify") != config.latency.verify:
         found = checked(config, space, table)
         if found is not None:
             store.set_meta("verification", found.model_dump(mode="json"))
         store.set_meta("verify", config.latency.verify)
-    begun = plan.begin(table)
-    for warning in begun.warnings:
+    beginning = plan.begin(table)
+    for warning in beginning.warnings:
         announce(warning)
     with interruptible() as interrupted, progress_display() as show:
         loop = Loop(
-            begun.strategy,
+            beginning.strategy,
             store,
             plan.executor,
-            begun.budgets.limits,
+            beginning.budgets.limits,
             evaluations=config.search.evaluations,
             rule=plan.rule(),
             stop=interrupted.is_set,
@@ -155,17 +158,25 @@ def _identity(provenance: Mapping[str, Any]) -> str:
     return " ".join(str(provenance[name]) for name in ("device", "date"))
 
 
-def _same_table(store: Store, table: LatencyTable) -> None:
-    """Raises ValueError where a table measured anew comes after candidates: their times cannot be compared."""
-    before = store.meta.get("table")
-    if before is None or not store.candidates():
-        return
-    old, new = _identity(before["provenance"]), _identity(table.provenance.to_dict())
+def _own_table(plan: Plan, store: Store, keys: Sequence[Key]) -> LatencyTable:
+    """The table that the candidates of a resumed run were timed by, as it is: measured anew it would be another, whose
+    times do not compare. Raises ValueError where another one is in its place, or where it does not serve here any more
+    and that is not accepted."""
+    table, accept = used_table(store, plan.folder), plan.config.latency.accept
+    old, new = (_identity(each) for each in (store.meta["table"]["provenance"], table.provenance.to_dict()))
     if old != new:
         raise ValueError(
             f"the run's candidates were timed by another latency table than {table.path} ({old}, now {new}): "
             "put that one back, or search anew (--out)"
         )
+    table.require_origin(table.provenance.device, device.provenance(plan.device), accept)
+    if KERNELS not in accept and (words := table.staleness()):
+        raise ValueError(
+            f"of the latency table that the run's candidates were timed by {words}: search anew (--out), or go on with "
+            f"it: --set 'latency.accept=[{KERNELS}]'"
+        )
+    table.require(keys, accept)
+    return table
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
