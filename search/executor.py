@@ -117,6 +117,7 @@ class Outcome:
     error: str | None = None
     sound: bool = True  # whether the process can be trusted with another job
     again: bool = False  # whether the job may do better in another process, or on another machine
+    too_large: bool = False  # whether it was refused for what this machine has not
 
 
 def attempt(proxy: Proxy, job: Job, report: Report) -> Outcome:
@@ -128,7 +129,8 @@ def attempt(proxy: Proxy, job: Job, report: Report) -> Outcome:
         except Cancelled:
             return Outcome(None)
         except (ArithmeticError, TooLarge) as error:  # the candidate is bad, not the process: a loss that diverged
-            return Outcome(None, "; after: ".join((str(error) or type(error).__name__, *said)))
+            text = "; after: ".join((str(error) or type(error).__name__, *said))
+            return Outcome(None, text, too_large=isinstance(error, TooLarge))
         except Exception as error:  # out of GPU memory, a broken CUDA context, a bug: start afresh
             missing = isinstance(error, OSError)  # what the machine does not have, or has no room for
             return Outcome(None, "; after: ".join((described(error), *said)), sound=False, again=missing)

@@ -68,4 +68,6 @@ def test_a_proxy_is_told_what_a_candidate_may_take() -> None:
 
 def test_a_candidate_that_is_refused_leaves_its_worker_alone() -> None:
     job = Job(Architecture.parse("F", width=8, vocab=8), FIDELITY)
-    assert attempt(Bounded(), job, lambda *_: None) == Outcome(None, "a model needs 9 GB, and 8 GB are there")
+    assert attempt(Bounded(), job, lambda *_: None) == Outcome(
+        None, "a model needs 9 GB, and 8 GB are there", too_large=True
+    )

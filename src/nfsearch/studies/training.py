@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nfsearch.latency_lut import device
-from nfsearch.proxies import Evaluation, Job, Keeps, Proxy
+from nfsearch.proxies import Job, Keeps, Proxy
 from nfsearch.search.executor import attempt
 from nfsearch.space import Architecture
 from nfsearch.studies.config import StudySettings
@@ -110,8 +110,8 @@ class Sitting:
         self.device = device.device_slug(kind)
         self.began = time.monotonic()
         self.number = 0  # of the training at work
-        self.done = 0.0  # in the unit of `Training.work`
-        self.failures = 0  # in a row
+        self.done = self.left = 0.0  # in the unit of `Training.work`
+        self.failures = 0  # in a row, of what leaves the process in doubt
 
     def run(self, journal: Journal) -> None:
         """Does what lacks. Raises KeyboardInterrupt where it is stopped, WorkFailed where nothing works any more."""
@@ -119,26 +119,18 @@ class Sitting:
             for number, training in enumerate(self.work):
                 self.number = number
                 known = read(self.folder)  # others may have done it meanwhile
+                self.left = sum(each.work(each.lacking(known)) for each in self.work[number:])
                 place = self.folder / CHECKPOINTS / training.name
                 for tokens in training.lacking(known):
-                    self._require_same_data(training, known)
                     entry = self._evaluate(training, tokens, place)
                     journal.add(entry)
                     self.done += training.work([tokens])
+                    self.left -= training.work([tokens])
                     self._judge(entry)
                     if entry.error:
                         break
                 shutil.rmtree(place, ignore_errors=True)
             self.show("", self._line("all done"), True)
-
-    def _require_same_data(self, training: Training, known: Known) -> None:
-        data = self.proxies[training.recipe].fidelity.data
-        for entries in known.values():
-            for entry in entries.values():
-                if entry.fidelity.data != data:
-                    raise ValueError(
-                        f"{self.folder} holds losses on other data ({entry.fidelity.data}) than is here ({data})"
-                    )
 
     def _evaluate(self, training: Training, tokens: int, place: Path) -> Entry:
         proxy = self.proxies[training.recipe]
@@ -149,22 +141,21 @@ class Sitting:
         began = time.perf_counter()
         outcome = attempt(proxy, Job(training.architecture, fidelity, training.seed), clock)
         seconds = clock.whole(time.perf_counter() - began)
-        found: Evaluation | None = outcome.evaluation
+        self.failures = 0 if outcome.sound else self.failures + 1
         return Entry(
             *training.key[:2],
             tokens,
             training.seed,
             fidelity,
             self.device,
-            found,
+            outcome.evaluation,
             seconds,
             outcome.error,
-            outcome.sound,
+            outcome.sound and not outcome.too_large,
         )
 
     def _judge(self, entry: Entry) -> None:
         """Raises WorkFailed after so many failures in a row that the process may be to blame."""
-        self.failures = self.failures + 1 if entry.error and not entry.final else 0
         if self.failures == _BROKEN:
             raise WorkFailed(f"{_BROKEN} trainings in a row failed, the last with: {entry.error}")
         if entry.error:
@@ -181,8 +172,4 @@ class Sitting:
 
     def _left(self) -> float | None:
         """Seconds, by what was done in this sitting."""
-        if not self.done:
-            return None
-        known = read(self.folder)
-        left = sum(training.work(training.lacking(known)) for training in self.work[self.number :])
-        return (time.monotonic() - self.began) * left / self.done
+        return (time.monotonic() - self.began) * self.left / self.done if self.done else None
