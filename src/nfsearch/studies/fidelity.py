@@ -12,12 +12,14 @@ import fcntl
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from nfsearch.latency_lut import LatencyTable, keys_for
 from nfsearch.latency_lut.profiler import rows_of
+from nfsearch.proxies import Proxy
 from nfsearch.run.log import LOG, logged
 from nfsearch.run.records import CONFIG, TABLE, config_text
 from nfsearch.run.sources import tell_sources
@@ -52,6 +54,8 @@ def study_fidelity(config_path: Path, folder: Path, share: str, assignments: Seq
             proxy.check(space)
         except ValueError as error:
             raise ValueError(config.file.complaint(["study", "recipes", name], str(error))) from None
+    if begun:
+        _require_same_trainings(folder, proxies)
     drawn = None if begun else _drawn(config, space)
     folder.mkdir(parents=True, exist_ok=True)
     with logged(folder), interruptible() as interrupted:
@@ -79,6 +83,21 @@ def study_fidelity(config_path: Path, folder: Path, share: str, assignments: Seq
     for path in write_report(folder):
         print(path)
     return 0
+
+
+def _require_same_trainings(folder: Path, proxies: Mapping[str, Proxy]) -> None:
+    """Raises ValueError where a study holds losses that a recipe, as it is now, would not give: of other data, or of
+    something else that had its name."""
+    for (_, name, _), entries in read(folder).items():
+        for entry in entries.values() if name in proxies else ():
+            then, now = entry.fidelity, replace(proxies[name].fidelity, tokens=entry.tokens)
+            if then.data != now.data:
+                raise ValueError(f"{folder} holds losses on other data ({then.data}) than is here ({now.data})")
+            if then != now:
+                raise ValueError(
+                    f"{folder} holds losses of another recipe {name!r} ({then}) than this one ({now}): give this one "
+                    "another name"
+                )
 
 
 def _share(text: str) -> tuple[int, int]:

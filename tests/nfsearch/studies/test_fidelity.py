@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from nfsearch.proxies import Evaluation, Job
+from nfsearch.proxies import Evaluation, Job, TooLarge
 from nfsearch.proxies.training import TrainingProxy
 from nfsearch.run.tables import budgets_of, given_table
 from nfsearch.studies import journal, report
 from nfsearch.studies.config import StudyConfig, load_study
 from nfsearch.studies.draw import draw, operators, read_architectures
 from nfsearch.studies.fidelity import study_fidelity
+from nfsearch.studies.results import results
 from nfsearch.studies.training import Clock, trainings
 from nfsearch.support.errors import WorkFailed
 from tests.nfsearch.runs import kill_group, start
@@ -221,6 +222,24 @@ def test_what_fails_otherwise_is_tried_again_and_ends_a_broken_process(
     assert len(losses(folder)) == LOSSES
 
 
+def test_what_is_too_large_here_says_nothing_of_the_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: list[Job]
+) -> None:
+    config, folder = study_config(tmp_path, more_seeds=None), tmp_path / "study"
+
+    def refuses(self: TrainingProxy, job: Job, report: Any) -> Evaluation:
+        raise TooLarge("a model needs 9 GB, and 8 GB are there")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingProxy, "evaluate", refuses)
+        assert study_fidelity(config, folder, "1/1", []) == 0
+    frame = results(read_architectures(folder), journal.read(folder))
+    assert frame["state"].tolist() == ["failed"] * 9  # of three architectures by three recipes, none left out
+    assert frame["loss"].isna().all()
+    assert study_fidelity(config, folder, "1/1", ["study.recipes={default: {budgets: [512]}}"]) == 0
+    assert len(jobs) == 6
+
+
 def test_recipes_may_be_added_and_not_be_changed(whole: Path, tmp_path: Path, jobs: list[Job]) -> None:
     folder = tmp_path / "study"
     config = study_config(tmp_path, more_seeds=None)
@@ -236,6 +255,10 @@ def test_recipes_may_be_added_and_not_be_changed(whole: Path, tmp_path: Path, jo
     }.items():
         with pytest.raises(ValueError, match=f"holds a study with other {name}"):
             study_fidelity(config, folder, "1/1", [option])
+    assert study_fidelity(config, folder, "1/1", ["study.recipes={default: {budgets: [512]}}"]) == 0
+    eager = "study.recipes={default: {budgets: [512]}, eager: {budgets: [512], optimizer: adamw}}"
+    with pytest.raises(ValueError, match=r"holds losses of another recipe 'eager' \(512 tokens.*give this one another"):
+        study_fidelity(config, folder, "1/1", [eager])
 
 
 def test_all_recipes_read_the_same_tokens_and_keep_their_warm_up(tmp_path: Path) -> None:
@@ -263,6 +286,7 @@ def test_seconds_are_those_from_the_first_token_on() -> None:
         ("study.recipes.twin.narow=2", "study.recipes.twin.narow: unknown key"),
         ("study.recipes.twin.budgets=[2, 1]", "study.recipes.twin.budgets: expected rising numbers"),
         ("study.recipes.twin.data=bytes", "study.recipes.twin.data: all recipes have that of `proxy:`"),
+        ("proxy.warmup=0.5", "study.recipes.default.budgets: the first one ends within the warm-up, 512 tokens"),
         ("study.reference.recipe=fast", "study.reference.recipe: 'fast' is none of default, eager, twin"),
         ("study.reference.tokens=1000", "study.recipes.default.budgets: 1,024 tokens are more than the reference has"),
         ("study.architectures=some", "study.architectures: expected a whole number, found 'some'"),
