@@ -93,7 +93,10 @@ class Checkpoints:
         from safetensors.torch import load_file
 
         try:
-            model.load_state_dict(load_file(path), strict=False)  # there are buffers too
+            found = load_file(path)
+            if odd := found.keys() ^ dict(model.named_parameters()).keys():
+                raise RuntimeError(f"it and the model do not both have {', '.join(sorted(odd)[:3])}")
+            model.load_state_dict(found, strict=False)  # there are buffers too
         except (SafetensorError, RuntimeError) as error:
             raise OSError(f"{path} is damaged ({error}); delete it, and the candidate is trained again") from None
         return True

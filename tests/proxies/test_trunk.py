@@ -125,6 +125,8 @@ def test_weights_are_kept_and_read_back(corpus: Corpus, tmp_path: Path) -> None:
     assert not checkpoints.load_weights(7, other)
     assert checkpoints.load_weights(LONG.tokens, other)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    with pytest.raises(OSError, match=r"safetensors is damaged \(it and the model do not both have blocks\."):
+        checkpoints.load_weights(LONG.tokens, HybridLM(architecture("F")))
 
 
 def test_jobs_that_differ_in_tokens_alone_share_a_training(corpus: Corpus, tmp_path: Path) -> None:
