@@ -39,6 +39,7 @@ class Favourites(Part):
 
     metric: str = Field(default="loss", description="the metric by which the proxy orders, such as sized_loss")
     fidelity: Fidelity = Field(description="of the proxy that was studied, with the study's own data")
+    size_weight: float | None = Field(default=None, description="by which a sized loss was corrected; none, a loss")
     tokens: int = Field(description="training tokens of the long training")
     architectures: int
     operators: dict[str, Bias]
@@ -69,11 +70,13 @@ def sentence(found: Favourites | None) -> str:
     return f"Beware: the proxy favours some operators: it places {', '.join(found.told())}, {of}."
 
 
-def studied(objectives: Sequence[str], fidelity: Fidelity) -> Favourites | None:
-    """What is known of a proxy that measures with a fidelity, whatever its data, where one of the objectives is the
-    metric that was studied; else None."""
+def studied(objectives: Sequence[str], fidelity: Fidelity, size_weight: float | None) -> Favourites | None:
+    """What is known of a proxy that measures with a fidelity, whatever its data, and corrects for size by this weight,
+    where one of the objectives is a metric that was studied, the first that is; else None."""
     key = _settings(fidelity)
-    return next((each for each in _shipped() if each.metric in objectives and _settings(each.fidelity) == key), None)
+    fit = {each.metric: each for each in _shipped() if _settings(each.fidelity) == key}
+    known = (fit[name] for name in objectives if name in fit)
+    return next((each for each in known if each.size_weight in (None, size_weight)), None)
 
 
 def _settings(fidelity: Fidelity) -> Fidelity:

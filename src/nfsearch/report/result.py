@@ -294,12 +294,19 @@ def build_result(
         candidates=records,
         front=best({record.number: record.metrics for record in able}, objectives),
         confirmed=confirmed_of(confirmations, by_number, objectives, limits),
-        favourites=studied(objectives, max(record.fidelity for record in records)) if records else None,
+        favourites=_studied(objectives, records, config),
         hypervolume=_hypervolume(ordered, objectives, limits, population),
         refusals=dict(refusals),
         table=table,
         storage=storage,
     )
+
+
+def _studied(objectives: Sequence[str], records: Sequence[CandidateRecord], config: ConfigRecord) -> Favourites | None:
+    if not records:
+        return None
+    weight = config.resolved.get("proxy", {}).get("size_weight")
+    return studied(objectives, max(record.fidelity for record in records), weight)
 
 
 def _require_known(records: Sequence[CandidateRecord], metrics: Sequence[Metric]) -> None:

@@ -13,7 +13,7 @@ WORDS = {
     "hypervolume": "The size of what the front dominates, up to a fixed corner; it grows as the front gets better.",
     "fidelity": "What a loss was measured with: tokens, sequence, batch, recipe, data. Losses of different fidelity "
     "are never compared.",
-    "sized_loss": "The loss corrected for size: less 0.19 nats (proxy.size_weight) for each factor of e that a model "
+    "sized_loss": "The loss corrected for size: less proxy.size_weight nats for each factor of e that a model "
     "has more non-embedding parameters than 10M, as the larger of two with the same loss after a short training ends "
     "lower.",
     "seed": "What the first weights and the order of the data are drawn with. Another seed gives another loss.",

@@ -53,7 +53,7 @@ def write_report(folder: Path) -> list[Path]:
     files: dict[str, str | bytes] = {
         "predictors.csv": table.to_csv(index=False),
         "operators.csv": operators.to_csv(index=False),
-        FAVOURITES: FILE.dump_json(favourites(found, frame, truth), indent=1) + b"\n",
+        FAVOURITES: FILE.dump_json(favourites(found, frame, truth, weights_of(config)), indent=1) + b"\n",
         "report.md": _markdown(frame, truth, said, table, operators, rates),
         "figure.png": figure_png(found, best, truth, biased, TARGET),
     }
@@ -71,8 +71,7 @@ def _judged(frame: pd.DataFrame, truth: Truth, config: StudyConfig) -> list[Judg
     """Every predictor that can be judged, the best order first."""
     recipes = config.study.recipes
     stable = {name: 1 - recipe.decay for name, recipe in recipes.items() if getattr(recipe, "schedule", "") == "trunk"}
-    weights = {name: recipe.size_weight for name, recipe in recipes.items() if hasattr(recipe, "size_weight")}
-    every = list(predictors(frame[frame["recipe"].isin(recipes)], truth, stable, weights))
+    every = list(predictors(frame[frame["recipe"].isin(recipes)], truth, stable, weights_of(config)))
     found = []
     with steps("comparing orders") as step:
         for done, predictor in enumerate(every, start=1):
@@ -81,6 +80,12 @@ def _judged(frame: pd.DataFrame, truth: Truth, config: StudyConfig) -> list[Judg
                 found.append(judged)
             step(done, len(every))
     return sorted(found, key=lambda each: -each.spearman.value)
+
+
+def weights_of(config: StudyConfig) -> dict[str, float]:
+    """The `size_weight` of each recipe that has one."""
+    recipes = config.study.recipes
+    return {name: recipe.size_weight for name, recipe in recipes.items() if hasattr(recipe, "size_weight")}
 
 
 def chosen(found: Sequence[Judged], noise: float | None) -> Judged:
@@ -139,14 +144,17 @@ def _said_of_size(best: Judged, config: StudyConfig, frame: pd.DataFrame, truth:
     return [f"Its size_weight is {weight:g}{fitted}."]
 
 
-def favourites(found: Sequence[Judged], frame: pd.DataFrame, truth: Truth) -> list[Favourites]:
+def favourites(
+    found: Sequence[Judged], frame: pd.DataFrame, truth: Truth, weights: Mapping[str, float]
+) -> list[Favourites]:
     """Which operators each recipe favours at each budget, where enough architectures have an interval: what
-    `nfsearch.report.favourites` reads."""
+    `nfsearch.report.favourites` reads. `weights` are those of `weights_of`."""
     each_loss = [each for each in found if each.predictor.kind in METRICS and np.isfinite(each.spearman.low)]
     return [
         Favourites(
             metric=METRICS[each.predictor.kind],
             fidelity=_fidelity(frame, each.predictor.recipe, each.predictor.tokens),
+            size_weight=weights[each.predictor.recipe] if each.predictor.kind == "sized" else None,
             tokens=truth.tokens,
             architectures=each.architectures,
             operators={

@@ -111,16 +111,18 @@ def test_a_favourite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(favourites, "_shipped", lambda: found)
     found = favourites.FILE.validate_json((tmp_path / "only" / favourites.FAVOURITES).read_bytes())
     same = Fidelity(2_000_000, 32, 8, "partisan", "other data")
-    sentence = favourites.sentence(favourites.studied(["loss", "tpot"], same))
+    sentence = favourites.sentence(favourites.studied(["loss", "tpot"], same, 0.19))
     assert sentence.startswith("Beware: the proxy favours some operators: it places ")
     assert re.search(r"M2 \d\d% of the list too high \(95 %: \d+% to \d\d%\)", sentence)
     assert sentence.endswith("in a study of 30 architectures against 16,000,000 tokens of training.")
     beside = replace(same, recipe="partisan; mqar: of pairs 8")
-    assert favourites.studied(["loss"], beside) == favourites.studied(["loss"], same)
-    assert favourites.studied(["sized_loss"], same) != favourites.studied(["loss"], same)
-    assert favourites.studied(["tpot"], same) is None
+    by_loss, by_size = (favourites.studied([name], same, 0.19) for name in ("loss", "sized_loss"))
+    assert by_loss == favourites.studied(["loss"], beside, 0.19) == favourites.studied(["loss", "sized_loss"], same, 1)
+    assert by_loss != by_size == favourites.studied(["sized_loss", "loss"], same, 0.19)
+    assert favourites.studied(["sized_loss"], same, 1.0) is None  # nobody studied that correction
+    assert favourites.studied(["tpot"], same, 0.19) is None
     for change in ({"tokens": 3_000_000}, {"twin": 2}, {"recipe": "another"}, {"batch": 4}):
-        assert favourites.studied(["loss"], replace(same, **change)) is None  # type: ignore[arg-type]
+        assert favourites.studied(["loss"], replace(same, **change), 0.19) is None  # type: ignore[arg-type]
     by_chance = {"A": favourites.Bias(error=0.4, low=-0.1, high=0.9)}
     fair = favourites.Favourites(metric="loss", fidelity=same, tokens=9, architectures=20, operators=by_chance)
     assert "places no operator more than 10% of the list too high or too low" in favourites.sentence(fair)
@@ -202,7 +204,7 @@ def test_what_is_shipped_of_favourites_is_what_the_committed_study_found(tmp_pat
     truth = truth_of(frame, config.study.reference.recipe, config.study.reference.tokens)
     settings = TrainingSettings()
     default = settings.fidelity("", "cuda")
-    shipped = favourites.studied(["sized_loss"], default)
+    shipped = favourites.studied(["sized_loss"], default, settings.size_weight)
     assert shipped is not None
     every = predictors(frame, truth, {}, {"default": settings.size_weight})
     predictor = next(each for each in every if (each.kind, each.tokens) == ("sized", default.tokens))
