@@ -28,7 +28,7 @@ from nfsearch.latency_lut.provenance import BUSY, Provenance
 from nfsearch.latency_lut.rows import MEASURED, OUT_OF_MEMORY, QUIET, WHOLE, Row
 from nfsearch.latency_lut.table import LatencyTable
 from nfsearch.latency_lut.timing import Bounds, Run, bounds, warm_up
-from nfsearch.latency_lut.whole import build_model, clean_up, time_models
+from nfsearch.latency_lut.whole import build_model, clean_up, is_out_of_memory, time_models
 from nfsearch.latency_lut.workload import Span, Workload
 from nfsearch.space.search_space import SearchSpace
 
@@ -204,7 +204,7 @@ class Profiler:
             try:
                 row = self._difference(row, terms, self._watch)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
         with self.timed("clean up"):
             clean_up(self.kind)
@@ -251,12 +251,3 @@ class Profiler:
         reading = monitor().read()
         torch.cuda.synchronize()
         return reading
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Also where the end of a failed capture raised another error over it."""
-    if error is None:
-        return False
-    return any(text in str(error) for text in ("out of memory", "allocate memory")) or _is_out_of_memory(
-        error.__context__
-    )

@@ -6,8 +6,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-
-import torch
+from contextlib import contextmanager
 
 from nfsearch.latency_lut.device import provenance, resolve
 from nfsearch.latency_lut.errors import OutOfMemory, TableError
@@ -15,7 +14,7 @@ from nfsearch.latency_lut.places import keys_for
 from nfsearch.latency_lut.table import LatencyTable
 from nfsearch.latency_lut.timing import Bounds, bounds, warm_up
 from nfsearch.latency_lut.verification import Check, Verification
-from nfsearch.latency_lut.whole import build_model, clean_up, time_models
+from nfsearch.latency_lut.whole import build_model, clean_up, is_out_of_memory, time_models
 from nfsearch.latency_lut.workload import Span, Workload
 from nfsearch.ops.model import HybridLM
 from nfsearch.space.architecture import Architecture
@@ -98,12 +97,7 @@ def time_whole(
     before: dict[str, dict[str, Check | None]] = {}
     for number in range(1, rounds + 1):
         for architecture, workloads in models:
-            model = build_model(architecture, dtype, kind)
-            found = {
-                name: _checked(table, model, name, workload, dtype, kind, within)
-                for name, workload in workloads.items()
-            }
-            del model
+            found = _checks(table, architecture, workloads, dtype, kind, within)
             clean_up(kind)
             digest = architecture.digest
             if digest in before:
@@ -121,17 +115,42 @@ def _faster(one: Check | None, other: Check | None) -> Check | None:
     return fast.model_copy(update={"spread_ms": max(fast.spread_ms, 2 * gap)})
 
 
+def _checks(
+    table: LatencyTable,
+    architecture: Architecture,
+    workloads: Mapping[str, Workload],
+    dtype: str,
+    kind: str,
+    within: Bounds,
+) -> dict[str, Check | None]:
+    """A model under its workloads; None under those for which it does not fit into memory after all."""
+    found: dict[str, Check | None] = dict.fromkeys(workloads)
+    with _passed_over(f"{architecture} was estimated to fit into memory, and did not"):
+        model = build_model(architecture, dtype, kind)
+        for name, workload in workloads.items():
+            with _passed_over(f"{architecture} was estimated to fit into memory under {name}, and did not"):
+                found[name] = _checked(table, model, name, workload, dtype, kind, within)
+    return found
+
+
+@contextmanager
+def _passed_over(words: str) -> Iterator[None]:
+    """What has no room in memory, with a warning."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning(words)
+
+
 def _checked(
     table: LatencyTable, model: HybridLM, name: str, workload: Workload, dtype: str, kind: str, within: Bounds
-) -> Check | None:
-    """A model under one workload; None where it does not fit into memory after all."""
+) -> Check:
+    """A model under one workload."""
     architecture = model.architecture
     choice = table.choice(architecture, workload, dtype)
-    try:
-        seconds, spread, peak = _measure(model, choice, kind, within)
-    except torch.OutOfMemoryError:
-        logger.warning("%s was estimated to fit into memory under %s, and did not", architecture, name)
-        return None
+    seconds, spread, peak = _measure(model, choice, kind, within)
     share = choice.batch if workload.phase == "throughput" else 1
     estimate = table.estimate(architecture, workload, dtype)
     return Check(

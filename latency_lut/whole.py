@@ -80,3 +80,12 @@ def clean_up(kind: str) -> None:
     if kind == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory is what lacked, also where the end of a failed capture raised another error over that."""
+    if error is None:
+        return False
+    return any(text in str(error) for text in ("out of memory", "allocate memory")) or is_out_of_memory(
+        error.__context__
+    )

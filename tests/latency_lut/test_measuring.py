@@ -12,7 +12,7 @@ from nfsearch.latency_lut.frames import terms_of
 from nfsearch.latency_lut.keys import STREAMED
 from nfsearch.latency_lut.profiler import Profiler, rows_of
 from nfsearch.latency_lut.timing import Samples
-from nfsearch.latency_lut.whole import Timed
+from nfsearch.latency_lut.whole import Timed, is_out_of_memory
 from nfsearch.space.search_space import SearchSpace
 
 from .helpers import measure_quickly, small_space
@@ -81,9 +81,9 @@ def test_out_of_memory_is_recorded(monkeypatch: pytest.MonkeyPatch, error: Runti
 def test_out_of_memory_within_a_capture_is_seen() -> None:
     error = RuntimeError("operation failed due to a previous error during capture")
     error.__context__ = torch.OutOfMemoryError("CUDA out of memory")
-    assert profiler._is_out_of_memory(error)
+    assert is_out_of_memory(error)
     error.__context__ = ValueError("other")
-    assert not profiler._is_out_of_memory(error)
+    assert not is_out_of_memory(error)
 
 
 def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:

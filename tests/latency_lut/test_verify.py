@@ -270,3 +270,10 @@ def test_a_model_that_does_not_fit_is_told_and_passed_over(
     checks = verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=2).checks
     assert [check.workload for check in checks] == ["tpot", "tpot"]
     assert "was estimated to fit into memory under ttft, and did not" in caplog.text
+
+    def builds(*_: object) -> object:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(verify, "build_model", builds)
+    assert not verify.verify(table, SPACE, WORKLOADS, dtype="float32", n=2).checks
+    assert "@ 32 was estimated to fit into memory, and did not" in caplog.text
