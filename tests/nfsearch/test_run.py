@@ -16,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from nfsearch.export import load_architecture
 from nfsearch.ops.model import HybridLM
 from nfsearch.report.result import RunResult
+from nfsearch.run import search
 from nfsearch.space import Architecture, SpaceSettings
 from tests.nfsearch.runs import FILES, SPACE, tiny_config
 
@@ -55,6 +56,20 @@ def test_a_search_in_which_all_failed_has_failed(
     _, err = command("run", config, "--out", "run", status=1)
     assert "all 2 candidates failed, the first with: the training loss is nan" in err
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_failure_after_the_search_leaves_a_report(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(search, "time_front", fails)
+    _, err = command("run", tiny_config(tmp_path, search={"evaluations": 2, "population": 2}), "--out", "run", status=1)
+    assert "unspecified launch failure" in err
+    assert (tmp_path / "run" / "report.html").is_file()
+    result = RunResult.load(tmp_path / "run" / "result.json")
+    assert (result.run.status, len(result.in_state("done"))) == ("failed-to-finish", 2)
 
 
 def test_a_report_is_rebuilt_from_the_study(finished_run: Path, tmp_path: Path, command: Command) -> None:

@@ -17,8 +17,8 @@ from nfsearch.support.terminal import say
 
 @contextmanager
 def work(folder: Path, store: Store, again: str, end: Callable[[str], None] = lambda status: None) -> Iterator[None]:
-    """What happens here is work on a run: the report is written of what there is, also after an interrupt, and a
-    failure goes to the log and becomes WorkFailed. `again` is the command that goes on with it; `end` is told how it
+    """What happens here is work on a run: the report is written of what there is, also after an interrupt or a failure,
+    which goes to the log and becomes WorkFailed. `again` is the command that goes on with it; `end` is told how it
     ended: complete, interrupted, failed-to-finish."""
     with logged(folder):
         try:
@@ -38,4 +38,5 @@ def work(folder: Path, store: Store, again: str, end: Callable[[str], None] = la
             failure = failed(folder, error, again)
             with suppress(Exception):  # a full disk, a database that is gone: the first error is the one to tell
                 end("failed-to-finish")
+                write_outputs(result_of(store), folder)
             raise failure from error
