@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 from scipy import stats
 
 from nfsearch.export.choose import choose
+from nfsearch.ops.model import HybridLM
 from nfsearch.proxies import trainer
 from nfsearch.report.confirmation import Confirmed, best, confirmed_of
 from nfsearch.report.result import RunResult
@@ -99,6 +101,10 @@ def test_failed_seeds_are_kept_and_in_no_mean() -> None:
     assert finalist.metrics["loss"].value == pytest.approx(2.05)
     assert [run.error for run in finalist.runs] == [None, None, "loss became NaN"]
     assert finalist.seeds == 2
+    again = replace(fake_confirmations({3: [2.0, 2.1, 2.2]})[-1], number=99)
+    (found,) = confirmed_of([again, *evaluations], {3: {"tpot": Measurement(1.0)}}, ["loss"], Limits())
+    assert [run.trial for run in found.finalists[0].runs][-1] == 99
+    assert found.finalists[0].seeds == 3
 
 
 def test_a_metric_that_one_seed_lacks_has_no_mean() -> None:
@@ -122,10 +128,14 @@ def test_the_export_takes_the_confirmed_order() -> None:
 
 
 def test_finalists_are_trained_again_and_what_lacks_is_added(
-    finished_run: Path, tmp_path: Path, command: Command, one_thread: None
+    finished_run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     before = json.loads((tmp_path / "run" / "result.json").read_text())
+    loss = HybridLM.loss
+    with monkeypatch.context() as patched:  # a seed that fails is tried again below
+        patched.setattr(HybridLM, "loss", lambda *given, **rest: loss(*given, **rest) * math.nan)
+        command("confirm", "run", "--top", 1, "--seeds", 1, status=1)
     out, _ = command("confirm", "run", "--top", 2, "--seeds", 2)
     result = RunResult.load(tmp_path / "run" / "result.json")
     (found,) = result.confirmed
@@ -150,10 +160,10 @@ def test_finalists_are_trained_again_and_what_lacks_is_added(
     assert set(frame.index[frame.confirmed_front]) == set(found.front)
 
     command("confirm", "run", "--top", 2, "--seeds", 2)  # nothing lacks
-    assert load_store(tmp_path / "run" / "study.journal").count == 8 + 4
+    assert load_store(tmp_path / "run" / "study.journal").count == 8 + 1 + 4
     command("confirm", "run", "--top", 3, "--seeds", 1)
     store = load_store(tmp_path / "run" / "study.journal")
-    assert store.count == 8 + 5
+    assert store.count == 8 + 1 + 5
     assert set(chosen) < {each.proposal.confirms for each in store.confirmations()}
     command("confirm", "run", "--top", 1, "--seeds", 2, "--tokens", 4096)
     result = RunResult.load(tmp_path / "run" / "result.json")

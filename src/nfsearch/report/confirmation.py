@@ -167,10 +167,11 @@ def _confirmed(
     objectives: Sequence[str],
     limits: Limits,
 ) -> Confirmed | None:
-    runs: dict[int, list[SeedRun]] = {}
-    for each in sorted(evaluations, key=lambda each: each.proposal.job.seed):
-        if each.proposal.confirms is not None:
-            runs.setdefault(each.proposal.confirms, []).append(_run(each))
+    by_seed: dict[int, dict[int, SeedRun]] = {}
+    for each in sorted(evaluations, key=lambda each: (each.proposal.job.seed, each.number)):
+        if each.proposal.confirms is not None:  # the last word on a seed: one that failed may have been tried again
+            by_seed.setdefault(each.proposal.confirms, {})[each.proposal.job.seed] = _run(each)
+    runs = {number: list(group.values()) for number, group in by_seed.items()}
     done = {number: [run for run in group if run.state == "done"] for number, group in runs.items()}
     done = {number: group for number, group in done.items() if group}
     measured = set.intersection(*(set(run.metrics) for group in done.values() for run in group)) if done else set()

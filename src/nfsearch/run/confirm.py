@@ -1,8 +1,8 @@
 """`nfsearch confirm`: the finalists of a search trained again with other seeds, and longer if asked.
 
 Each training is a further evaluation of a candidate, kept in the study of the run when it ends. So a confirmation that
-was interrupted or killed goes on with what lacks when it is called again, and one with more finalists or seeds adds
-just those.
+was interrupted or killed goes on with what lacks when it is called again, what failed is tried again, and one with
+more finalists or seeds adds just those.
 """
 
 from __future__ import annotations
@@ -111,9 +111,10 @@ class _Confirmations:
 def _proposals(
     store: Store, chosen: Sequence[CandidateRecord], fidelity: Fidelity, seeds: Sequence[int]
 ) -> list[Proposal]:
-    """The evaluations that lack, a seed after the other, so that an early end leaves as many seeds to each finalist."""
+    """The evaluations that lack or failed, a seed after the other, so that an early end leaves as many seeds to each
+    finalist."""
     originals = {candidate.number: candidate.proposal for candidate in store.candidates()}
-    known = {candidate.proposal.job.digest for candidate in store.confirmations()}
+    known = {each.proposal.job.digest for each in store.confirmations() if each.state != "failed"}
     lacking: list[Proposal] = []
     for seed in seeds:
         for record in chosen:
