@@ -89,6 +89,9 @@ class InContextRecallSettings(TaskSettings):
     """In-context recall."""
 
     kind: str = "in_context_recall"
+    sequence: int = Field(
+        default=128, gt=3, le=2**16, description="tokens in a sequence: two pairs, or nothing is asked"
+    )
     symbols: int = Field(default=16, gt=3, le=2**20, description="tokens: as many keys as values")
 
     @property

@@ -24,6 +24,8 @@ from pydantic import Field, create_model, model_validator
 
 from nfsearch.latency_lut import device
 from nfsearch.proxies import PROXIES, Evaluation, Job, Proxy, ProxySettings
+from nfsearch.proxies.tasks import TaskSettings
+from nfsearch.proxies.twin import narrowed
 from nfsearch.report.pictures import png
 from nfsearch.run.log import logged
 from nfsearch.run.records import CONFIG, config_text
@@ -62,7 +64,7 @@ class TasksSettings(Settings):
         return Architecture.parse(self.models[name], width=self.width, vocab=vocab)
 
     @property
-    def proxies(self) -> dict[str, ProxySettings]:
+    def proxies(self) -> dict[str, TaskSettings]:
         """The settings of the tasks, by name."""
         return {name: getattr(self.tasks, name) for name in type(self.tasks).model_fields}
 
@@ -168,16 +170,19 @@ def load_tasks(path: Path, assignments: Sequence[str] = ()) -> tuple[TasksSettin
     file = read_yaml(path)
     for assignment in assignments:
         file.set(assignment)
+    every = {name: PROXIES.find(name).Settings for name in PROXIES.names}
+    able = {name: settings for name, settings in every.items() if issubclass(settings, TaskSettings)}
     kinds: dict[str, Any] = {}
     tasks = file.values.get("tasks")
     for name, task in tasks.items() if isinstance(tasks, Mapping) else ():
         kind = task.get("kind") if isinstance(task, Mapping) else None
         try:
-            kinds[str(name)] = PROXIES.find(str(kind)).Settings if kind else ProxySettings
+            settings = PROXIES.find(str(kind)).Settings if kind else ProxySettings
         except ValueError as error:
             raise ValueError(file.complaint(["tasks", str(name), "kind"], str(error))) from None
-        if not kind:
-            raise ValueError(file.complaint(["tasks", str(name)], f"expected a kind: {', '.join(PROXIES.names)}"))
+        if settings not in able.values():
+            raise ValueError(file.complaint(["tasks", str(name)], f"expected a kind: {', '.join(able)}"))
+        kinds[str(name)] = settings
     if not kinds:
         raise ValueError(file.complaint(["tasks"], "expected tasks by name, such as {recall: {kind: mqar}}"))
     declared: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items()}
@@ -186,7 +191,7 @@ def load_tasks(path: Path, assignments: Sequence[str] = ()) -> tuple[TasksSettin
 
 
 def _work(settings: TasksSettings, file: YamlFile) -> list[Work]:
-    """All that the study asks for, seed after seed. Raises ValueError for a model that a task cannot score."""
+    """All that the study asks for, seed after seed. Raises ValueError for a model that a task cannot narrow."""
     kind = device.resolve(settings.device)
     proxies = {name: PROXIES.find(each.kind)(each, kind) for name, each in settings.proxies.items()}
     found = []
@@ -194,6 +199,10 @@ def _work(settings: TasksSettings, file: YamlFile) -> list[Work]:
         for model in settings.models:
             for task, proxy in proxies.items():
                 job = Job(settings.architecture(model, proxy.vocab), proxy.fidelity, seed)
+                try:
+                    narrowed(job.architecture, settings.proxies[task].narrow, proxy.vocab)
+                except ValueError as error:
+                    raise ValueError(file.complaint(["tasks", task, "narrow"], f"{model}: {error}")) from None
                 found.append(Work(model, task, proxy, job))
     return found
 

@@ -90,8 +90,10 @@ def test_an_interrupt_keeps_what_finished(tmp_path: Path, command: Command, monk
         ({"tasks": {}}, "tasks: expected tasks by name"),
         (
             {"tasks": {"a": {"pairs": 4}}},
-            "tasks.a: expected a kind: compression, in_context_recall, long-context, mqar",
+            "tasks.a: expected a kind: compression, in_context_recall, mqar, selective_copying",
         ),
+        ({"tasks": {"a": {"kind": "zero-cost"}}}, "tasks.a: expected a kind: compression,"),
+        ({"tasks": {"a": {"kind": "in_context_recall", "sequence": 3}}}, "tasks.a.sequence: expected greater than 3"),
         ({"tasks": {"a": {"kind": "mqra"}}}, "tasks.a.kind: unknown proxy 'mqra', did you mean mqar?"),
         ({"tasks": {"a": {"kind": "mqar", "pears": 4}}}, "tasks.a.pears: unknown key, did you mean pairs?"),
         ({"models": {"x": "A[head_dim=33]"}}, "models.x: A[head_dim=33]: width 32 is not a multiple"),
@@ -104,6 +106,16 @@ def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, changes: dict[str,
         load_tasks(written(tmp_path, **changes))
     assert said in str(error.value)
     assert str(error.value).startswith(f"{tmp_path / 'tasks.yaml'}:")
+
+
+def test_a_model_that_a_task_cannot_narrow_is_named_before_anything_is_written(
+    tmp_path: Path, command: Command
+) -> None:
+    tasks = {"a": {"kind": "compression", "narrow": 7}}
+    err = command("study", "tasks", written(tmp_path, tasks=tasks), "-o", "out", status=2)[1]
+    assert "tasks.a.narrow: " in err
+    assert "is not a multiple of 7" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_folder_is_not_written_to(tmp_path: Path, command: Command) -> None:
