@@ -262,6 +262,8 @@ def test_a_broken_verification_is_told_before_anything_is_written(fails: Run, tm
 
 def test_a_storage_is_a_url(fails: Run, tmp_path: Path) -> None:
     assert "storage: expected a URL, such as sqlite:///" in fails("run", tiny_config(tmp_path, storage="plainname"))
+    for lost in ("sqlite://", "sqlite:///", "sqlite:///:memory:"):
+        assert "storage: expected a URL of what outlives" in fails("run", tiny_config(tmp_path, storage=lost))
 
 
 def test_a_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,8 @@ class Config(Settings):
     def _is_a_url(cls, storage: str | None) -> str | None:
         if storage is not None and "://" not in storage:
             raise ValueError(f"expected a URL, such as {_SQLITE}runs.db, found {storage!r}")
+        if storage in ("sqlite://", _SQLITE, f"{_SQLITE}:memory:"):
+            raise ValueError(f"expected a URL of what outlives the run, such as {_SQLITE}runs.db, found {storage!r}")
         return storage
 
     @model_validator(mode="after")
@@ -109,8 +111,7 @@ class Config(Settings):
 
 
 def model_for(values: Mapping[str, Any]) -> type[Config]:
-    """The config's model for the kinds that these values name. Raises ValueError, beginning with the section and key,
-    for a kind that nobody defines."""
+    """The config's model for the kinds that these values name. Raises SettingError for a kind that nobody defines."""
     named = []
     for section, (key, registry) in _KINDS.items():
         given = values.get(section)
@@ -120,7 +121,7 @@ def model_for(values: Mapping[str, Any]) -> type[Config]:
         try:
             named.append((section, registry.find(_default(section, key) if name is None else str(name)).Settings))
         except ValueError as error:
-            raise ValueError(f"{section}.{key}: {error}") from None
+            raise SettingError(str(error), section, key) from None
     also = values.get("also")
     named.append(("also", _others(tuple(also) if isinstance(also, Mapping) else ())))
     return _model(tuple(named))
@@ -138,13 +139,13 @@ def _default(section: str, key: str) -> str:
 
 @cache
 def _others(kinds: tuple[Any, ...]) -> type[Settings]:
-    """The section with a key for each of these kinds of proxy. Raises ValueError as `model_for` does."""
+    """The section with a key for each of these kinds of proxy. Raises SettingError as `model_for` does."""
     fields: dict[str, Any] = {}
     for kind in map(str, kinds):
         try:
             settings = PROXIES.find(kind).Settings
         except ValueError as error:
-            raise ValueError(f"also.{kind}: {error}") from None
+            raise SettingError(str(error), "also", kind) from None
         fixed: Any = (Literal[kind], kind)
         fields[kind] = (create_model(settings.__name__, __base__=settings, kind=fixed), ...)
     return create_model("Also", __base__=Settings, **fields)
@@ -210,9 +211,8 @@ def read_config(file: YamlFile) -> Config:
     naming file, line and key."""
     try:
         model = model_for(file.values)
-    except ValueError as error:
-        place, _, text = str(error).partition(": ")
-        raise ValueError(file.complaint(place.split("."), text)) from None
+    except SettingError as error:
+        raise ValueError(file.complaint([*map(str, error.place)], error.text)) from None
     config = file.validate(model)
     anchored = {
         "proxy": config.proxy.anchored(),
@@ -234,4 +234,4 @@ def read_config(file: YamlFile) -> Config:
 def _anchored(storage: str | None) -> str | None:
     """The same with the path of an SQLite file made absolute."""
     file = (storage or "").removeprefix(_SQLITE)
-    return storage if file in ("", storage, ":memory:") else f"{_SQLITE}{Path(file).absolute()}"
+    return storage if file in ("", storage) else f"{_SQLITE}{Path(file).absolute()}"
