@@ -19,8 +19,7 @@ from nfsearch.proxies.data import Corpus, batch, validation_batches
 from nfsearch.proxies.job import Evaluation, Report
 from nfsearch.proxies.needs import Afterwards, fitted, require_room
 from nfsearch.proxies.schedule import Schedule
-from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, SIZED_LOSS, TrainingSettings
-from nfsearch.proxies.size import sized
+from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, TrainingSettings
 from nfsearch.proxies.step import Step, mean_loss, training_step, upload
 from nfsearch.space import Architecture
 from nfsearch.support.metrics import Measurement
@@ -87,7 +86,6 @@ def train_model(
         checkpoints.save_loss(tokens, loss)
         checkpoints.save_weights(tokens, model)
     metrics = {
-        SIZED_LOSS.name: float(sized(loss, architecture.non_embedding_parameters, settings.size_weight)),
         LOSS.name: loss,
         BITS_PER_BYTE.name: loss / math.log(2) / corpus.bytes_per_token,
         PERPLEXITY.name: math.exp(min(loss, 700.0)),  # the largest that a float holds

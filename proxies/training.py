@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,9 +14,10 @@ from nfsearch.proxies.fidelity import Fidelity
 from nfsearch.proxies.job import Evaluation, Job, Report
 from nfsearch.proxies.proxy import TokenSource
 from nfsearch.proxies.settings import BITS_PER_BYTE, LOSS, PERPLEXITY, SIZED_LOSS, TrainingSettings
+from nfsearch.proxies.size import sized
 from nfsearch.proxies.twin import check_narrowing, narrowed
 from nfsearch.space import SearchSpace
-from nfsearch.support.metrics import Metric
+from nfsearch.support.metrics import Measurement, Metric
 from nfsearch.support.phases import phase
 
 if TYPE_CHECKING:
@@ -111,9 +113,10 @@ class TrainingProxy:
         if job.fidelity != settings.fidelity(self.corpus.digest, self.device, tokens):
             raise ValueError(f"these settings cannot train at {job.fidelity}")
         architecture = job.architecture
+        size = architecture.non_embedding_parameters  # the candidate's own, whose worth a twin's loss tells
         if settings.narrow > 1:
             architecture = narrowed(architecture, settings.narrow, self.vocab)
-        return train_model(
+        model, found = train_model(
             architecture,
             self.corpus,
             settings,
@@ -125,3 +128,5 @@ class TrainingProxy:
             bounds=self.bounds,
             after=self.after,
         )
+        corrected = Measurement(float(sized(found.metrics[LOSS.name].value, size, settings.size_weight)))
+        return model, replace(found, metrics={SIZED_LOSS.name: corrected, **found.metrics})

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from nfsearch.proxies import Job
@@ -8,6 +10,7 @@ from nfsearch.proxies.trainer import train_model
 from nfsearch.proxies.training import TrainingProxy
 from nfsearch.proxies.twin import check_narrowing, narrowed
 from nfsearch.space import Architecture, SpaceSettings
+from nfsearch.support.metrics import Measurement
 
 WINNER = "(D F M2 F A F M2 F){2} (D F M2 F){2}"
 
@@ -48,7 +51,9 @@ def test_training_with_narrow_trains_the_twin_and_says_so() -> None:
     twin = narrowed(wide, 8, proxy.vocab)
     model, found = proxy.train(Job(wide, proxy.fidelity))
     assert model.embedding.weight.shape == (proxy.vocab, 32)
-    assert found.metrics == train_model(twin, proxy.corpus, settings, seed=0, device="cpu")[1].metrics
+    of_twin = train_model(twin, proxy.corpus, settings, seed=0, device="cpu")[1].metrics
+    size = Measurement(of_twin["loss"].value - 0.19 * math.log(wide.non_embedding_parameters / 10_000_000))
+    assert found.metrics == {"sized_loss": size, **of_twin}  # it is the candidate that is corrected for size
     assert "a twin narrowed 8 times" in str(proxy.fidelity)
     whole = TrainingProxy(settings, "cpu").fidelity
     assert "twin" not in str(whole)
