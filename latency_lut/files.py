@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from nfsearch.latency_lut.errors import TableError
 from nfsearch.latency_lut.provenance import Provenance
@@ -14,7 +14,8 @@ from nfsearch.latency_lut.records import provenance_of, row_of
 from nfsearch.latency_lut.rows import COLUMNS, Row
 from nfsearch.latency_lut.table import LatencyTable
 from nfsearch.support.errors import first_line
-from nfsearch.support.files import naming, whole
+from nfsearch.support.files import whole
+from nfsearch.support.lines import Lines
 
 SCHEMA_VERSION = 5
 MAX_ROWS = 200_000  # some hundred times what a table has
@@ -132,7 +133,7 @@ class Journal:
 
     def __init__(self, table: Path) -> None:
         self.path = table.with_name(f"{table.name}.journal")
-        self._file: TextIO | None = None
+        self._lines: Lines | None = None
 
     def read(self) -> tuple[Provenance | None, list[Row]]:
         """What is there, in the order in which it was written. Raises TableError if it is no such journal."""
@@ -151,28 +152,24 @@ class Journal:
             ) from None
 
     def start(self, provenance: Provenance) -> None:
-        """Opens it for more rows; a new one begins with the provenance."""
-        text = self.path.read_bytes() if self.path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        self._file = self.path.open("a", encoding="utf-8")
-        self._file.truncate(len(whole))
-        if not whole:
+        """Opens it for more rows; a new one begins with the provenance. Raises ValueError where another process builds
+        the table."""
+        self._lines = Lines(self.path)
+        if not self._lines.begun:
             self._write(provenance.to_dict())
 
     @property
     def is_open(self) -> bool:
         """Whether rows can be added."""
-        return self._file is not None
+        return self._lines is not None
 
     def add(self, row: Row) -> None:
         """Handed to the system when this returns."""
         self._write(row.record())
 
     def _write(self, values: dict[str, Any]) -> None:
-        assert self._file is not None
-        with naming(self.path):
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()
+        assert self._lines is not None
+        self._lines.add(json.dumps(values))
 
     def __enter__(self) -> Journal:
         return self
@@ -180,9 +177,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            with naming(self.path):  # what could not be written is tried once more
-                self._file.close()
+        if self._lines is not None:
+            self._lines.close()
 
     def remove(self) -> None:
         """Once the table holds all of it."""

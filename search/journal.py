@@ -1,14 +1,12 @@
-"""The file of an Optuna journal: locked by one writer, given whole records only, mended after a kill, refused when
-damaged."""
+"""The file of an Optuna journal: given whole records only, mended after a kill, refused when damaged."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
@@ -18,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 class NoLock(JournalFileOpenLock):
-    """No lock for each write: `lock` is held as long as the store is open. Optuna's own locks are files, which outlive
-    a killed process; the next one would wait 30 seconds for them."""
+    """No lock for each write: a store holds the file's lock as long as it is open. Optuna's own locks are files, which
+    outlive a killed process; the next one would wait 30 seconds for them."""
 
     def acquire(self) -> bool:
         return True
@@ -44,20 +42,6 @@ class JournalFile(JournalFileBackend):
         except OSError:
             os.truncate(self._path, before)
             raise
-
-
-def lock(path: Path, advice: str = "wait for it, or end it") -> BinaryIO:
-    """The file, to be read and added to by this process alone until it is closed. Raises ValueError with the advice
-    where another process has it."""
-    journal = path.open("a+b", buffering=0)
-    try:
-        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
-    except BlockingIOError:
-        journal.close()
-        raise ValueError(f"{path} is being written by another process: {advice}") from None
-    except OSError:
-        logger.warning("%s: the file system knows no locks, so see to it that one process writes here at a time", path)
-    return journal
 
 
 def mend(path: Path) -> None:

@@ -20,10 +20,11 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import StudyDirection
 
 from nfsearch.search.candidate import Candidate
-from nfsearch.search.journal import JournalFile, check_lines, lock, mend
+from nfsearch.search.journal import JournalFile, check_lines, mend
 from nfsearch.search.lease import Lease
 from nfsearch.search.trials import Choices, from_trial, to_trial
 from nfsearch.support.errors import typed_line
+from nfsearch.support.lines import lock
 from nfsearch.support.metrics import Metric
 
 FORMAT = 4  # of what the study keeps; higher when older runs cannot be read any more

@@ -340,6 +340,14 @@ def test_the_journal_forgets_a_line_that_was_cut_short(tmp_path: Path, cut: int)
     assert not list(tmp_path.iterdir())
 
 
+def test_two_processes_do_not_build_one_table(tmp_path: Path) -> None:
+    provenance = made_up_table(KEYS).provenance
+    with Journal(tmp_path / "t.parquet") as first, Journal(tmp_path / "t.parquet") as second:
+        first.start(provenance)
+        with pytest.raises(ValueError, match=r"t\.parquet\.journal is being written by another process: wait for it"):
+            second.start(provenance)
+
+
 def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.parquet.journal").write_text('{"device": 1}\n')
     with pytest.raises(TableError, match="no journal of this version"):

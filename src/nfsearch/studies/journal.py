@@ -6,20 +6,14 @@ line that a killed process left unfinished is no line: nobody reads it, and the 
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from typing_extensions import Self
-
 from nfsearch.proxies import Evaluation, Fidelity
-from nfsearch.search.journal import lock
-from nfsearch.support.files import naming
+from nfsearch.support.lines import Lines
 
 _SUFFIX = ".journal"
 
@@ -62,33 +56,15 @@ class Entry:
 Known = Mapping[tuple[str, str, int], Mapping[int, Entry]]  # by training, then by budget
 
 
-class Journal:
+class Journal(Lines):
     """The file of one process, which no other writes. Raises ValueError where another is at it."""
 
     def __init__(self, folder: Path, share: tuple[int, int]) -> None:
-        self.path = folder / f"share-{share[0]}-of-{share[1]}{_SUFFIX}"
+        super().__init__(folder / f"share-{share[0]}-of-{share[1]}{_SUFFIX}", "give it another --share")
 
-    def __enter__(self) -> Self:
-        self._file = lock(self.path, "give it another --share")
-        end = self._file.seek(0, os.SEEK_END)
-        if end:
-            self._file.seek(end - 1)
-            if self._file.read(1) != b"\n":
-                self._write(b"\n")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
-
-    def add(self, entry: Entry) -> None:
-        """Raises OSError, naming the file, where the disk is full."""
-        self._write(f"{entry.to_line()}\n".encode())
-
-    def _write(self, line: bytes) -> None:
-        with naming(self.path):
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
+    def add_entry(self, entry: Entry) -> None:
+        """On disk when this returns. Raises OSError, naming the file, where it is full."""
+        self.add(entry.to_line(), sync=True)
 
 
 def read(folder: Path) -> Known:

@@ -123,7 +123,7 @@ class Sitting:
                 place = self.folder / CHECKPOINTS / training.name
                 for tokens in training.lacking(known):
                     entry = self._evaluate(training, tokens, place)
-                    journal.add(entry)
+                    journal.add_entry(entry)
                     self.done += training.work([tokens])
                     self.left -= training.work([tokens])
                     self._judge(entry)
