@@ -11,6 +11,7 @@ from nfsearch.latency_lut.agreement import Agreement, Doubt, Trust, agreement_of
 from nfsearch.latency_lut.errors import TableError
 from nfsearch.latency_lut.measured import Measured
 from nfsearch.latency_lut.workload import Workload
+from nfsearch.support.files import write_atomically
 
 
 class _Part(BaseModel):
@@ -125,6 +126,12 @@ class Verification(_Part):
 def verification_path(table: Path) -> Path:
     """Where the check of a table is kept, beside it."""
     return table.with_suffix(".verification.json")
+
+
+def keep_verification(table: Measured, found: Verification) -> None:
+    """Writes the check of a table that is in a file beside it."""
+    assert table.path is not None
+    write_atomically(verification_path(table.path), found.model_dump_json(indent=1) + "\n")
 
 
 def known_verification(table: Measured) -> Verification | None:

@@ -20,6 +20,7 @@ from nfsearch.latency_lut.files import Journal
 from nfsearch.latency_lut.profiler import Profiler
 from nfsearch.latency_lut.verification import verification_path
 from nfsearch.report.result import RunResult
+from nfsearch.run import search
 from nfsearch.run.config import load_config
 from nfsearch.run.tables import checked, given_table
 from nfsearch.support.terminal import plain_console
@@ -187,7 +188,10 @@ def test_a_run_keeps_the_table_that_its_candidates_were_timed_by(
 ) -> None:
     """Whatever has become of the code: measured anew, times would not compare with those that are there."""
     monkeypatch.setattr(Profiler, "measure", lambda self, key: made_up_row(key))
+    found = made_up_verification(made_up_check(1, 1))
+    monkeypatch.setattr(search, "checked", lambda config, space, table: found)
     command("run", measuring_config(tmp_path), "--out", "run")
+    assert verification_path(tmp_path / "run" / "latency.parquet").is_file()  # for other runs that use the table
     monkeypatch.setattr(Profiler, "measure", None)
     before = (tmp_path / "run" / "latency.parquet").read_bytes()
     monkeypatch.setattr(measured, "digest_of", lambda key: "other code")

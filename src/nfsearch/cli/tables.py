@@ -15,7 +15,7 @@ from nfsearch.latency_lut.bundled import SUFFIX, bundled_table
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.render import render
 from nfsearch.latency_lut.transfer import compare, sample_keys
-from nfsearch.latency_lut.verification import Verification, known_verification, verification_path
+from nfsearch.latency_lut.verification import Verification, keep_verification, known_verification, verification_path
 from nfsearch.run.config import Config, load_config
 from nfsearch.run.tables import check, check_layers, measure, vocabulary
 from nfsearch.space import Architecture
@@ -82,7 +82,7 @@ def verify_table(path: Path, config_path: Path, number: int, seed: int, assignme
     kept = verification_path(path)
 
     def keep(found: Verification) -> None:
-        write_atomically(kept, found.model_dump_json(indent=1) + "\n")
+        keep_verification(table, found)
 
     found = check(config, space, table, number, seed, known_verification(table), keep)
     stdout().print(_checks(found, path))

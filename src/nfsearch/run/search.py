@@ -22,6 +22,7 @@ from nfsearch.latency_lut import LatencyTable, device
 from nfsearch.latency_lut.keys import Key
 from nfsearch.latency_lut.profiler import rows_of
 from nfsearch.latency_lut.provenance import KERNELS
+from nfsearch.latency_lut.verification import keep_verification
 from nfsearch.run.finalists import time_front
 from nfsearch.run.plan import Plan, read_plan
 from nfsearch.run.records import (
@@ -124,6 +125,8 @@ def _carry_out(plan: Plan, store: Store) -> None:
         found = checked(config, space, table)
         if found is not None:
             store.set_meta("verification", found.model_dump(mode="json"))
+            if plan.table is None and table.path:
+                keep_verification(table, found)  # for who uses the table in another run
         store.set_meta("verify", config.latency.verify)
     beginning = plan.begin(table)
     for warning in beginning.warnings:
