@@ -22,6 +22,7 @@ from nfsearch.ops.model import HybridLM
 from nfsearch.proxies import trainer
 from nfsearch.report.confirmation import Confirmed, best, confirmed_of
 from nfsearch.report.result import RunResult
+from nfsearch.run import confirm
 from nfsearch.search import Candidate, Limits
 from nfsearch.search.study import load_store
 from nfsearch.support.metrics import Measurement, Metric
@@ -207,7 +208,7 @@ def _without_seconds(fields: dict[str, Any]) -> dict[str, Any]:
     [
         (("nowhere",), "nowhere is not the folder of a run"),
         (("run", "--seeds", 0), "Invalid value for '--seeds'"),
-        (("run", "--tokens", 10**30), "proxy.tokens"),
+        (("run", "--tokens", 10**30), f"nfsearch: --tokens {10**30}: "),
     ],
 )
 def test_wrong_input_is_refused_and_nothing_written(
@@ -218,6 +219,18 @@ def test_wrong_input_is_refused_and_nothing_written(
     _, err = command("confirm", *arguments, status=2)
     assert message in err
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_confirmation_may_be_shorter_than_the_rungs_of_the_search() -> None:
+    result = make_result()
+    proxy = {"kind": "training", "tokens": 4096, "rungs": [512, 1024]}
+    config = result.config.model_copy(
+        update={"resolved": {"space": {"width": 64, "layers": "F"}, "proxy": proxy, "workers": {}}}
+    )
+    found = confirm._config(result.model_copy(update={"config": config}), 1024)
+    assert (found.proxy.tokens, found.proxy.rungs) == (1024, (512,))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"^--tokens -1: Input should be greater than 0$"):
+        confirm._config(result.model_copy(update={"config": config}), -1)
 
 
 def test_best_is_by_the_first_objective() -> None:

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import ValidationError
+
 from nfsearch.proxies import Fidelity, Job
 from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.run.config import Config, validated
@@ -71,7 +73,14 @@ def _config(result: RunResult, tokens: int | None) -> Config:
         return validated(resolved)
     if not before:
         raise ValueError(f"the proxy of this run ({resolved['proxy']['kind']}) has no tokens: --tokens is not for it")
-    config = validated({**resolved, "proxy": {**resolved["proxy"], "tokens": tokens}})
+    proxy = {**resolved["proxy"], "tokens": tokens}
+    if rungs := proxy.get("rungs"):
+        proxy["rungs"] = [each for each in rungs if each < tokens]
+    try:
+        config = validated({**resolved, "proxy": proxy})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"--tokens {tokens}: {first.get('ctx', {}).get('error', first['msg'])}") from None
     if (timeout := resolved["workers"].get("timeout_s")) is None:
         return config
     longer = timeout * max(1.0, tokens / before)
