@@ -23,7 +23,7 @@ def fidelity(
         typer.Option(
             metavar="K/N",
             help="Train every N-th architecture alone, from the K-th on: for several GPUs (each in a process of its "
-            "own, with CUDA_VISIBLE_DEVICES) or machines.",
+            "own, with CUDA_VISIBLE_DEVICES) or machines. On a CPU each takes an N-th of the cores.",
         ),
     ] = "1/1",
     assignments: Set = None,

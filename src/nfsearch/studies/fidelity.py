@@ -32,7 +32,7 @@ from nfsearch.studies.predictors import FEWEST
 from nfsearch.studies.training import Sitting, trainings
 from nfsearch.support.files import write_atomically
 from nfsearch.support.interrupt import interruptible
-from nfsearch.support.terminal import say
+from nfsearch.support.terminal import counted, say
 
 _LOCK = ".beginning"
 
@@ -66,6 +66,8 @@ def study_fidelity(config_path: Path, folder: Path, share: str, assignments: Seq
         tell_sources(proxies[config.study.reference.recipe])
         for proxy in proxies.values():
             proxy.start()
+        if training_kind(config.run) == "cpu":
+            _share_cores(part[1])
         try:
             with Journal(folder, part) as journal:
                 Sitting(folder, proxies, work, training_kind(config.run), interrupted.is_set).run(journal)
@@ -76,7 +78,7 @@ def study_fidelity(config_path: Path, folder: Path, share: str, assignments: Seq
             raise
     known = read(folder)
     if left := sum(bool(training.lacking(known)) for training in trainings(config.study, architectures)):
-        say(f"{left} trainings of other shares lack; `nfsearch study report {folder}` tells what there is so far")
+        say(f"{counted(left, 'training')} left to other shares; `nfsearch study report {folder}` tells what there is")
         return 0
     from nfsearch.studies.report import write_report
 
@@ -98,6 +100,14 @@ def _require_same_trainings(folder: Path, proxies: Mapping[str, Proxy]) -> None:
                     f"{folder} holds losses of another recipe {name!r} ({then}) than this one ({now}): give this one "
                     "another name"
                 )
+
+
+def _share_cores(shares: int) -> None:
+    """Leaves each of the processes that are at work on a study its part of this machine's cores: where all use all of
+    them, every one takes many times as long."""
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // shares))
 
 
 def _share(text: str) -> tuple[int, int]:

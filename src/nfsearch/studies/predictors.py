@@ -156,7 +156,8 @@ def favours(predictor: Predictor, truth: Truth) -> dict[str, Interval]:
     groups = {"without F": (ffn == 0).astype(float)}
     for _, depths in about["depth"].groupby(pd.qcut(about["depth"], 3, duplicates="drop"), observed=True):
         inside = about["depth"].between(depths.min(), depths.max())
-        groups[f"{depths.min()} to {depths.max()} layers"] = inside.astype(float)
+        depth = depths.min() if depths.min() == depths.max() else f"{depths.min()} to {depths.max()}"
+        groups[f"{depth} layers"] = inside.astype(float)
     return of_operators(predictor, truth) | _mean_errors(predictor, truth, groups)
 
 
