@@ -60,6 +60,8 @@ def read_tables(path: Path) -> dict[str, LatencyTable]:
     import pyarrow
     import pyarrow.parquet
 
+    if path.is_dir():
+        raise TableError(f"{path} is a folder, and a latency table is a file")
     build = f"`nfsearch lut build CONFIG -o {path}`"
     if not path.is_file():
         if Journal(path).path.is_file():

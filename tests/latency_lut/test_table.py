@@ -122,7 +122,7 @@ def test_damaged_files(tmp_path: Path, keep: int) -> None:
 def test_files_that_are_something_else(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"there is no latency table .*none.parquet; `nfsearch lut build"):
         load_table(tmp_path / "none.parquet")
-    with pytest.raises(TableError, match="there is no latency table"):
+    with pytest.raises(TableError, match="is a folder, and a latency table is a file"):
         load_table(tmp_path)
     other = tmp_path / "other.parquet"
     pandas.DataFrame({"a": [1]}).to_parquet(other)

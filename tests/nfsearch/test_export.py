@@ -137,6 +137,8 @@ def test_choose_says_why_it_cannot(result: RunResult) -> None:
         choose(make_result(limits={"loss": 0.01}))
     with pytest.raises(ValueError, match="the fastest takes"):
         choose(result, max_latency_ms=1e-9)
+    with pytest.raises(ValueError, match="--max-latency-ms: expected more than 0, found nan"):
+        choose(result, max_latency_ms=float("nan"))
     with pytest.raises(ValueError, match="no candidate of this run"):
         choose(make_result([]))
     with pytest.raises(ValueError, match="no latency"):

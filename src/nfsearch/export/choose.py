@@ -26,6 +26,8 @@ def choose(result: RunResult, *, pick: int | None = None, max_latency_ms: float 
     if not able:
         raise ValueError("no candidate of this run keeps its limits; --pick exports one all the same")
     if max_latency_ms is not None:
+        if not max_latency_ms > 0:
+            raise ValueError(f"--max-latency-ms: expected more than 0, found {max_latency_ms:g}")
         times = result.timed()
         if not times:
             raise ValueError("this run measured no latency, so none can be the limit")

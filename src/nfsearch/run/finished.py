@@ -11,7 +11,7 @@ from nfsearch.proxies import Job, Keeps, Proxy, Trains
 from nfsearch.report.outputs import write_outputs
 from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.run.config import read_config, validated
-from nfsearch.run.records import CONFIG, result_of, study_place
+from nfsearch.run.records import CONFIG, JOURNAL, STUDY, result_of, study_place
 from nfsearch.run.tables import proxy_of
 from nfsearch.run.weights import WEIGHTS
 from nfsearch.run.yaml_file import read_yaml
@@ -29,6 +29,8 @@ def open_run(folder: Path) -> Store:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG}")
+    if not any((folder / name).is_file() for name in (JOURNAL, STUDY)):
+        raise ValueError(f"{folder} is not the folder of a run: it has no {JOURNAL}")
     config = read_config(read_yaml(path))
     return load_store(*study_place(config, folder))
 

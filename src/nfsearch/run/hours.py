@@ -28,9 +28,10 @@ def tell_hours(config: Config, kind: str) -> None:
     rate = f"at {PEAK[kind]:.0e} FLOP/s, the most that {'a GPU' if kind == 'cuda' else 'this CPU'} does"
     longest = config.workers.longest
     if min(seconds) > longest:
+        least = duration(min(seconds)) if min(seconds) >= 1 else f"{min(seconds):.2g} s"
         raise ValueError(
             f"workers.timeout_s: {longest:g} s is too short for any of {len(seconds)} random candidates, which take at "
-            f"least {duration(min(seconds))} each ({rate}): raise it, or set fewer proxy.tokens"
+            f"least {least} each ({rate}): raise it, or set fewer proxy.tokens"
         )
     usual, count = statistics.median(seconds), config.search.evaluations
     if (whole := usual * count) >= 3600:

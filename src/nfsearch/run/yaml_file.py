@@ -27,6 +27,7 @@ _EXPECTED = {
     "tuple_type": "expected a list",
     "dict_type": "expected keys and values",
     "model_type": "expected keys and values",
+    "too_short": "expected at least one",
 }
 M = TypeVar("M", bound=BaseModel)
 _KINDS = {

@@ -34,6 +34,10 @@ def whole(path: str | Path) -> Iterator[Path]:
                 if file.is_file() and not file.is_symlink():
                     file.chmod(file.stat().st_mode | allowed)
         scratch.replace(path)
+    except OSError as error:
+        if error.filename == str(scratch):  # a name that nobody asked for
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         _remove(scratch)
 
