@@ -72,8 +72,8 @@ class StudySettings(Settings):
             text = f"{self.reference.recipe!r} is none of {', '.join(self.recipes)}"
             raise SettingError(text, "reference", "recipe")
         for name, recipe in self.recipes.items():
-            if recipe.warmup * recipe.tokens >= recipe.budgets[0]:
-                text = f"the first one ends within the warm-up, {recipe.warmup * recipe.tokens:,.0f} tokens"
+            if (warm := recipe.warmup * recipe.tokens) >= recipe.budgets[0]:
+                text = f"the first one ends within the warm-up of {warm:,.0f} tokens, which is warmup x tokens"
                 raise SettingError(text, "recipes", name, "budgets")
             if name == self.reference.recipe and recipe.budgets[-1] > self.reference.tokens:
                 text = f"{recipe.budgets[-1]:,} tokens are more than the reference has ({self.reference.tokens:,})"

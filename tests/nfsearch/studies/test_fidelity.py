@@ -286,7 +286,7 @@ def test_seconds_are_those_from_the_first_token_on() -> None:
         ("study.recipes.twin.narow=2", "study.recipes.twin.narow: unknown key"),
         ("study.recipes.twin.budgets=[2, 1]", "study.recipes.twin.budgets: expected rising numbers"),
         ("study.recipes.twin.data=bytes", "study.recipes.twin.data: all recipes have that of `proxy:`"),
-        ("proxy.warmup=0.5", "study.recipes.default.budgets: the first one ends within the warm-up, 512 tokens"),
+        ("proxy.warmup=0.5", "study.recipes.default.budgets: the first one ends within the warm-up of 512 tokens"),
         ("study.reference.recipe=fast", "study.reference.recipe: 'fast' is none of default, eager, twin"),
         ("study.reference.tokens=1000", "study.recipes.default.budgets: 1,024 tokens are more than the reference has"),
         ("study.architectures=some", "study.architectures: expected a whole number, found 'some'"),
