@@ -183,6 +183,13 @@ def measuring_config(folder: Path) -> Path:
     return path
 
 
+def test_limits_on_sizes_are_tried_before_anything_is_measured(tmp_path: Path, command: Command) -> None:
+    for limit in ("{parameters_m: 0.001}", "{state_gb: 1e-9}"):
+        err = command("run", measuring_config(tmp_path), "--out", "run", "--set", f"limits={limit}", status=2)[1]
+        assert "no member of the space keeps the limits: 2000 tried" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_keeps_the_table_that_its_candidates_were_timed_by(
     quick: None, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

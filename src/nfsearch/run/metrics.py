@@ -47,13 +47,34 @@ def require_power(names: Iterable[str], workloads: Mapping[str, Workload], table
         )
 
 
+def sizes_of(workloads: Mapping[str, Workload], dtype: str) -> Callable[[Architecture], Measurements]:
+    """What an architecture costs that no table has to tell, by the name of the metric: parameters and state."""
+    needy = _needy(workloads)
+
+    def sizes(architecture: Architecture) -> Measurements:
+        state = max(state_bytes(architecture, workload) for workload in needy)
+        return {PARAMETERS.name: Measurement(float(architecture.parameters)), STATE.name: Measurement(state)}
+
+    def state_bytes(architecture: Architecture, workload: Workload) -> float:
+        batch, length = workload.choices[0].batch, workload.choices[0].length + architecture.meta_tokens
+        layers = Counter(architecture.layers)
+        costs = ((layer.cost(architecture.width), count) for layer, count in layers.items())
+        return float(sum(count * cost.state_bytes(batch, length, ITEM_BYTES[dtype]) for cost, count in costs))
+
+    return sizes
+
+
+def _needy(workloads: Mapping[str, Workload]) -> list[Workload]:
+    """A throughput takes whatever memory there is, so it has no say in how much is needed."""
+    return [each for each in workloads.values() if each.phase != "throughput"] or list(workloads.values())
+
+
 def costs_of(
     table: LatencyTable, workloads: Mapping[str, Workload], dtype: str
 ) -> Callable[[Architecture], Measurements]:
-    """What the table says that an architecture costs, by the name of the metric. Infinite where it does not fit into
-    the device's memory."""
-    # A throughput takes whatever memory there is, so it has no say in how much is needed.
-    needy = [each for each in workloads.values() if each.phase != "throughput"] or list(workloads.values())
+    """What the table says that an architecture costs, and its sizes, by the name of the metric. Infinite where it does
+    not fit into the device's memory."""
+    needy, sizes = _needy(workloads), sizes_of(workloads, dtype)
 
     def costs(architecture: Architecture) -> Measurements:
         found: dict[str, Measurement] = {}
@@ -69,15 +90,6 @@ def costs_of(
             memory = max(table.memory(architecture, workload, dtype) for workload in needy)
         except OutOfMemory:
             memory = math.inf
-        found[MEMORY.name] = Measurement(memory)
-        found[PARAMETERS.name] = Measurement(float(architecture.parameters))
-        found[STATE.name] = Measurement(max(state_bytes(architecture, workload) for workload in needy))
-        return found
-
-    def state_bytes(architecture: Architecture, workload: Workload) -> float:
-        batch, length = workload.choices[0].batch, workload.choices[0].length + architecture.meta_tokens
-        layers = Counter(architecture.layers)
-        costs = ((layer.cost(architecture.width), count) for layer, count in layers.items())
-        return float(sum(count * cost.state_bytes(batch, length, ITEM_BYTES[dtype]) for cost, count in costs))
+        return {**found, MEMORY.name: Measurement(memory), **sizes(architecture)}
 
     return costs

@@ -49,11 +49,12 @@ class Plan:
     known: Sequence[Sequence[Draft]]  # members of the space that each known design stands for
     executor: Executor
 
-    def begin(self, table: LatencyTable) -> Beginning:
+    def begin(self, table: LatencyTable | None) -> Beginning:
         """What a search begins with once there is a table. Raises ValueError where no member of the space keeps the
-        limits, and where the table does not know what the objectives or limits ask for."""
+        limits, without a table those on sizes, and where it does not know what the objectives or limits ask for."""
         search, names = self.config.search, self.config.objective_names
-        require_power({*names, *self.config.limit_values.most}, self.config.latency.workloads, table)
+        if table is not None:
+            require_power({*names, *self.config.limit_values.most}, self.config.latency.workloads, table)
         budgets = budgets_of(self.config, table)
         known, left_out = fitting(self.known, budgets)
         problem = Problem(self.space, budgets, names, self.proxy.fidelity, search.seed, known)
@@ -96,9 +97,9 @@ def read_plan(config_path: Path | None, out: Path | None, resume: Path | None, a
         table.require(keys, config.latency.accept)
         if not (config.latency.verify and is_here(config)):
             known_verification(table)  # raises if it cannot be read: the run will tell what it says
-        plan.begin(table).strategy.propose(0, History())  # raises if no member keeps the limits
     elif plan.device == "cpu":
         _require_of_a_cpu(config)
+    plan.begin(table).strategy.propose(0, History())  # raises if no member keeps the limits
     return plan
 
 

@@ -15,7 +15,7 @@ from nfsearch.latency_lut.verification import Verification, known_verification
 from nfsearch.proxies import PROXIES, Proxy
 from nfsearch.proxies.combined import combined
 from nfsearch.run.config import Config
-from nfsearch.run.metrics import costs_of
+from nfsearch.run.metrics import costs_of, sizes_of
 from nfsearch.search import Budgets
 from nfsearch.space import SearchSpace
 from nfsearch.support.terminal import alarm, announce, duration, say, steps
@@ -166,7 +166,10 @@ def checked(config: Config, space: SearchSpace, table: LatencyTable) -> Verifica
     return found
 
 
-def budgets_of(config: Config, table: LatencyTable) -> Budgets:
-    """What a config lets an architecture cost, as the table estimates it."""
+def budgets_of(config: Config, table: LatencyTable | None) -> Budgets:
+    """What a config lets an architecture cost, as the table estimates it; while there is none, how large it may be."""
+    if table is None:
+        dtype = config.latency.dtype_on(training_kind(config))
+        return Budgets(sizes_of(config.latency.workloads, dtype), config.limit_values)
     dtype = config.latency.dtype_on(table.provenance.kind)
     return Budgets(costs_of(table, config.latency.workloads, dtype), config.limit_values)
