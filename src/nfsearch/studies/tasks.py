@@ -170,8 +170,6 @@ def load_tasks(path: Path, assignments: Sequence[str] = ()) -> tuple[TasksSettin
     file = read_yaml(path)
     for assignment in assignments:
         file.set(assignment)
-    every = {name: PROXIES.find(name).Settings for name in PROXIES.names}
-    able = {name: settings for name, settings in every.items() if issubclass(settings, TaskSettings)}
     kinds: dict[str, Any] = {}
     tasks = file.values.get("tasks")
     for name, task in tasks.items() if isinstance(tasks, Mapping) else ():
@@ -180,7 +178,8 @@ def load_tasks(path: Path, assignments: Sequence[str] = ()) -> tuple[TasksSettin
             settings = PROXIES.find(str(kind)).Settings if kind else ProxySettings
         except ValueError as error:
             raise ValueError(file.complaint(["tasks", str(name), "kind"], str(error))) from None
-        if settings not in able.values():
+        if not issubclass(settings, TaskSettings):
+            able = [each for each in PROXIES.names if issubclass(PROXIES.find(each).Settings, TaskSettings)]
             raise ValueError(file.complaint(["tasks", str(name)], f"expected a kind: {', '.join(able)}"))
         kinds[str(name)] = settings
     if not kinds:
