@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,7 @@ def verify_table(path: Path, config_path: Path, number: int, seed: int, assignme
     table = load_table(path, device.device_slug(kind))
     space = config.space.build(vocabulary(config))
     kept = verification_path(path)
-
-    def keep(found: Verification) -> None:
-        keep_verification(table, found)
-
-    found = check(config, space, table, number, seed, known_verification(table), keep)
+    found = check(config, space, table, number, seed, known_verification(table), partial(keep_verification, table))
     stdout().print(_checks(found, path))
     _tell(found)
     for complaint in found.complaints(config.latency.trust):
