@@ -90,10 +90,25 @@ def _bootstrapped(statistic: Callable[..., Any], *samples: np.ndarray) -> Interv
     return Interval(value, float(low), float(high))
 
 
-def regret(scores: np.ndarray, truth: np.ndarray, first: int) -> float:
-    """How much worse than the true best is the true best of the `first` ones by the scores, in nats."""
-    chosen = np.argsort(scores, kind="stable")[:first]
-    return float(truth[chosen].min() - truth.min())
+@dataclass(frozen=True)
+class Regret:
+    """How much worse than the true best a choice is, in nats: among all architectures, which is one case, and among
+    half of them, the mean over random halves."""
+
+    of_all: float
+    of_half: float
+
+
+def regret(scores: np.ndarray, truth: np.ndarray, first: int) -> Regret:
+    """Of the choice of the true best among the `first` ones by the scores. [architectures] each."""
+    shuffled = np.argsort(np.random.default_rng(0).random((RESAMPLES, len(scores))), axis=1)
+    halves = shuffled[:, : max(1, len(scores) // 2)]  # [halves, architectures]
+    return Regret(float(_regret(scores, truth, first)), float(np.mean(_regret(scores[halves], truth[halves], first))))
+
+
+def _regret(scores: np.ndarray, truth: np.ndarray, first: int) -> Any:
+    chosen = np.argsort(scores, axis=-1, kind="stable")[..., :first]
+    return np.take_along_axis(truth, chosen, -1).min(-1) - truth.min(-1)
 
 
 def rank_errors(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:

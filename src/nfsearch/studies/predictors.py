@@ -17,6 +17,7 @@ from nfsearch.proxies.extrapolation import LEAST_POINTS, fit_power_law
 from nfsearch.proxies.size import sized
 from nfsearch.studies.agreement import (
     Interval,
+    Regret,
     across_seeds,
     kendall,
     mean_error,
@@ -68,8 +69,8 @@ class Truth:
 
 @dataclass(frozen=True)
 class Judged:
-    """How well a predictor does. Regrets are in nats; `spread` is the standard deviation of its losses over
-    architectures, `seed_spread` that over seeds."""
+    """How well a predictor does. Regrets are of its first choice and of the best of its first three; `spread` is the
+    standard deviation of its losses over architectures, `seed_spread` that over seeds."""
 
     predictor: Predictor
     architectures: int
@@ -77,8 +78,8 @@ class Judged:
     kendall: Interval
     partial: Interval
     across_seeds: float | None
-    regret_first: float
-    regret_three: float
+    regret_first: Regret
+    regret_three: Regret
     spread: float
     seed_spread: float | None
 

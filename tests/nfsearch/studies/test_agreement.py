@@ -75,9 +75,18 @@ def test_what_goes_by_size_alone_has_no_partial_correlation() -> None:
 
 def test_regret_is_how_much_worse_the_choice_is() -> None:
     truth = np.array([3.0, 3.1, 3.5, 4.0])
-    assert regret(np.array([2.0, 1.0, 3.0, 4.0]), truth, 1) == pytest.approx(0.1)
-    assert regret(np.array([4.0, 3.0, 2.0, 1.0]), truth, 1) == pytest.approx(1.0)
-    assert regret(np.array([4.0, 3.0, 2.0, 1.0]), truth, 3) == pytest.approx(0.1)
+    assert regret(np.array([2.0, 1.0, 3.0, 4.0]), truth, 1).of_all == pytest.approx(0.1)
+    assert regret(np.array([4.0, 3.0, 2.0, 1.0]), truth, 1).of_all == pytest.approx(1.0)
+    assert regret(np.array([4.0, 3.0, 2.0, 1.0]), truth, 3).of_all == pytest.approx(0.1)
+
+
+def test_regret_among_half_is_the_mean_over_halves() -> None:
+    truth = np.arange(4.0)
+    assert regret(truth, truth, 1).of_half == 0
+    pairs = (1 + 2 + 3 + 1 + 2 + 1) / 6  # of any two the worse one is chosen
+    assert regret(-truth, truth, 1).of_half == pytest.approx(pairs, abs=0.2)
+    assert regret(-truth, truth, 2).of_half == 0
+    assert regret(np.array([1.0]), np.array([3.0]), 1).of_half == 0
 
 
 def test_a_favourite_has_a_rank_error_below_0() -> None:
