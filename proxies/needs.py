@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -28,7 +29,8 @@ from nfsearch.support.terminal import counted, duration
 
 _REHEARSED = {"cuda": 2**14, "cpu": 2**8}  # tokens at a time that keep a device as busy as more would
 _SHORTEST = 16  # tokens of one sequence, the least that is tried
-_WARM, _TIMED = BEFORE_CAPTURE + 1, 3  # calls until a step is a graph, and calls that are then timed
+_WARM = BEFORE_CAPTURE + 1  # calls until a step is a graph
+_TIMED, _MOMENT = 3, 0.1  # calls that are then timed, at least, and seconds
 _ROOM = 0.95  # of the memory that is free: the rest goes to what PyTorch does not count, and to gaps
 # A training is not rehearsed where it takes under half the memory and all of the time allowed even if a layer kept so
 # many bytes for each token and value of the width (those of nfsearch keep 20 to 120), and if the device did no more
@@ -307,13 +309,15 @@ def _read(model: HybridLM, after: Afterwards, windows: int) -> float:
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one run, of the few that are made."""
-    _wait(device)
-    began = time.perf_counter()
-    for _ in range(_TIMED):
+    """Seconds of one run: the median of a few, as one that something else on the machine disturbs takes far longer."""
+    found: list[float] = []
+    while len(found) < _TIMED or sum(found) < _MOMENT:
+        _wait(device)
+        began = time.perf_counter()
         run()
-    _wait(device)
-    return (time.perf_counter() - began) / _TIMED
+        _wait(device)
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
 
 
 def _wait(device: torch.device) -> None:
