@@ -3,13 +3,12 @@
     python experiments/fidelity/figures.py STUDY      # a folder with the study and its config.yaml
 
 Orders of the architectures that were trained after the weight of `sized_loss` was fixed, by the 27 before them; orders
-by narrowed twins, of the 18 that had them first and of the others; the same beside the losses at twice the reference's
+by narrowed twins, of the 18 that had them first and of the others; the same by the losses at half the reference's
 tokens; which weight fits; what counting the embedding changes; and how far seeds lie apart.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from nfsearch.studies.size import wanted_weight
 BEFORE = {*range(26), 28}  # by their numbers in the study
 TWINS = ("twin 2", "twin 4", "twin 8")
 TWINNED = {*range(6), *range(8, 14), *range(16, 22)}  # the first that had all twins
-LONGER = 96_000_000  # tokens
+SHORTER = 48_000_000  # tokens
 WEIGHT, DEFAULT = TrainingSettings().size_weight, TrainingSettings().tokens
 
 
@@ -48,20 +47,20 @@ def main(folder: Path) -> None:
     orders(f"{len(TWINNED)} that had twins first", short, truth, sorted(TWINNED))
     others = sorted(set(truth.order.index) - TWINNED)
     orders(f"{len(others)} that had them later", twins, truth, others)
-    longer = truth_of(frame, reference.recipe, LONGER)
-    print(f"By the losses at {LONGER:,} tokens:")
-    among = list(longer.order.index)
-    orders(f"{len(among)}", {**short, (reference.recipe, reference.tokens): truth.losses}, longer, among)
-    first_choices("non_embedding_parameters", whole, longer)
-    same = replace(truth, losses=truth.losses.loc[among])
-    for tokens, of in ((reference.tokens, same), (LONGER, longer)):
+    shorter = truth_of(frame, reference.recipe, SHORTER)
+    print(f"By the losses at {SHORTER:,} tokens:")
+    orders(
+        "all", {key: losses for key, losses in short.items() if key[1] < SHORTER}, shorter, list(shorter.order.index)
+    )
+    first_choices("non_embedding_parameters", whole, shorter)
+    for of in (shorter, truth):
         default = next(
             each
             for each in predictors(frame, of, {}, {reference.recipe: WEIGHT})
             if (each.kind, each.recipe, each.tokens) == ("sized", reference.recipe, DEFAULT)
         )
         errors = ", ".join(f"{name} {error}" for name, error in of_operators(default, of).items())
-        print(f"  the default's mean rank errors of these {len(among)}, by the losses at {tokens:,}: {errors}")
+        print(f"  the default's mean rank errors by the losses at {of.tokens:,}: {errors}")
     print(f"By the losses at {reference.tokens:,} tokens:")
     for (_, tokens), losses in whole.items():
         fitted = wanted_weight(losses[0], truth.about["non_embedding_parameters"], truth.order)
@@ -77,7 +76,7 @@ def main(folder: Path) -> None:
             f"{spread.max():.4f} in {told}"
         )
         if tokens == DEFAULT:
-            curves(frame[(frame["number"] == spread.idxmax()) & (frame["tokens"] == reference.tokens)])
+            curves(frame[(frame["number"] == spread.idxmax()) & (frame["tokens"] == SHORTER)])
 
 
 def orders(what: str, short: dict[tuple[str, int], pd.DataFrame], truth: Truth, among: Sequence[int]) -> None:
