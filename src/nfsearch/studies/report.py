@@ -24,10 +24,10 @@ from nfsearch.support.files import naming, whole, write_atomically
 from nfsearch.support.terminal import steps
 
 _REGRETS = {  # columns of the table that people read, and those of predictors.csv
-    "first": "first",
-    "first among half": "first_of_half",
+    "regret of first": "first",
+    "of first, half": "first_of_half",
     "of three": "three",
-    "of three among half": "three_of_half",
+    "of three, half": "three_of_half",
 }
 
 
@@ -177,8 +177,8 @@ def _markdown(
         "Intervals are 95 % of a bootstrap over architectures. *Partial*: rank correlation given parameters. "
         "*Other seeds*: Spearman between losses of one seed and long ones of another, over the architectures that have "
         "several: where the short training is the beginning of the long one, their common seed alone makes them agree. "
-        f"*First*, *of three*: how much worse than the true best the first choice is, and the best of the first three, "
-        f"in {'seed deviations' if noise else 'nats'}; *among half*: the mean over random halves of the architectures. "
+        f"*Regret*: how much worse than the true best the first choice is, and the best of the first three, in "
+        f"{'seed deviations' if noise else 'nats'}; *half*: the mean over random halves of the architectures. "
         "*Sized*: the loss - size_weight x ln(non-embedding parameters / 10M). *Curve*: where a power law through the "
         "curve of one training's loss ends; *extrapolated*: one through the losses at several budgets.",
         "",
