@@ -60,7 +60,7 @@ def check_members(
     exporter: NativeExporter,
     member: Callable[[random.Random], Architecture],
     folder: Path,
-    count: int = 20,
+    count: int = 12,
     scale: float = 1.0,
 ) -> None:
     """Draws `count` members, exports them with random weights, opens all in one process that has no nfsearch, and
