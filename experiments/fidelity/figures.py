@@ -4,7 +4,8 @@
 
 Orders of the architectures that were trained after the weight of `sized_loss` was fixed, by the 27 before them; orders
 by narrowed twins, of the 18 that had them first and of the others; the same by the losses at half the reference's
-tokens; which weight fits; what counting the embedding changes; and how far seeds lie apart.
+tokens; which weight fits; what counting the embedding changes; what knowing the share of attention would add; and how
+far seeds lie apart.
 """
 
 import sys
@@ -16,7 +17,7 @@ import pandas as pd
 
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.size import sized
-from nfsearch.studies.agreement import spearman
+from nfsearch.studies.agreement import regret, spearman
 from nfsearch.studies.config import load_study
 from nfsearch.studies.draw import read_architectures
 from nfsearch.studies.journal import read
@@ -67,6 +68,7 @@ def main(folder: Path) -> None:
         print(f"{tokens:,} tokens: fitted to all, the weight is {fitted:.2f}")
     for size in ("non_embedding_parameters", "parameters"):
         first_choices(size, whole, truth)
+    left_out(whole[reference.recipe, DEFAULT], truth)
     for (_, tokens), losses in {**whole, ("", reference.tokens): truth.losses}.items():
         spread = losses.std(axis=1).dropna()
         most = truth.about.loc[spread.idxmax()]
@@ -98,6 +100,25 @@ def first_choices(size: str, short: dict[tuple[str, int], pd.DataFrame], truth: 
             f"sized by {size}, {tokens:,} tokens: {spearman(mean, truth.order)}, the first choice {worse:.3f} nats "
             f"worse than the best: {found['notation']} @ {found['width']}, {found['parameters'] / 1e6:.0f}M"
         )
+
+
+def left_out(losses: pd.DataFrame, truth: Truth) -> None:
+    """Orders by what a linear fit to all other architectures says of each, with the share of attention among its mixers
+    and without."""
+    about = truth.about.loc[truth.order.index]
+    size, mixers = np.log(about["non_embedding_parameters"]), about["depth"] - about["layers_F"]
+    known = {
+        "loss and size": [losses[0], size],
+        "loss, size and share of attention": [losses[0], size, about["layers_A"] / mixers],
+    }
+    for name, columns in known.items():
+        inputs = np.column_stack([np.ones(len(about)), *(column[about.index] for column in columns)])
+        said = np.empty(len(about))
+        for i in range(len(about)):
+            others = np.arange(len(about)) != i
+            said[i] = inputs[i] @ np.linalg.lstsq(inputs[others], truth.order.to_numpy()[others])[0]
+        order = truth.order.to_numpy()
+        print(f"fitted to the others by {name}: {spearman(said, order)}, {regret(said, order, 1)}")
 
 
 def curves(seeds: pd.DataFrame) -> None:
