@@ -82,9 +82,9 @@ class Front:
         if candidate.fidelity != self._fidelity or self._limits.excess(candidate.metrics):
             return
         point = tuple(candidate.value(name) for name in self._objectives)
-        if any(_dominates(other, point) for other in self._points):
+        if any(dominates(other, point) for other in self._points):
             return
-        kept = [place for place, other in enumerate(self._points) if not _dominates(point, other)]
+        kept = [place for place, other in enumerate(self._points) if not dominates(point, other)]
         self._points = [*(self._points[place] for place in kept), point]
         self.members = [*(self.members[place] for place in kept), candidate]
 
@@ -95,5 +95,6 @@ class Front:
         return None if first is None else self.members[first]
 
 
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether a point is as low in everything as another, and lower in something."""
     return one != other and all(map(operator.le, one, other))

@@ -80,8 +80,8 @@ def test_both_distributions_hold_every_file_and_are_built_without_a_warning(inst
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["clone", "elsewhere"])
 def test_every_line_of_the_readme_works(installed: Installed, place: str, tmp_path: Path, one_thread: None) -> None:
-    """With a smaller space and shorter training, all in one process; in a clone, whose folders have the names of parts of
-    the package, no table is timed once more."""
+    """With a smaller space and shorter training, all in one process; in a clone, whose folders have the names of parts
+    of the package, no table is timed once more."""
     folder = installed.clone if place == "clone" else tmp_path
     plan, code = tmp_path / "steps.json", (ROOT / "tests" / "readme" / "play.py").read_text()
     table = invented_table(tmp_path / "invented.parquet", SPACE)

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nfsearch.proxies import Fidelity
 from nfsearch.search.budgets import Limits
 from nfsearch.search.candidate import Candidate, State
-from nfsearch.search.pareto import front
+from nfsearch.search.pareto import dominates, front
 from nfsearch.support.metrics import Measurement, Measurements
 
 TOLD_APART = 0.95  # the probability from which one of two is called the better one
@@ -120,10 +120,16 @@ class Confirmed(Part):
 
     def fallen(self, objectives: Sequence[str]) -> list[str]:
         """A sentence about each finalist that another one dominates."""
+
+        def point(metrics: Measurements) -> tuple[float, ...]:
+            return tuple(metrics[name].value for name in objectives)
+
         lines = []
         for loser in self.finalists:
             for winner in map(self.finalist, self.front):
-                if loser.number not in self.front and winner and _dominates(winner.metrics, loser.metrics, objectives):
+                if loser.number in self.front or winner is None:
+                    continue
+                if dominates(point(winner.metrics), point(loser.metrics)):
                     p = self.probability(winner.number, loser.number)
                     words = "" if p is None else f" (in {self.metric} with probability {_probability(p)})"
                     lines.append(
@@ -234,11 +240,6 @@ def _pairs(finalists: Sequence[Finalist], metric: str, spread: float | None, fre
         p = float(stdtr(freedom, gap / error)) if error else (1.0 if gap else 0.5)
         pairs.append(Pair(better=one.number, other=other.number, probability=p))
     return pairs
-
-
-def _dominates(one: Measurements, other: Measurements, objectives: Sequence[str]) -> bool:
-    pairs = [(one[name].value, other[name].value) for name in objectives]
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 def _probability(p: float) -> str:
