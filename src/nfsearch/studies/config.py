@@ -125,6 +125,11 @@ def load_study(path: Path, assignments: Sequence[str] = ()) -> StudyConfig:
     if not isinstance(section, dict):
         raise ValueError(file.complaint(["study"], "expected keys and values" if section else "is missing"))
     run = read_config(file)
+    for name in ("also", "rule"):
+        if file.values.get(name):
+            raise ValueError(
+                file.complaint([name], "a study has no use for it: its trainings are those of its recipes")
+            )
     if not {"tokens", "warmup"} <= type(run.proxy).model_fields.keys():
         raise ValueError(file.complaint(["proxy", "kind"], f"{run.proxy.kind} trains on no number of tokens"))
     every = section.get("architectures") == "all"

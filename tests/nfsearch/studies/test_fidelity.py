@@ -292,6 +292,7 @@ def test_seconds_are_those_from_the_first_token_on() -> None:
         ("study.architectures=some", "study.architectures: expected a whole number, found 'some'"),
         ("limits={memory_gb: 1}", "needs a latency in limits"),
         ("study=null", "study: is missing"),
+        ("also={mqar: {pairs: 4}}", "also: a study has no use for it"),
     ],
 )
 def test_what_is_wrong_with_a_config_is_named(tmp_path: Path, option: str, message: str) -> None:
