@@ -21,6 +21,7 @@ from torch import Tensor
 from nfsearch import hf
 from nfsearch.bench.model import qwen3
 from nfsearch.export import Winner
+from nfsearch.export import folder as folder_module
 from nfsearch.export.hub import CODE, HubExporter
 from nfsearch.export.nemotron_h import NemotronHExporter
 from nfsearch.ops.attention import Attention
@@ -142,6 +143,22 @@ def test_the_byte_tokenizer_is_the_one_of_the_search(transformers: Any, folder: 
     assert tokenizer.decode(ids) == text
     assert tokenizer.eos_token_id == 256
     assert tokenizer.padding_side == "left"
+
+
+def test_a_file_s_tokenizer_encodes_as_in_training(transformers: Any, tmp_path: Path) -> None:
+    """Without the tokens that the file would put around a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    made = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "b": 3}, unk_token="b"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["<s>", "</s>"])
+    made.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    made.enable_truncation(2)
+    made.save(str(tmp_path / "mine.json"))
+    end = folder_module._write_tokenizer(str(tmp_path / "mine.json"), tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("a b a").input_ids == [2, 3, 2]
+    assert end == tokenizer.eos_token_id == 1
 
 
 def test_saved_again_it_opens_again_here_and_there(

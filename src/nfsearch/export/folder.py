@@ -94,11 +94,15 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write_tokenizer(name: str, folder: Path) -> int | None:
-    """tokenizer.json and what AutoTokenizer needs beside it; returns the id that ends a document, if there is one."""
+    """tokenizer.json and what AutoTokenizer needs beside it; returns the id that ends a document, if there is one. What
+    the file says of tokens around a text, of truncation and of padding is left out, as training follows none of it."""
     from nfsearch.proxies.tokenizers import load_tokenizer
 
     end = load_tokenizer(name).end
-    content = _byte_tokenizer() if name == "bytes" else Path(name).expanduser().read_text(encoding="utf-8")
+    content = _byte_tokenizer()
+    if name != "bytes":
+        given = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
+        content = json.dumps({**given, "post_processor": None, "truncation": None, "padding": None}, ensure_ascii=False)
     (folder / "tokenizer.json").write_text(content, encoding="utf-8")
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     settings["padding_side"] = "left"  # so that what is generated follows the text
