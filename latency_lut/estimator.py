@@ -238,7 +238,8 @@ def priced(table: Measured, part: Part) -> Cost:
         seconds = one ** (1 - place) * other**place
         relative = math.hypot((1 - place) * rows[0].error_ms / 1e3 / one, place * rows[1].error_ms / 1e3 / other)
         return _cost(times * seconds, times * seconds * relative, rows)
-    found = [(table.row(key.at(point)), w) for point, w in summed(grid, key.context, last).items()]
+    weights = summed(table.grid_of_sum(part), key.context, last)
+    found = [(table.row(key.at(point)), weight) for point, weight in weights.items()]
     return _cost(
         times * sum(weight * _seconds(row) for row, weight in found),
         times * math.hypot(*(weight * row.error_ms / 1e3 for row, weight in found)),

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from nfsearch.latency_lut import LatencyTable, TableError, Workload, keys_for
+from nfsearch.space import Architecture
 
 from .helpers import made_up_row, made_up_table, small_space
 
@@ -62,3 +63,15 @@ def test_what_lies_between_rows_of_other_code_is_refused_too() -> None:
             table.require([between])
         table.require([between], ["kernels"])
     table.require([near, farther])
+
+
+def test_a_generation_looks_at_no_row_of_other_code_between_those_of_this_one() -> None:
+    generation = Workload(phase="generation", prompt=16, tokens=100)
+    space = small_space()
+    table = made_up_table(keys_for(space, {"total": generation}, "float32"))
+    attention = Architecture.parse("A[head_dim=16]", width=32, vocab=space.vocab)
+    seconds = table.estimate(attention, generation).seconds
+    key = next(key for key in table.rows if key.block == "A[head_dim=16]" and key.width == 32)
+    table.add(made_up_row(key.at(50), 1e4, code="0" * 12))  # of another config, which nothing timed anew
+    table.require(keys_for(space, {"total": generation}, "float32"))
+    assert table.estimate(attention, generation).seconds == seconds
