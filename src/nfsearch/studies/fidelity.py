@@ -132,8 +132,11 @@ def _all(config: StudyConfig, space: SearchSpace) -> list[Drawn]:
     members: list[Architecture] = []
     count = space.count()
     if count <= MOST:
-        built = dict.fromkeys(each.architecture for each in space.enumerate())
-        members = [each for each in built if space.locate(each) is not None]
+        found: dict[str, Architecture] = {}  # by digest, as several notations may be one model's
+        for built in dict.fromkeys(each.architecture for each in space.enumerate()):
+            if built.digest not in found and space.locate(built) is not None:
+                found[built.digest] = built
+        members = [*found.values()]
         count = len(members)
     if not FEWEST <= count <= MOST:
         text = f"the space has {count:,} members: expected {FEWEST} to {MOST:,}"

@@ -158,7 +158,8 @@ def test_architectures_keep_the_latency_and_are_spread(tmp_path: Path) -> None:
 
 
 def test_all_members_of_a_space_can_be_trained_whatever_their_latency(tmp_path: Path, jobs: list[Job]) -> None:
-    space = {"width": [32, 48], "layers": "D[head_dim=16] | (D[head_dim=16] F[ratio=2]){1}", "where": {}}
+    layers = "D[head_dim=16] | (D[head_dim=16] (F[ratio=2] | F[ratio=2.1])){1}"  # at these widths both F are one size
+    space = {"width": [32, 48], "layers": layers, "where": {}}
     config = study_config(
         tmp_path, architectures="all", recipes={"one": {"budgets": [512]}}, reference={"recipe": "one", "tokens": 512}
     )
