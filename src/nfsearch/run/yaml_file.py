@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from nfsearch.support.errors import first_line
 from nfsearch.support.names import nearest
@@ -198,11 +199,16 @@ def _complaint(detail: Any, place: tuple[str, ...], model: type[BaseModel]) -> s
 def _keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     """The keys that the section at `path` may have."""
     for step in path:
-        field = model.model_fields.get(step)
+        field = _fields(model).get(step)
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             return []
         model = field.annotation
-    return list(model.model_fields)
+    return list(_fields(model))
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """By the names that they have in a file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _nodes(node: yaml.Node) -> Iterator[yaml.Node]:

@@ -66,7 +66,7 @@ class TasksSettings(Settings):
     @property
     def proxies(self) -> dict[str, TaskSettings]:
         """The settings of the tasks, by name."""
-        return {name: getattr(self.tasks, name) for name in type(self.tasks).model_fields}
+        return {str(field.alias): getattr(self.tasks, name) for name, field in type(self.tasks).model_fields.items()}
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ def load_tasks(path: Path, assignments: Sequence[str] = ()) -> tuple[TasksSettin
         kinds[str(name)] = settings
     if not kinds:
         raise ValueError(file.complaint(["tasks"], "expected tasks by name, such as {recall: {kind: mqar}}"))
-    declared: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items()}
+    # A field of pydantic's cannot have every name; its alias can.
+    declared: dict[str, Any] = {f"task{i}": (kinds[name], Field(alias=name)) for i, name in enumerate(kinds)}
     model = create_model("Tasks", __base__=Settings, **declared)
     return file.validate(create_model("TasksStudy", __base__=TasksSettings, tasks=(model, ...))), file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ def test_a_study_gives_a_table_and_goes_on(tmp_path: Path, command: Command, mon
     command("study", "tasks", config, "-o", "out", "--set", "tasks.sum.examples=32")
     assert len(evaluated) == 2
     assert (tmp_path / "out/results.csv").read_text().startswith(results)
+
+
+def test_a_task_may_have_any_name(tmp_path: Path) -> None:
+    names = ["copy", "_copy", "model_config", "recall of 4"]
+    path = written(tmp_path, tasks={name: {"kind": "compression", "sequence": 8} for name in names})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(load_tasks(path)[0].proxies) == names
 
 
 def test_what_failed_is_told_and_the_rest_is_kept(
