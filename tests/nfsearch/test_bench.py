@@ -123,6 +123,18 @@ def test_model(bench: Run) -> None:
     assert ratio.speedup == pytest.approx(other / mine)
 
 
+def test_a_model_with_a_head_of_its_own(bench: Run, tmp_path: Path) -> None:
+    sizes = []
+    for tied in ("true", "false"):
+        design = "{layers: 'A[head_dim=16] F', width: 64, vocab: 500, tied_head: %s}"
+        (tmp_path / "own.yaml").write_text(f"format: nfsearch.architecture/1\narchitecture: {design % tied}\n")
+        model = ("model", "--model", tmp_path / "own.yaml", "--context", "24", "--compile", "none")
+        (found,) = bench(*model).comparisons
+        assert entries(found)["library parts"].status == "measured"
+        sizes.append(found.bytes)
+    assert sizes[0] == sizes[1]  # of the embedding a row is read
+
+
 def test_as_many_sequences_as_fit(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "_CPU_MEMORY", 64 << 20)
     monkeypatch.setattr(model, "_MARGIN", 0)
@@ -260,6 +272,7 @@ def test_bytes_are_those_of_the_cost_model() -> None:
         (("ops", "--op", "D", "--width", "100"), "not a multiple"),
         (("ops", "--op", "F", "--dtype", "int8"), "bfloat16"),
         (("training", "--op", "F"), "head_dim"),
+        (("training", "--op", "D[head_dim=32]"), "expected a name alone, such as D"),
         (("training", "--model", "F"), "--width"),
         (("training", "--model", "F", "--op", "D", "--width", "32"), "one of them"),
         (("training", "--model", "F", "--width", "32", "--width", "64"), "2 times for 1 models"),

@@ -59,6 +59,13 @@ def test_a_candidate_is_broken_down(bench: Run, candidate: tuple[str, ...], caps
     assert "one launched step" in printed
 
 
+def test_of_a_narrowed_candidate_all_is_told_of_the_twin(bench: Run, candidate: tuple[str, ...]) -> None:
+    found = bench(*candidate[:1], "A[head_dim=32] F", "--width", "64", *candidate[4:], "--set", "narrow=2").candidate
+    assert found
+    assert (found.notation, found.width) == ("A[head_dim=16] F", 32)
+    assert found.parameters == Architecture.parse("A[head_dim=16] F", width=32, vocab=found.vocab).parameters
+
+
 def test_whole_models_train_beside_library_parts(bench: Run) -> None:
     result = bench(*MODEL)
     (found,) = result.comparisons

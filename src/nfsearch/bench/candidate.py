@@ -21,6 +21,7 @@ from nfsearch.proxies.data import batch
 from nfsearch.proxies.step import training_step
 from nfsearch.proxies.trainer import repeatable
 from nfsearch.proxies.training import TrainingProxy
+from nfsearch.proxies.twin import narrowed
 from nfsearch.space import Architecture
 from nfsearch.support.notes import listening
 from nfsearch.support.phases import REST, watched
@@ -39,22 +40,24 @@ def bench_candidate(
     architecture: Architecture, proxy: TrainingProxy, before: Mapping[str, float], profiled: bool
 ) -> Candidate:
     """Trains the architecture as a search does, twice in this process: the first time kernels are compiled and checked.
+    Where that is a narrowed twin, all that is told is of the twin.
 
     `before` holds the seconds of phases that only the first candidate of a process has.
     """
     settings = proxy.settings
-    flops = training_flops(architecture, settings.sequence)
+    trained = narrowed(architecture, settings.narrow, proxy.vocab)
+    flops = training_flops(trained, settings.sequence)
     passes = [_pass("cold", architecture, proxy, flops, before), _pass("warm", architecture, proxy, flops, {})]
     return Candidate(
-        notation=architecture.notation,
-        width=architecture.width,
-        vocab=architecture.vocab,
-        parameters=architecture.parameters,
+        notation=trained.notation,
+        width=trained.width,
+        vocab=trained.vocab,
+        parameters=trained.parameters,
         batch=settings.batch,
         sequence=settings.sequence,
         flops_per_token=flops,
         passes=passes,
-        kernels=_kernels(architecture, proxy) if profiled else [],
+        kernels=_kernels(trained, proxy) if profiled else [],
     )
 
 

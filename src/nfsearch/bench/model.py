@@ -163,6 +163,8 @@ class _Subject:
             ),
         ]
         size = bytes_moved([self.model], self.state) - (self.model.meta.nbytes if self.model.meta is not None else 0)
+        if self.model.own_head is not None:
+            size -= self.model.embedding.weight.nbytes  # a row for each sequence alone is read
         case = {
             "model": self.name,
             "layers": architecture.notation if self.name not in _QWEN3 else "28 x (attention, FFN)",
@@ -225,12 +227,12 @@ class _Subject:
         model, blocks, tokens = self.model, self.blocks, self.tokens
         parts = [self._parts(block) for block in blocks]
         named = [weights(block) for block in blocks]
-        weight, norm, width = model.embedding.weight.detach(), model.norm.weight.detach(), model.architecture.width
-        eps = model.norm.eps
+        embedding, weight = model.embedding.weight.detach(), model.output.weight.detach()
+        norm, width, eps = model.norm.weight.detach(), model.architecture.width, model.norm.eps
         scale = weight.float().norm(dim=-1).reciprocal() if model.architecture.head_norm else None
 
         def step(state: list[State]) -> Tensor:
-            x = F.embedding(tokens, weight)
+            x = F.embedding(tokens, embedding)
             for part, w, held in zip(parts, named, state, strict=True):
                 x = part.step(x, w, held)
             logits = F.linear(F.rms_norm(x, (width,), norm, eps), weight).float()

@@ -128,7 +128,10 @@ def run_training(
     batch: int,
     **where: Any,
 ) -> None:
-    names = [_one(text).op for text in operators]
+    layers = [_one(text) for text in operators]
+    if set_ := next((layer for layer in layers if layer.settings), None):
+        raise ValueError(f"--op {set_}: expected a name alone, such as {set_.op}; --head-dim sets the size of heads")
+    names = [layer.op for layer in layers]
     rounds = [(width, [mixer(name, width, size) for name in names]) for width in widths for size in head_dims]
     settings = {"operators": names, "widths": list(widths), "head_dims": list(head_dims), "sequences": list(sequences)}
     session = Session("training", settings | {"batch": batch}, **where)
