@@ -8,7 +8,7 @@ from nfsearch.space.operators.spec import Cost, OperatorSpec, Setting, Shape
 def _shape(width: int, ratio: float, act: str) -> Shape:
     # As released: rounded down to a multiple of 128. Models narrower than 1024 round to 16, or little would be left.
     multiple = 128 if width >= 1024 else 16
-    inner = int(ratio * width) // multiple * multiple
+    inner = int(round(ratio * width, 6)) // multiple * multiple  # 4.6 x 3200 is 14719.999999999998 by itself
     if not inner:
         raise ValueError(f"ratio {ratio:g} of width {width} is less than {multiple}, the smallest inner size")
     return dict(inner=inner, act=act)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from nfsearch.space import OperatorSpec, find_operator, operators
-from nfsearch.space.layer import print_value
+from nfsearch.space.layer import Layer, print_value
 from nfsearch.space.operators import operator_names, registry
 from nfsearch.space.operators.deltanet import SPEC
 from nfsearch.support.registry import Registry
@@ -48,3 +48,8 @@ def test_names_that_clash_are_refused(
     monkeypatch.setattr(Registry, "all", lambda self: {"D": SPEC, entry: spec})
     with pytest.raises(ValueError, match=message):
         registry.operators.__wrapped__()
+
+
+@pytest.mark.parametrize(("ratio", "width", "inner"), [(4.6, 3200, 14720), (1.4, 720, 1008), (3.0, 1024, 3072)])
+def test_an_ffn_loses_no_step_to_floating_point(ratio: float, width: int, inner: int) -> None:
+    assert Layer.of("F", ratio=ratio).shape(width)["inner"] == inner
