@@ -353,3 +353,12 @@ def test_tables_that_do_not_serve_are_refused(
     assert message in err
     assert "nfsearch lut build CONFIG -o" in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_estimate_is_at_the_longest_context_that_all_layers_were_measured_at(command: Command) -> None:
+    """Of some attention the bundled table knows 8k alone, of other 32k."""
+    asked = ("--width", "2048", "--vocab", "131072", "--no-head-norm")
+    out, _ = command("lut", "estimate", "nvidia-h200", "A[rope=0] F[act=relu2,ratio=4] M2", *asked)
+    assert "context 8192 (the longest that was measured" in out
+    out, _ = command("lut", "estimate", "nvidia-h200", "A M2", *asked)
+    assert "context 32768 (the longest" in out

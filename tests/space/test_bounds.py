@@ -78,3 +78,10 @@ def test_a_count_of_thousands_of_digits_is_written(
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().out == f"1{'0' * 4500}\n"
+
+
+def test_an_expression_has_the_nearest_width_that_fits_all_its_operators() -> None:
+    assert read_space("A F").widths == (1024,)
+    assert read_space("A[head_dim=96] D[head_dim=48] F").widths == (1056,)
+    with pytest.raises(ValueError, match=r"width 1024 is not a multiple of head_dim 10000"):
+        read_space("A[head_dim=10000]")

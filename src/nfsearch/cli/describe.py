@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from nfsearch.run.config import load_config
@@ -11,10 +12,11 @@ from nfsearch.run.tables import vocabulary
 from nfsearch.space import SearchSpace
 from nfsearch.space.counting import in_full
 from nfsearch.space.family import find_family
-from nfsearch.space.notation import parse, parse_definitions, parse_layers, print_layers
+from nfsearch.space.notation import Node, parse, parse_definitions, parse_layers, print_layers
 from nfsearch.space.serving import serving
 
-EXPRESSION_WIDTH = 1024  # an expression alone leaves the width open; any that fits every operator will do
+# An expression alone leaves the width open; any that fits every operator will do, the nearest to the first is taken.
+_WIDTHS = sorted(range(64, 4097, 16), key=lambda width: abs(width - 1024))
 
 
 def read_space(source: str, serves: str | None = None) -> SearchSpace:
@@ -34,8 +36,20 @@ def read_space(source: str, serves: str | None = None) -> SearchSpace:
     if len(expressions) != 1:
         raise ValueError(f"expected one expression and `name = expression` after a ';', found {len(expressions)}")
     layers, names = expressions[0], parse_definitions(where)
-    space = SearchSpace(parse(layers, names), (EXPRESSION_WIDTH,), names)
+    space = _fitting(parse(layers, names), names)
     return space if serves is None else serving(space, find_family(serves))
+
+
+def _fitting(node: Node, names: Mapping[str, Node]) -> SearchSpace:
+    """Raises ValueError, as of the first width, where none fits every operator."""
+    wrong = None
+    for width in _WIDTHS:
+        try:
+            return SearchSpace(node, (width,), names)
+        except ValueError as error:
+            wrong = wrong or error
+    assert wrong is not None
+    raise wrong
 
 
 def _is_file(text: str) -> bool:

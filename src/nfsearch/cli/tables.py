@@ -146,10 +146,9 @@ def estimate_from_table(
     table = _load(path, device)
     vocab, head_norm = _head(table, vocab, head_norm)
     asked = {name: value for name, value in workload.items() if value is not None}
-    if at_longest := "context" not in asked and asked["phase"] != "generation":
-        longest = max((k.context for k in table.rows if k.phase == asked["phase"]), default=0)
-        asked["context"] = max(0, longest - meta_tokens)
     architecture = Architecture.parse(notation, width=width, vocab=vocab, meta_tokens=meta_tokens, head_norm=head_norm)
+    if at_longest := "context" not in asked and asked["phase"] != "generation":
+        asked["context"] = max(0, _longest(table, architecture, asked["phase"]) - meta_tokens)
     try:
         work = Workload(**asked)
     except ValidationError as error:
@@ -171,6 +170,17 @@ def estimate_from_table(
     print(f"  {work.phase}, {words}, {head}; {table.memory(architecture, work) / 1e9:.4g} GB at its peak")
     for part, seconds in table.breakdown(architecture, work).items():
         print(f"  {seconds * 1e3:10.4g} ms  {part}")
+
+
+def _longest(table: LatencyTable, architecture: Architecture, phase: str) -> int:
+    """The longest context of a phase that the table knows of every layer whose cost grows with it; 1 where of none."""
+    longest: dict[str, int] = {}
+    for key in table.rows:
+        if key.phase == phase and key.width == architecture.width:
+            longest[key.block] = max(longest.get(key.block, 0), key.context)
+    costs = {str(layer): layer.cost(architecture.width) for layer in architecture.layers}
+    growing = {name for name, cost in costs.items() if phase == "prefill" or (cost.cache_per_token and not cost.window)}
+    return min((longest[name] for name in growing & longest.keys()), default=max(1, *longest.values(), 0))
 
 
 def _load(path: Path, device: str | None) -> LatencyTable:
