@@ -33,7 +33,8 @@ class Median:
 
     def go_on(self, job: Job, curve: Sequence[tuple[int, float]], history: History) -> bool:
         tokens, _ = curve[-1]
-        if tokens < self.settings.share * job.fidelity.tokens:
-            return True
+        step = job.fidelity.batch * job.fidelity.sequence
+        if tokens < self.settings.share * job.fidelity.tokens or tokens + step > job.fidelity.tokens:
+            return True  # it is too early, or nothing is left to be saved
         others = history.lowest_losses(job.fidelity, tokens)
         return len(others) < self.settings.least or min(loss for _, loss in curve) <= statistics.median(others)

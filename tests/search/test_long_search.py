@@ -69,6 +69,8 @@ def test_no_decision_goes_through_all_that_has_finished(name: str) -> None:
     rule = Median(MedianSettings(kind="median", least=2))
     assert rule.go_on(proposal.job, [(50, 0.0)], history)
     assert not rule.go_on(proposal.job, [(50, 9.0)], history)
+    fidelity = proposal.job.fidelity
+    assert rule.go_on(proposal.job, [(fidelity.tokens - fidelity.batch * fidelity.sequence + 1, 9.0)], history)
 
 
 def test_no_step_of_a_search_goes_through_all_that_has_finished(tmp_path: Path) -> None:
