@@ -9,13 +9,17 @@ a budget. Each file appears whole or not at all.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfsearch.proxies.cache import digest
 from nfsearch.proxies.job import Job
-from nfsearch.support.files import whole, write_atomically
+from nfsearch.support.errors import first_line
+from nfsearch.support.files import naming, whole, write_atomically
+from nfsearch.support.notes import note
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,7 +51,8 @@ class Checkpoints:
 
     def save(self, trunk: Trunk, decay: int | None = None) -> None:
         """Of the decay of a budget of so many tokens, where it is in one."""
-        self._write(self._place(decay).name, trunk.tensors, {"step": trunk.step, "losses": trunk.losses})
+        with _if_there_is_room():
+            self._write(self._place(decay).name, trunk.tensors, {"step": trunk.step, "losses": trunk.losses})
 
     def load(self, most: int, decay: int | None = None) -> Trunk | None:
         """The trunk, or a training in the decay of a budget, if it was left after at most so many steps. Raises OSError
@@ -75,13 +80,15 @@ class Checkpoints:
 
     def save_loss(self, tokens: int, loss: float) -> None:
         """The validation loss at the end of a budget, whose decay is over."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / _LOSSES, json.dumps(self.losses | {tokens: loss}))
-        self._place(tokens).unlink(missing_ok=True)
+        with _if_there_is_room():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / _LOSSES, json.dumps(self.losses | {tokens: loss}))
+            self._place(tokens).unlink(missing_ok=True)
 
     def save_weights(self, tokens: int, model: nn.Module) -> None:
         """A model at the end of a budget."""
-        self._write(self._weights(tokens).name, dict(model.named_parameters()), {"tokens": tokens})
+        with _if_there_is_room():
+            self._write(self._weights(tokens).name, dict(model.named_parameters()), {"tokens": tokens})
 
     def load_weights(self, tokens: int, model: nn.Module) -> bool:
         """Fills a model in, if its weights at the end of a budget are here. Raises OSError for a file that is
@@ -108,8 +115,22 @@ class Checkpoints:
         return self.folder / f"weights-{tokens}.safetensors"
 
     def _write(self, name: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        with whole(self.folder / name) as scratch:
-            save_file({n: t.detach().contiguous() for n, t in tensors.items()}, scratch, {_ABOUT: json.dumps(about)})
+        kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        with naming(self.folder / name), whole(self.folder / name) as scratch:
+            try:
+                save_file(kept, scratch, {_ABOUT: json.dumps(about)})
+            except SafetensorError as error:
+                raise OSError(f"{self.folder / name}: {first_line(error)}") from None
+
+
+@contextmanager
+def _if_there_is_room() -> Iterator[None]:
+    """Notes what cannot be written inside: a loss is worth having without weights, and a search without a trunk."""
+    try:
+        yield
+    except OSError as error:
+        note(f"what was trained could not be kept ({error.strerror or first_line(error)})")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from nfsearch.ops.model import HybridLM
 from nfsearch.proxies import Evaluation, Job
@@ -19,6 +20,7 @@ from nfsearch.proxies.data import Corpus
 from nfsearch.proxies.schedule import Schedule
 from nfsearch.proxies.settings import TrainingSettings
 from nfsearch.proxies.trainer import train_model
+from nfsearch.support.notes import listening
 from tests.proxies.small import SMALL, architecture, evaluated, loss_of
 
 LONG = SMALL.model_copy(update={"tokens": 24 * 64, "decay": 0.25, "warmup": 0.1})
@@ -192,3 +194,19 @@ def test_a_cosine_falls_to_a_tenth() -> None:
 def test_rungs_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         TrainingSettings(**changes)
+
+
+def test_a_loss_is_worth_having_where_nothing_can_be_kept(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("nfsearch.proxies.checkpoints.write_atomically", lambda *_: (tmp_path / "no/x").write_text(""))
+    settings = LONG.model_copy(update={"rungs": RUNGS})
+    with listening() as said:
+        found = trained(corpus, settings, settings.tokens, tmp_path / "kept")
+    assert loss_of(found) == loss_of(trained(corpus, settings, settings.tokens))
+    assert any("what was trained could not be kept" in text and "No space left" in text for text in said)
+    assert not list((tmp_path / "kept").iterdir())
