@@ -176,7 +176,7 @@ def _local(data: str) -> Source:
             raise ValueError(f"{data}: the folder holds no text (.txt, .md, .py, ...), .jsonl or .parquet file")
         labels = _labels(files)
     elif root.is_file():
-        files, labels, root = [root], {root: data}, root.parent
+        files, labels, root = [root], {root: _printable(data)}, root.parent
     elif root.exists():
         raise ValueError(f"{data}: neither a file nor a folder, but a device, a pipe or a socket")
     else:
@@ -198,12 +198,17 @@ def _hidden(root: Path, path: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
+def _printable(name: str) -> str:
+    """The name of a file; what is no UTF-8 in it, which no report can hold, replaced."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def _labels(files: Iterable[Path]) -> dict[Path, str]:
     """What each file's tokens are counted under: where files and folders part, the first name; of many, the largest."""
     files = list(files)
     common = Path(os.path.commonpath([path.parent for path in files]))
     inner = {path: path.relative_to(common).parts for path in files}
-    labels = {path: parts[0] + ("/" if len(parts) > 1 else "") for path, parts in inner.items()}
+    labels = {path: _printable(parts[0]) + ("/" if len(parts) > 1 else "") for path, parts in inner.items()}
     sizes: Counter[str] = Counter()
     for path in sorted(files):
         sizes[labels[path]] += path.stat().st_size

@@ -92,6 +92,13 @@ def test_folder_takes_known_kinds_and_skips_hidden_files(tmp_path: Path) -> None
     assert sorted(text for text, _ in everything(str(tmp_path))) == ["one", "three", "two"]
 
 
+def test_a_name_that_is_no_utf_8_can_be_told(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.txt", b"tea.txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_text("text")
+    labels = {each.label for entry in open_data(str(tmp_path)) for each in entry.source.inputs}
+    assert labels == {"caf\ufffd.txt", "tea.txt"}
+
+
 def test_identity_follows_the_files(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     before = identity(open_data(str(path)))
