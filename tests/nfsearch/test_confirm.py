@@ -70,13 +70,14 @@ def test_the_sentence_says_which_order_holds() -> None:
 def test_a_finalist_that_another_dominates_leaves_the_front_and_is_told() -> None:
     found = confirmed(LOSSES, times="937")
     assert found.front == [3, 9]
-    assert found.fallen(["loss", "tpot"]) == [
+    assert found.fallen(["loss", "tpot"], list(LOSSES)) == [
         "7 leaves the front: 3 is as good or better in everything (in loss with probability >0.99)."
     ]
+    assert found.fallen(["loss", "tpot"], [3, 9]) == []  # 7 never was on it
     assert confirmed(LOSSES, times="973").front == [3, 7, 9]
     limit = Limits({"loss": 2.3}, {"loss": Metric("loss")})
     assert confirmed(LOSSES, limit).front == [3]
-    assert confirmed(LOSSES, limit).fallen(["loss", "tpot"])[0].startswith("7 leaves the front: 3 is")
+    assert confirmed(LOSSES, limit).fallen(["loss", "tpot"], list(LOSSES))[0].startswith("7 leaves the front: 3 is")
 
 
 def test_figures_of_different_fidelity_never_meet_and_the_dearest_comes_first() -> None:
@@ -236,3 +237,17 @@ def test_a_confirmation_may_be_shorter_than_the_rungs_of_the_search() -> None:
 def test_best_is_by_the_first_objective() -> None:
     found = {record.number: record.metrics for record in make_result(limits={}).in_state("done")}
     assert best(found, ["loss", "tpot"]) == make_result(fake_candidates(), limits={}).front
+
+
+def test_that_all_of_a_later_confirmation_failed_is_no_success(
+    finished_run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    command("confirm", "run", "--top", 1, "--seeds", 1)
+
+    def fail(*arguments: Any, **how: Any) -> Any:
+        raise RuntimeError("a kernel broke")
+
+    monkeypatch.setattr(trainer, "train_model", fail)
+    _, err = command("confirm", "run", "--top", 2, "--seeds", 2, status=1)
+    assert "all 3 trainings failed, the first with: RuntimeError: a kernel broke" in err

@@ -265,8 +265,8 @@ def test_a_confirmed_front_comes_first_with_both_bars_and_the_sentence(tmp_path:
     page = Page((tmp_path / "report.html").read_text())
     (confirmed,) = result.confirmed
     assert f"By loss: {confirmed.order()}" in page.text
-    assert confirmed.fallen(result.objectives)
-    assert all(line in page.text for line in confirmed.fallen(result.objectives))
+    assert confirmed.fallen(result.objectives, result.front)
+    assert all(line in page.text for line in confirmed.fallen(result.objectives, result.front))
     assert "Lowest loss, confirmed" in page.text
     assert f"Seed 1 of #{first} failed and is in no figure: {ATTACK}" in page.text
     ids = [attributes.get("id") for _, attributes in page.tags]

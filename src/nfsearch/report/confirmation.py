@@ -15,7 +15,7 @@ t(0.975, v) s / sqrt(n), and A is better than B with the probability that Studen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations, pairwise
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -118,8 +118,8 @@ class Confirmed(Part):
                 parts.append(f"{one.number} and {other.number} cannot be told apart ({_probability(p)})")
         return "; ".join(parts) + "."
 
-    def fallen(self, objectives: Sequence[str]) -> list[str]:
-        """A sentence about each finalist that another one dominates."""
+    def fallen(self, objectives: Sequence[str], before: Collection[int]) -> list[str]:
+        """A sentence about each finalist of the search's front `before` that another one dominates."""
 
         def point(metrics: Measurements) -> tuple[float, ...]:
             return tuple(metrics[name].value for name in objectives)
@@ -127,7 +127,7 @@ class Confirmed(Part):
         lines = []
         for loser in self.finalists:
             for winner in map(self.finalist, self.front):
-                if loser.number in self.front or winner is None:
+                if loser.number in self.front or loser.number not in before or winner is None:
                     continue
                 if dominates(point(winner.metrics), point(loser.metrics)):
                     p = self.probability(winner.number, loser.number)

@@ -31,7 +31,7 @@ from nfsearch.search.strategy import Exhausted, SearchSettings
 from nfsearch.search.study import Store, open_store
 from nfsearch.support.errors import WorkFailed
 from nfsearch.support.interrupt import interruptible
-from nfsearch.support.terminal import duration, progress_display
+from nfsearch.support.terminal import duration, progress_display, say
 
 
 def confirm(folder: Path, *, top: int, seeds: int, tokens: int | None) -> int:
@@ -57,11 +57,13 @@ def confirm(folder: Path, *, top: int, seeds: int, tokens: int | None) -> int:
             chosen = finalists(store, result_of(store), top)
             time_whole(config, store, lambda: used_table(store, folder), chosen)
             first = config.search.seed + 1
-            _train(store, executor, _proposals(store, chosen, proxy.fidelity, range(first, first + seeds)))
-        result, trained = result_of(store), [each for each in store.confirmations() if each.fidelity == proxy.fidelity]
+            last = _train(store, executor, _proposals(store, chosen, proxy.fidelity, range(first, first + seeds)))
+        result = result_of(store)
     print_summary(result, folder)
-    if trained and all(each.state == "failed" for each in trained):
-        raise WorkFailed(f"all {len(trained)} trainings failed, the first with: {trained[0].error}")
+    if last.ended:
+        say(f"The confirmation ended early: {last.ended}")
+    if last.history and last.count("failed") == len(last.history):
+        raise WorkFailed(f"all {len(last.history)} trainings failed, the first with: {last.history[0].error}")
     return 0
 
 
@@ -144,8 +146,9 @@ def _proposals(
     return lacking
 
 
-def _train(store: Store, executor: Executor, proposals: Sequence[Proposal]) -> None:
-    """Evaluates what is proposed. Raises KeyboardInterrupt after an interrupt, between two steps."""
+def _train(store: Store, executor: Executor, proposals: Sequence[Proposal]) -> Progress:
+    """Evaluates what is proposed, and tells how that ended. Raises KeyboardInterrupt after an interrupt, between two
+    steps."""
     with interruptible() as interrupted, progress_display() as show:
         loop = Loop(
             _Confirmations(proposals),
@@ -160,6 +163,7 @@ def _train(store: Store, executor: Executor, proposals: Sequence[Proposal]) -> N
         show(_line(last), _line(last), True)
     if interrupted.is_set():
         raise KeyboardInterrupt
+    return last
 
 
 def _line(progress: Progress) -> str:

@@ -21,8 +21,12 @@ def print_summary(result: RunResult, folder: Path) -> None:
     confirmed = result.confirmed[0] if result.confirmed else None
     stdout().print(_front(result, confirmed))
     if confirmed:
-        for line in (f"By {confirmed.metric}: {confirmed.order()}", *confirmed.fallen(result.objectives)):
+        fallen = confirmed.fallen(result.objectives, result.front)
+        for line in (f"By {confirmed.metric}: {confirmed.order()}", *fallen):
             print(line)
+        finalists = {each.number for each in confirmed.finalists}
+        if others := ", ".join(f"#{number}" for number in result.front if number not in finalists):
+            say(f"Not confirmed of the search's front: {others}; nfsearch confirm {shlex.quote(str(folder))}")
     elif result.front:
         say(f"One seed each. Which order holds: nfsearch confirm {shlex.quote(str(folder))}")
     for note, numbers in result.notes().items():
