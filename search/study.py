@@ -251,6 +251,7 @@ def _backend(storage: str | Path) -> BaseStorage:
 def _find(storage: str | Path, name: str | None) -> tuple[optuna.Study, BaseStorage]:
     """The study of this name; of a journal, the only one. Raises ValueError unless it is one of this nfsearch."""
     file = str(storage).removeprefix("sqlite:///")
+    file = file.partition("?")[0] if file != storage else file  # of a URL, without its options
     if (file != storage or not _is_url(storage)) and not Path(file).is_file():  # opening it would make one
         raise FileNotFoundError(f"there is no study {storage}")
     backend = _backend(storage)

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pandas as pd
@@ -17,6 +18,8 @@ from nfsearch.export import load_architecture
 from nfsearch.ops.model import HybridLM
 from nfsearch.report.result import RunResult
 from nfsearch.run import search
+from nfsearch.run.config import load_config
+from nfsearch.run.records import config_text
 from nfsearch.space import Architecture, SpaceSettings
 from tests.nfsearch.runs import FILES, SPACE, tiny_config
 
@@ -131,3 +134,29 @@ def test_known_designs_over_the_budget_are_told_once(tmp_path: Path, command: Co
     assert (tmp_path / "run" / "log.txt").read_text().count(told) == 1
     first, second = RunResult.load(tmp_path / "run" / "result.json").candidates
     assert (first.origin, first.notation, second.origin) == ("known", "A[head_dim=16]", "random")
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before it begins", "while it begins"])
+def test_a_run_leaves_alone_what_another_began_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    folder = tmp_path / "run"
+    name = "create_study" if late else "run_meta"
+    honest = getattr(search, name)
+
+    def meanwhile(*given: Any, **named: Any) -> Any:
+        folder.mkdir()
+        (folder / "study.journal").write_text("another's")
+        return honest(*given, **named)
+
+    monkeypatch.setattr(search, name, meanwhile)
+    with pytest.raises(ValueError, match=r"another run has begun in .*run meanwhile: start this one again"):
+        search.search(tiny_config(tmp_path), folder)
+    assert [(each.name, each.read_text()) for each in folder.iterdir()] == [("study.journal", "another's")]
+
+
+def test_a_value_of_several_lines_leaves_a_config_that_can_be_read(tmp_path: Path) -> None:
+    assignment = 'search.seeds_known=["A[head_dim=16]",\n "D[head_dim=16]"]'
+    config, file = load_config(tiny_config(tmp_path), [assignment])
+    (tmp_path / "kept.yaml").write_text(config_text(file, tmp_path / "config.yaml", [assignment]))
+    assert load_config(tmp_path / "kept.yaml")[0].search.seeds_known == config.search.seeds_known

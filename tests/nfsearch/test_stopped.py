@@ -121,7 +121,7 @@ def test_two_runs_of_one_name_share_a_database(
     tmp_path: Path, command: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fewer = {"evaluations": 2, "population": 2}
-    config = tiny_config(tmp_path, storage="sqlite:///studies.db", search=fewer)
+    config = tiny_config(tmp_path, storage="sqlite:///studies.db?timeout=60", search=fewer)
     for folder in ("a/s", "b/s"):
         command("run", config, "--out", folder)
     assert [(tmp_path / folder / "s" / "study.name").read_text() for folder in "ab"] == ["s\n", "s-2\n"]

@@ -89,3 +89,13 @@ def test_a_run_keeps_its_weights_and_an_export_takes_them(tmp_path: Path, monkey
 def test_a_run_that_keeps_nothing(tmp_path: Path) -> None:
     search(tiny_config(tmp_path, search={"evaluations": 2, "population": 2}, proxy={"keep_gb": 0}), tmp_path / "run")
     assert not (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_the_bound_holds_at_the_end_and_may_be_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    few = {"evaluations": 3, "population": 2}
+    search(tiny_config(tmp_path, search=few, proxy={"keep_gb": 1e-6}), folder)
+    assert not list((folder / WEIGHTS).rglob("*.safetensors"))
+    more = ["proxy.keep_gb=1", "search.evaluations=4"]
+    search(None, None, resume=folder, assignments=more)
+    assert list((folder / WEIGHTS).rglob("*.safetensors"))

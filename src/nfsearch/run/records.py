@@ -67,6 +67,8 @@ def fingerprint(config: Config) -> dict[str, Any]:
         if values["space"][name] == SpaceSettings.model_fields[name].default:
             del values["space"][name]
     del values["search"]["evaluations"], values["latency"]["verify"], values["latency"]["trust"]
+    if "keep_gb" in values["proxy"]:  # likewise not left out, as is `accept` below
+        values["proxy"]["keep_gb"] = type(config.proxy).model_fields["keep_gb"].default
     values["latency"]["accept"] = []  # and not left out: runs that began before it could be changed have it
     return values
 
@@ -78,7 +80,8 @@ def config_text(file: YamlFile, source: Path | None, assignments: Sequence[str])
         return file.text
     changes = [f"--set {shlex.quote(assignment)}" for assignment in assignments]
     values = yaml.safe_dump(file.values, sort_keys=False, allow_unicode=True)
-    return f"# {' '.join([str(source), *changes])}, local paths made absolute\n{values}"
+    comment = f"{' '.join([str(source), *changes])}, local paths made absolute".replace("\n", "\n# ")
+    return f"# {comment}\n{values}"
 
 
 def table_meta(table: LatencyTable, folder: Path) -> dict[str, Any]:

@@ -9,11 +9,12 @@ The study is the truth. Whatever the report needs besides candidates is kept as 
 
 from __future__ import annotations
 
+import errno
 import logging
 import shlex
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,7 @@ def _carry_out(plan: Plan, store: Store) -> None:
             show(search_view(now, first), search_line(now, first), False)
 
         last = loop.run(tell)
+        weights.bound(last.history, last.standing.front)  # of what came after all was told
         show(search_view(last, first), search_line(last, first), True)
     if interrupted.is_set():
         raise KeyboardInterrupt
@@ -185,15 +187,33 @@ def _own_table(plan: Plan, store: Store, keys: Sequence[Key]) -> LatencyTable:
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
+_MEANWHILE = "another run has begun in {} meanwhile: start this one again, or write to another folder (--out)"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """As `whole`. Raises ValueError where another process has made the folder meanwhile."""
+    try:
+        with whole(folder) as place:
+            yield place
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ValueError(_MEANWHILE.format(folder)) from None
+        raise
+
+
 def _begin(plan: Plan, asked: Mapping[str, Any], meta: Mapping[str, Any], config: str) -> None:
     """Makes the folder of a new run, with its config and its study: whole or not at all, so that whatever is there can
-    be resumed. An empty folder that is there already may be a mounted volume, so that one is filled."""
+    be resumed. An empty folder that is there already may be a mounted volume, so that one is filled. Raises ValueError
+    where another run has begun there since the plan was made."""
     folder = plan.folder
     objectives = [plan.config.metrics[name] for name in plan.config.objective_names]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as undo:
-        with nullcontext(folder) if folder.exists() else whole(folder) as place:
+        with nullcontext(folder) if folder.exists() else _alone(folder) as place:
             place.mkdir(exist_ok=True)
+            if any(place.iterdir()):
+                raise ValueError(_MEANWHILE.format(folder))
             storage = plan.config.storage or place / JOURNAL
             undo.callback((place / JOURNAL).unlink, missing_ok=True)
             name = create_study(storage, folder.resolve().name, objectives=objectives, fingerprint=asked, meta=meta)
