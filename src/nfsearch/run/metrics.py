@@ -28,7 +28,11 @@ def known_metrics(proxy: Iterable[Metric], workloads: Mapping[str, Workload]) ->
     times = [workload.metric(name) for name, workload in workloads.items()]
     energies = [Metric(energy_of(name), JOULES) for name in workloads]
     found: dict[str, Metric] = {}
-    for metric in (*proxy, *times, MEMORY, PARAMETERS, STATE, *energies):
+    for metric in proxy:
+        if metric.name in found:
+            raise SettingError(f"two proxies measure {metric.name!r}: leave one of them out", "also")
+        found[metric.name] = metric
+    for metric in (*times, MEMORY, PARAMETERS, STATE, *energies):
         if metric.name in found:
             what = "the name of something else that is measured"
             raise SettingError(f"{metric.name!r} is {what}", "latency", "workloads", metric.name)
