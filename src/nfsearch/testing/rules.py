@@ -46,4 +46,4 @@ class RuleSuite:
 
     def test_a_hopeless_one_is_stopped(self) -> None:
         *history, last = self.history()
-        assert self.rule().go_on(last.proposal.job, [(50, 99.0), (100, 99.0)], History(history)) is not self.stops
+        assert self.rule().go_on(last.proposal.job, [(50, 99.0), (80, 99.0)], History(history)) is not self.stops
