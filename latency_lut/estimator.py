@@ -230,9 +230,8 @@ def priced(table: Measured, part: Part) -> Cost:
     if key.context == last and key in table.rows:
         row = table.row(key)
         return _cost(times * _seconds(row), times * row.error_ms / 1e3, [row])
-    grid = table.grid(part)
     if key.phase == "prefill":
-        low, high, place = neighbours(grid, key.context)
+        low, high, place = neighbours(table.grid(part), key.context)
         rows = [table.row(key.at(point)) for point in (low, high)]
         one, other = map(_seconds, rows)
         seconds = one ** (1 - place) * other**place

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nfsearch.proxies.cache import digest
 from nfsearch.proxies.job import Job
 from nfsearch.support.errors import first_line
-from nfsearch.support.files import naming, whole, write_atomically
+from nfsearch.support.files import whole, write_atomically
 from nfsearch.support.notes import note
 
 if TYPE_CHECKING:
@@ -115,22 +115,19 @@ class Checkpoints:
         return self.folder / f"weights-{tokens}.safetensors"
 
     def _write(self, name: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        with naming(self.folder / name), whole(self.folder / name) as scratch:
-            try:
-                save_file(kept, scratch, {_ABOUT: json.dumps(about)})
-            except SafetensorError as error:
-                raise OSError(f"{self.folder / name}: {first_line(error)}") from None
+        with whole(self.folder / name) as scratch:
+            save_file({n: t.detach().contiguous() for n, t in tensors.items()}, scratch, {_ABOUT: json.dumps(about)})
 
 
 @contextmanager
 def _if_there_is_room() -> Iterator[None]:
     """Notes what cannot be written inside: a loss is worth having without weights, and a search without a trunk."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as error:
-        note(f"what was trained could not be kept ({error.strerror or first_line(error)})")
+    except (OSError, SafetensorError) as error:
+        note(f"what was trained could not be kept ({getattr(error, 'strerror', None) or first_line(error)})")
