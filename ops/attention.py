@@ -69,7 +69,7 @@ class Attention(Operator):
             self._store(state, k, v, positions)
             if held:
                 k, v = torch.cat((old[0], k), dim=1), torch.cat((old[1], v), dim=1)
-        if not held and self.window is not None and time > 2 * self.window:
+        if not held and self.window is not None and time > self.window:
             return self._out(self._attend_in_chunks(q, k, v, self.window), gate)
         return self._out(self._attend(q, k, v, self._mask(positions, held)), gate)
 
@@ -115,10 +115,11 @@ class Attention(Operator):
             state[name].index_copy_(1, positions[-slots:] % slots, new[:, -slots:].detach().to(state[name].dtype))
 
     def _mask(self, positions: Tensor, held: int) -> Tensor | None:
-        """What each of `positions` sees of `held` positions before them and of themselves; None if plainly causal."""
-        time = positions.shape[0]
-        if not held and (self.window is None or time <= self.window):
+        """What each of `positions` sees of `held` positions before them and of themselves; None if plainly causal, as
+        it is where nothing is held: what is longer than the window is attended to in chunks."""
+        if not held:
             return None
+        time = positions.shape[0]
         query = torch.arange(held, held + time, device=positions.device)[:, None]
         key = torch.arange(held + time, device=positions.device)
         seen = key <= query
