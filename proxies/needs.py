@@ -30,7 +30,7 @@ from nfsearch.support.terminal import counted, duration
 _REHEARSED = {"cuda": 2**14, "cpu": 2**8}  # tokens at a time that keep a device as busy as more would
 _SHORTEST = 16  # tokens of one sequence, the least that is tried
 _WARM = BEFORE_CAPTURE + 1  # calls until a step is a graph
-_TIMED, _MOMENT = 3, 0.1  # calls that are then timed, at least, and seconds
+_ROWS, _MOMENT = 3, 0.05  # rows of calls that are then timed, and seconds that a row takes at least, about
 _ROOM = 0.95  # of the memory that is free: the rest goes to what PyTorch does not count, and to gaps
 # A training is not rehearsed where it takes under half the memory and all of the time allowed even if a layer kept so
 # many bytes for each token and value of the width (those of nfsearch keep 20 to 120), and if the device did no more
@@ -309,15 +309,20 @@ def _read(model: HybridLM, after: Afterwards, windows: int) -> float:
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one run: the median of a few, as one that something else on the machine disturbs takes far longer."""
-    found: list[float] = []
-    while len(found) < _TIMED or sum(found) < _MOMENT:
-        _wait(device)
-        began = time.perf_counter()
+    """Seconds of one run where several follow each other, as in training. The median of a few rows of them, as one that
+    something else on the machine disturbs takes far longer."""
+    count = math.ceil(_MOMENT / _row(run, 1, device))
+    return statistics.median(_row(run, count, device) for _ in range(_ROWS))
+
+
+def _row(run: Callable[[], object], count: int, device: torch.device) -> float:
+    """Seconds of each of so many runs, which the host waits for when all are launched."""
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(count):
         run()
-        _wait(device)
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+    _wait(device)
+    return (time.perf_counter() - began) / count
 
 
 def _wait(device: torch.device) -> None:

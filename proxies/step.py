@@ -169,8 +169,11 @@ def upload(windows: np.ndarray | Tensor, device: torch.device) -> Tensor:
     is there already."""
     if isinstance(windows, Tensor):
         return windows
-    there = torch.from_numpy(windows)
-    return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there
+    if device.type != "cuda":
+        return torch.from_numpy(windows)
+    pinned = torch.empty(windows.shape, dtype=torch.int64, pin_memory=True)
+    np.copyto(pinned.numpy(), windows)  # torch would wake all its threads to copy, which a busy host makes a step late
+    return pinned.to(device, non_blocking=True)
 
 
 # --- capturing -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -94,31 +96,30 @@ def test_as_many_sequences_at_a_time_as_fit(gpu: dict[str, float], memory: float
             fitted(LARGE)
 
 
-@pytest.mark.parametrize(("seconds", "runs", "said"), [((2.0, 0.5, 0.6), 3, 0.6), ((1.0, *[0.03] * 3), 3, 0.03)])
-def test_a_step_that_something_else_disturbs_counts_little(
-    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], runs: int, said: float
-) -> None:
-    now, left = 0.0, list(seconds)
-
-    def run() -> None:
-        nonlocal now
-        now += left.pop(0)
-
-    monkeypatch.setattr(needs.time, "perf_counter", lambda: now)
-    assert needs._timed(run, torch.device("cpu")) == pytest.approx(said)
-    assert len(left) == len(seconds) - runs
-
-
-def test_short_steps_are_timed_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def timed(monkeypatch: pytest.MonkeyPatch, seconds: Iterator[float]) -> float:
+    """What is found of runs that take so long, one after the other."""
     now = 0.0
 
     def run() -> None:
         nonlocal now
-        now += 0.01
+        now += next(seconds)
 
     monkeypatch.setattr(needs.time, "perf_counter", lambda: now)
-    assert needs._timed(run, torch.device("cpu")) == pytest.approx(0.01)
-    assert now == pytest.approx(needs._MOMENT, abs=0.011)
+    return needs._timed(run, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [((2.0, 0.5, 9.0, 0.6), 0.6), ((1.0, 0.03, 0.03, 0.5), 0.03), ((0.01, *[0.01] * 5, 3.0), 0.01)]
+)
+def test_a_step_that_something_else_disturbs_counts_little(
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], said: float
+) -> None:
+    assert timed(monkeypatch, chain(seconds, repeat(said))) == pytest.approx(said)
+
+
+def test_short_steps_are_timed_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 1 + needs._ROWS * math.ceil(needs._MOMENT / 0.01)
+    assert timed(monkeypatch, iter([0.01] * count)) == pytest.approx(0.01)
 
 
 def test_it_is_told_when_a_step_is_divided(gpu: dict[str, float]) -> None:
