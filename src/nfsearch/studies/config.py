@@ -25,6 +25,8 @@ from nfsearch.run.yaml_file import YamlFile, read_yaml
 from nfsearch.support.settings import SettingError, Settings
 
 MOST = 10_000  # architectures
+_Count = Annotated[int, Field(gt=0, le=MOST)]
+_Number = Annotated[int, Field(ge=0, lt=MOST)]  # of an architecture
 _SHARED = {"kind", "data", "tokenizer", "validation_tokens"}  # what losses that are compared have in common
 
 
@@ -44,8 +46,15 @@ class Reference(Settings):
 class MoreSeeds(Settings):
     """Trainings that tell how much a seed decides."""
 
-    architectures: int = Field(default=12, gt=0, le=10_000, description="how many, the first ones of the study")
+    architectures: _Count | Annotated[list[_Number], Field(min_length=1)] = Field(
+        default=12, description="how many, the first ones of the study; or a list of their numbers, which begin at 0"
+    )
     seeds: int = Field(default=3, gt=0, le=1000, description="seeds of each")
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Of the architectures."""
+        return range(self.architectures) if isinstance(self.architectures, int) else self.architectures
 
 
 class StudySettings(Settings):
@@ -68,6 +77,12 @@ class StudySettings(Settings):
     def _possible(self) -> StudySettings:
         if self.depths and not 0 < self.depths[0] <= self.depths[1]:
             raise SettingError(f"expected the fewest and the most operators, found {list(self.depths)}", "depths")
+        if self.more_seeds and isinstance(self.architectures, int):
+            listed = self.more_seeds.architectures
+            for place, number in enumerate(listed if isinstance(listed, list) else ()):
+                if number >= self.architectures:
+                    text = f"expected 0 to {self.architectures - 1}, the numbers of the architectures, found {number}"
+                    raise SettingError(text, "more_seeds", "architectures", str(place))
         if self.reference.recipe not in self.recipes:
             text = f"{self.reference.recipe!r} is none of {', '.join(self.recipes)}"
             raise SettingError(text, "reference", "recipe")
@@ -90,7 +105,7 @@ class StudySettings(Settings):
     def seeds_of(self, number: int) -> range:
         """The seeds that the architecture of this number is trained with."""
         more = self.more_seeds
-        return range(max(self.seeds, more.seeds) if more and number < more.architectures else self.seeds)
+        return range(max(self.seeds, more.seeds) if more and number in more.numbers else self.seeds)
 
     @property
     def longest(self) -> int:
