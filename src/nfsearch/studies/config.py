@@ -82,7 +82,7 @@ class StudySettings(Settings):
             for place, number in enumerate(listed if isinstance(listed, list) else ()):
                 if number >= self.architectures:
                     text = f"expected 0 to {self.architectures - 1}, the numbers of the architectures, found {number}"
-                    raise SettingError(text, "more_seeds", "architectures", str(place))
+                    raise SettingError(text, "more_seeds", "architectures", place)
         if self.reference.recipe not in self.recipes:
             text = f"{self.reference.recipe!r} is none of {', '.join(self.recipes)}"
             raise SettingError(text, "reference", "recipe")

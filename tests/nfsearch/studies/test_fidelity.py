@@ -271,6 +271,15 @@ def test_all_recipes_read_the_same_tokens_and_keep_their_warm_up(tmp_path: Path)
     assert settings.tokens * settings.warmup == pytest.approx(1024 * 0.1)
 
 
+def test_further_seeds_go_to_the_first_architectures_or_to_those_that_are_listed(tmp_path: Path) -> None:
+    def seeds(which: str) -> list[list[int]]:
+        study = load_study(study_config(tmp_path), [f"study.more_seeds={{architectures: {which}, seeds: 3}}"]).study
+        return [list(study.seeds_of(number)) for number in range(3)]
+
+    assert seeds("2") == [[0, 1, 2], [0, 1, 2], [0]]
+    assert seeds("[0, 2]") == [[0, 1, 2], [0], [0, 1, 2]]
+
+
 def test_seconds_are_those_from_the_first_token_on() -> None:
     clock = Clock(lambda tokens: None)
     clock.points = [(500, 10.0), (600, 11.0), (1000, 15.0)]  # 400 tokens were trained on before
@@ -291,6 +300,7 @@ def test_seconds_are_those_from_the_first_token_on() -> None:
         ("study.reference.recipe=fast", "study.reference.recipe: 'fast' is none of default, eager, twin"),
         ("study.reference.tokens=1000", "study.recipes.default.budgets: 1,024 tokens are more than the reference has"),
         ("study.architectures=some", "study.architectures: expected a whole number, found 'some'"),
+        ("study.more_seeds.architectures=[0, 3]", "study.more_seeds.architectures.1: expected 0 to 2, the numbers of"),
         ("limits={memory_gb: 1}", "needs a latency in limits"),
         ("study=null", "study: is missing"),
         ("also={mqar: {pairs: 4}}", "also: a study has no use for it"),
