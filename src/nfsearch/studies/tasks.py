@@ -249,21 +249,26 @@ def _markdown(
 ) -> str:
     done = [known[each.key] for each in work if each.key in known]
     names = list(settings.proxies)
+    told = "mean over seeds (least to most)" if settings.seeds > 1 else "± half the width of a 95 % interval"
     lines = [
         f"Width {settings.width}, {settings.seeds} seed(s), {', '.join(sorted({row.device for row in done}))}. "
-        f"Share of wrong answers (mean over seeds ± the largest half width of a 95 % interval); "
-        f"the slowest took {max((row.seconds for row in done), default=0):.1f} s.",
+        f"Share of wrong answers, {told}; the slowest took {max((row.seconds for row in done), default=0):.1f} s.",
         "",
         f"| model | layers | {' | '.join(names)} |",
         f"|---|---|{'---:|' * len(names)}",
     ]
     for model, layers in settings.models.items():
-        cells = [
-            f"{_mean(rows):.3f} ± {max(row.error for row in rows):.3f}" if rows else "failed"
-            for rows in (table[model, name] for name in names)
-        ]
+        cells = [_cell(table[model, name]) for name in names]
         lines.append(f"| {model} | `{layers.replace('|', chr(92) + '|')}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(rows: Sequence[Row]) -> str:
+    """What came of a model by a task. Seeds tell of themselves: some begin to recall in time and some do not."""
+    if len(rows) < 2:
+        return f"{rows[0].value:.3f} ± {rows[0].error:.3f}" if rows else "failed"
+    values = [row.value for row in rows]
+    return f"{_mean(rows):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def _picture(settings: TasksSettings, table: Mapping[tuple[str, str], Sequence[Row]]) -> bytes:
