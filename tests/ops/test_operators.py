@@ -39,13 +39,13 @@ class TestAttention(Suite):
         seen = (operator(changed) - operator(x)).abs().amax(dim=(0, 2)) > 0
         assert seen.nonzero().flatten().tolist() == list(range(12, 19))
 
-    @pytest.mark.parametrize("time", [8, 15])
+    @pytest.mark.parametrize("length", [8, 15])
     def test_a_text_beyond_the_window_needs_no_mask_of_time_by_time(
-        self, time: int, monkeypatch: pytest.MonkeyPatch
+        self, length: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         operator = self.make(Layer.of("A", head_dim=8, window=7), torch.float32)
         monkeypatch.setattr(operator, "_mask", lambda *_: pytest.fail("a mask for all positions was asked for"))
-        operator(self.inputs(time).float(), empty(operator, self.inputs(time).float()))
+        operator(self.inputs(length).float(), empty(operator, self.inputs(length).float()))
 
     def test_more_than_the_state_holds_is_refused(self) -> None:
         operator = self.make(Layer.of("A", head_dim=8), torch.float32)
