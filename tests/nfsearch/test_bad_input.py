@@ -209,6 +209,11 @@ def test_assignments(fails: Run, tmp_path: Path) -> None:
     assert "--set search.seed.more=3: seed holds a value, not a section" in fails(
         "run", config, "--set", "search.seed=1", "--set", "search.seed.more=3"
     )
+    (tmp_path / "config.yaml").write_text("space: {width: 64, layers: F}\nproxy: {tokens: 1000, rungs: [5000]}\n")
+    # The section is wrong as a whole: whether by the file or by what was assigned of it, the reader sees.
+    assert "config.yaml:2 with --set proxy.batch=2: proxy: the last rung, 5,000 tokens, is not below" in fails(
+        "run", "config.yaml", "--set", "search.seed=1", "--set", "proxy.batch=2"
+    )
 
 
 def test_data(fails: Run, tmp_path: Path) -> None:

@@ -162,11 +162,15 @@ class YamlFile:
             yield self.complaint(place, "; or ".join(texts))
 
     def _where(self, place: tuple[str, ...]) -> str:
-        """The line of the file, or the assignment, that a complaint about `place` is about."""
+        """The line of the file, or the assignment, that a complaint about `place` is about; the line with assignments,
+        where they changed parts of it."""
+        parts = ""
         for path, assignment in self.assigned.items():
-            if place[: len(path)] == path or path[: len(place)] == place != ():
+            if place[: len(path)] == path:
                 return f"--set {assignment}"
-        return f"{self.name}:{self.line(place)}"
+            if place and path[: len(place)] == place:
+                parts += f" --set {assignment}"
+        return f"{self.name}:{self.line(place)}" + (f" with{parts}" if parts else "")
 
     def _place(self, loc: tuple[int | str, ...], missing: bool) -> tuple[str, ...]:
         """The part of an error's location that the file has: without the names of union members, and with the last
