@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nfsearch.export.choose import choose
+from nfsearch.export import choose, passed_over
 from nfsearch.ops.model import HybridLM
 from nfsearch.proxies import trainer
 from nfsearch.report.confirmation import Confirmed, best, confirmed_of
@@ -87,6 +87,9 @@ def test_figures_of_different_fidelity_never_meet_and_the_dearest_comes_first() 
     found = confirmed_of([*short, *long], costs, ["loss", "tpot"], Limits())
     assert [each.fidelity.tokens for each in found] == [8_000_000, 2_000_000]
     assert [len(each.finalists) for each in found] == [2, 1]
+    interrupted = [_trained_on(each, 8_000_000) for each in fake_confirmations({3: [1.5], 7: [1.6]})]
+    found = confirmed_of([*fake_confirmations({3: [2.0, 2.1], 7: [2.2, 2.1]}), *interrupted], costs, ["loss"], Limits())
+    assert [each.fidelity.tokens for each in found] == [2_000_000, 8_000_000]  # one seed each says nothing of the order
 
 
 def _trained_on(evaluated: Candidate, tokens: int) -> Candidate:
@@ -127,6 +130,11 @@ def test_the_export_takes_the_confirmed_order() -> None:
     fastest = min(result.front, key=lambda number: result.candidate(number).metrics["tpot"].value)
     limit = result.candidate(fastest).metrics["tpot"].value * 1e3 * 1.0001
     assert choose(result, max_latency_ms=limit).number == fastest  # of those that no seed was tried on
+    assert passed_over(result, choose(result)) == []
+    result = make_result(confirmations=fake_confirmations({second: [2.0, 2.01]}))
+    assert choose(result).number == second
+    assert passed_over(result, choose(result)) == [first]
+    assert passed_over(search, choose(search)) == []
 
 
 def test_finalists_are_trained_again_and_what_lacks_is_added(
@@ -169,7 +177,7 @@ def test_finalists_are_trained_again_and_what_lacks_is_added(
     assert set(chosen) < {each.proposal.confirms for each in store.confirmations()}
     command("confirm", "run", "--top", 1, "--seeds", 2, "--tokens", 4096)
     result = RunResult.load(tmp_path / "run" / "result.json")
-    assert [(each.fidelity.tokens, len(each.finalists)) for each in result.confirmed] == [(4096, 1), (2048, 3)]
+    assert [(each.fidelity.tokens, len(each.finalists)) for each in result.confirmed] == [(2048, 3), (4096, 1)]
 
 
 def test_an_interrupted_confirmation_goes_on_and_ends_as_if_it_had_not_been(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from nfsearch.report.result import CandidateRecord, RunResult
@@ -20,6 +21,30 @@ def choose(result: RunResult, *, pick: int | None = None, max_latency_ms: float 
             reason = f"has failed ({record.error})" if record.state == "failed" else "was stopped early"
             raise ValueError(f"candidate {pick} {reason}, so there is nothing to export")
         return record
+    able, first, means = _able(result, max_latency_ms), result.objectives[0], _means(result)
+    sure = [record for record in able if record.number in means]
+    if sure:
+        return min(sure, key=lambda record: means[record.number])
+    return min(able, key=lambda record: record.metrics[first].value)
+
+
+def passed_over(result: RunResult, chosen: CandidateRecord, max_latency_ms: float | None = None) -> list[int]:
+    """Members of the search's front that `choose` left for one that was confirmed, though in the search their first
+    objective was lower: nobody confirmed them."""
+    able, first, means = _able(result, max_latency_ms), result.objectives[0], _means(result)
+    left = [each for each in able if each.number in result.front and each.number not in means]
+    least = chosen.metrics[first].value if chosen.number in means else -math.inf
+    return [each.number for each in left if each.metrics[first].value < least]
+
+
+def _means(result: RunResult) -> dict[int, float]:
+    """Of the first objective over seeds, by number, of those that were confirmed."""
+    confirmed = result.confirmed[0].finalists if result.confirmed else []
+    return {each.number: each.metrics[result.objectives[0]].value for each in confirmed}
+
+
+def _able(result: RunResult, max_latency_ms: float | None) -> list[CandidateRecord]:
+    """See `choose`."""
     if not result.in_state("done"):
         raise ValueError("no candidate of this run has finished, so there is nothing to export")
     able = result.contenders()
@@ -38,13 +63,7 @@ def choose(result: RunResult, *, pick: int | None = None, max_latency_ms: float 
             raise ValueError(
                 f"no candidate has a {name} of at most {max_latency_ms:g} ms: the fastest takes {fastest:.5g} ms"
             )
-    first = result.objectives[0]
-    confirmed = result.confirmed[0].finalists if result.confirmed else []
-    means = {each.number: each.metrics[first].value for each in confirmed}
-    sure = [record for record in able if record.number in means]
-    if sure:
-        return min(sure, key=lambda record: means[record.number])
-    return min(able, key=lambda record: record.metrics[first].value)
+    return able
 
 
 def require_free(path: str | Path) -> None:

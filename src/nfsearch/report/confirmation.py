@@ -153,7 +153,8 @@ def confirmed_of(
     objectives: Sequence[str],
     limits: Limits,
 ) -> list[Confirmed]:
-    """What further evaluations of candidates come to, the most expensive fidelity first; `costs` are the metrics of the
+    """What further evaluations of candidates come to, the most expensive fidelity first, but those that cannot tell who
+    is better (of one finalist, or one seed each, as where they were interrupted) last; `costs` are the metrics of the
     candidates by number, of which those that no evaluation measures are taken. Fidelities that have no objective
     measured, or no evaluation that finished, are left out."""
     by_fidelity: dict[Fidelity, list[Candidate]] = {}
@@ -163,7 +164,7 @@ def confirmed_of(
         _confirmed(fidelity, group, costs, objectives, limits)
         for fidelity, group in sorted(by_fidelity.items(), key=lambda item: item[0], reverse=True)
     )
-    return [each for each in found if each is not None]
+    return sorted((each for each in found if each is not None), key=lambda each: not each.pairs)
 
 
 def _confirmed(

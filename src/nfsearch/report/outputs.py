@@ -39,7 +39,7 @@ def candidates_frame(result: RunResult) -> pd.DataFrame:
     """One row per candidate. A metric has a column in the unit that is shown, such as `tpot_ms`, one for the error bar
     (`tpot_ms_error`) where some candidate has one, and one for the estimate (`tpot_ms_estimated`) where some were
     measured. Those that were confirmed have the mean of the metric that ranks and its error bar
-    (`sized_loss_confirmed`, `sized_loss_confirmed_error`) at the highest fidelity that any was confirmed at, how many
+    (`sized_loss_confirmed`, `sized_loss_confirmed_error`) at the first fidelity of `confirmed`, how many
     `seeds` that is of, and whether they are on the `confirmed_front`. `loss_at_TOKENS` is the loss at a rung that some
     training passed."""
     shown, front = result.shown(), set(result.front)

@@ -154,7 +154,9 @@ class RunResult(Part):
         "where the front was"
     )
     confirmed: list[Confirmed] = Field(
-        default=[], description="candidates evaluated again with other seeds, the most expensive fidelity first"
+        default=[],
+        description="candidates evaluated again with other seeds, the most expensive fidelity first; last "
+        "those that cannot tell who is better",
     )
     favourites: Favourites | None = Field(
         default=None,
@@ -178,6 +180,9 @@ class RunResult(Part):
         for record in self.candidates:
             if record.number == number:
                 return record
+        for finalist in (each for confirmed in self.confirmed for each in confirmed.finalists):
+            if number in {run.trial for run in finalist.runs}:
+                raise ValueError(f"{number} is no candidate, but a further training of candidate {finalist.number}")
         raise ValueError(f"no candidate {number}: this run has {len(self.candidates)} candidates")
 
     def metric(self, name: str) -> Metric:
@@ -217,7 +222,7 @@ class RunResult(Part):
 
     @property
     def best_known(self) -> list[int]:
-        """The front that says most: the one confirmed at the highest fidelity, else the search's."""
+        """The front that says most: the first that was confirmed, else the search's."""
         return self.confirmed[0].front if self.confirmed else self.front
 
     def notes(self) -> dict[str, list[int]]:

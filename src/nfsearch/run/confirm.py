@@ -59,7 +59,7 @@ def confirm(folder: Path, *, top: int, seeds: int, tokens: int | None) -> int:
             first = config.search.seed + 1
             last = _train(store, executor, _proposals(store, chosen, proxy.fidelity, range(first, first + seeds)))
         result = result_of(store)
-    print_summary(result, folder)
+    print_summary(result, folder, proxy.fidelity)
     if last.ended:
         say(f"The confirmation ended early: {last.ended}")
     if last.history and last.count("failed") == len(last.history):

@@ -6,12 +6,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nfsearch.export import EXPORTERS, Winner, choose
+from nfsearch.export import EXPORTERS, Winner, choose, passed_over
 from nfsearch.proxies import Job, Keeps, Proxy, Trains
 from nfsearch.report.outputs import write_outputs
 from nfsearch.report.result import CandidateRecord, RunResult
 from nfsearch.run.config import read_config, validated
 from nfsearch.run.records import CONFIG, JOURNAL, STUDY, result_of, study_place
+from nfsearch.run.summary import confirm_command, numbered
 from nfsearch.run.tables import proxy_of
 from nfsearch.run.weights import WEIGHTS
 from nfsearch.run.yaml_file import read_yaml
@@ -46,6 +47,11 @@ def export_candidate(folder: Path, to: str, output: Path, *, pick: int | None, m
     result = result_of(open_run(folder))
     config = validated(result.config.resolved)
     record = choose(result, pick=pick, max_latency_ms=max_latency_ms)
+    if pick is None and (others := passed_over(result, record, max_latency_ms)):
+        say(
+            f"Candidate {record.number} is the best of those confirmed. In the search {numbered(others)} had a lower "
+            f"{result.objectives[0]}, with one seed: {confirm_command(result, folder)}, or --pick"
+        )
     proxy = cache(partial(proxy_of, config))
     return exporter.export(Winner(result, record, proxy, lambda: _trained(folder, proxy(), result, record)), output)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.table import Table
 
+from nfsearch.proxies import Fidelity
 from nfsearch.report.confirmation import Confirmed
 from nfsearch.report.favourites import sentence
 from nfsearch.report.result import CandidateRecord, RunResult
@@ -15,18 +17,15 @@ from nfsearch.support.metrics import Measurement, Metric
 from nfsearch.support.terminal import alarm, counted, say, stdout
 
 
-def print_summary(result: RunResult, folder: Path) -> None:
-    """The front as a table on stdout, confirmed where it was; what workers had to say, which operators the proxy
-    favours and what is wrong with the latency table on stderr; and where the report is."""
-    confirmed = result.confirmed[0] if result.confirmed else None
+def print_summary(result: RunResult, folder: Path, fidelity: Fidelity | None = None) -> None:
+    """The front as a table on stdout, confirmed where it was (at `fidelity`, if it was at several); what workers had to
+    say, which operators the proxy favours and what is wrong with the latency table on stderr; and where the report
+    is."""
+    asked = [each for each in result.confirmed if each.fidelity == fidelity]
+    confirmed = next(iter(asked or result.confirmed), None)
     stdout().print(_front(result, confirmed))
     if confirmed:
-        fallen = confirmed.fallen(result.objectives, result.front)
-        for line in (f"By {confirmed.metric}: {confirmed.order()}", *fallen):
-            print(line)
-        finalists = {each.number for each in confirmed.finalists}
-        if others := ", ".join(f"#{number}" for number in result.front if number not in finalists):
-            say(f"Not confirmed of the search's front: {others}; nfsearch confirm {shlex.quote(str(folder))}")
+        _tell_confirmed(result, folder, confirmed)
     elif result.front:
         say(f"One seed each. Which order holds: nfsearch confirm {shlex.quote(str(folder))}")
     for note, numbers in result.notes().items():
@@ -36,6 +35,32 @@ def print_summary(result: RunResult, folder: Path) -> None:
     if words := distrust(result):
         alarm(words)
     print(f"Report: {(folder / 'report.html').resolve()}")
+
+
+def _tell_confirmed(result: RunResult, folder: Path, confirmed: Confirmed) -> None:
+    """The order that holds, who leaves the front, and what is not told by that."""
+    for line in (f"By {confirmed.metric}: {confirmed.order()}", *confirmed.fallen(result.objectives, result.front)):
+        print(line)
+    if left := [number for number in result.front if confirmed.finalist(number) is None]:
+        say(f"Not confirmed of the search's front: {numbered(left)}; {confirm_command(result, folder, confirmed)}")
+    for each in result.confirmed:
+        if each is not confirmed:
+            also = numbered(finalist.number for finalist in each.finalists)
+            say(f"Confirmed on {each.fidelity.tokens:,} tokens, as the report tells: {also}")
+
+
+def confirm_command(result: RunResult, folder: Path, at: Confirmed | None = None) -> str:
+    """What confirms the whole front of a search; on as many tokens as others were confirmed on."""
+    at = at or next(iter(result.confirmed), None)
+    command = ["nfsearch", "confirm", str(folder), "--top", str(len(result.front))]
+    if at and at.fidelity != result.candidate(result.front[0]).fidelity:
+        command += ["--tokens", str(at.fidelity.tokens)]
+    return shlex.join(command)
+
+
+def numbered(candidates: Iterable[int]) -> str:
+    """Their numbers in words."""
+    return ", ".join(f"#{number}" for number in candidates)
 
 
 def distrust(result: RunResult) -> str:
