@@ -29,6 +29,7 @@ _PIECE = 2048  # bytes
 _LONGEST_LINE = 2**28  # bytes of JSONL
 _LOOK = 2**20  # unpacked bytes that a compressed file's size is estimated from
 _AT_ONCE = 2**22  # bytes of a Parquet column
+_SHOWN = 40  # characters of a value in a complaint
 _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _TEXT = {".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".csv", ".py", ".c", ".h", ".cc", ".cpp", ".cu"}
 _TEXT |= {".java", ".js", ".ts", ".go", ".rs", ".sh", ".json", ".yaml", ".yml", ".toml"}
@@ -64,13 +65,17 @@ def unpacked_size(path: Path) -> float:
 
 
 def _stored_size(path: Path, raw: IO[bytes]) -> int:
-    """The unpacked bytes that a compressed file says it has, at its end (RFC 1952; the .xz file format, section 4)."""
+    """The unpacked bytes that a compressed file says it has, at its end (RFC 1952; the .xz file format, sections 2.1.2
+    and 4); 0 where that is no end of one."""
     if path.suffix.lower() == ".gz":
         raw.seek(-4, io.SEEK_END)
         return int.from_bytes(raw.read(4), "little")
     raw.seek(-12, io.SEEK_END)
-    index_size = (int.from_bytes(raw.read(8)[4:], "little") + 1) * 4
-    raw.seek(-min(12 + index_size, path.stat().st_size), io.SEEK_END)
+    footer = raw.read(12)
+    index_size = (int.from_bytes(footer[4:8], "little") + 1) * 4
+    if footer[10:] != b"YZ" or 12 + index_size > path.stat().st_size:
+        return 0
+    raw.seek(-12 - index_size, io.SEEK_END)
     numbers, shift, value = [], 0, 0
     for byte in raw.read(index_size)[1:-4]:  # seven bits in a byte, the lowest first
         value |= (byte & 0x7F) << shift
@@ -170,9 +175,13 @@ def _text_of(path: Path, position: int, line: bytes) -> str:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}:{_number(path, position)}: not a line of JSON ({error})") from None
-    if isinstance(record, dict) and isinstance(text := record.get("text"), str):
-        return text
-    seen = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+    if isinstance(record, dict) and "text" in record:
+        text = record["text"]
+        if text is None or isinstance(text, str):  # as in Parquet, nothing is no document
+            return text or ""
+        seen = f"a `text` that is {json.dumps(text)[:_SHOWN]}"
+    else:
+        seen = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
     place = f"{path}:{_number(path, position)}"
     raise ValueError(f"{place}: expected an object with a string field `text`, found {seen or 'none'}")
 
@@ -224,8 +233,8 @@ def _group_sizes(path: Path, file: Any) -> list[int]:
     import pyarrow as pa
 
     names = file.schema_arrow.names
-    if "text" not in names:
-        raise ValueError(f"{path}: expected a column `text`, found {', '.join(names) or 'none'}")
+    if names.count("text") != 1:
+        raise ValueError(f"{path}: expected one column `text`, found {', '.join(names) or 'none'}")
     found = file.schema_arrow.field("text").type
     if not (pa.types.is_string(found) or pa.types.is_large_string(found)):
         raise ValueError(f"{path}: expected the column `text` to hold strings, found {found}")

@@ -7,9 +7,11 @@ import json
 import lzma
 import math
 import os
+import random
 import sys
 import sysconfig
 import types
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nfsearch.proxies.readers import unpacked_size
 from nfsearch.proxies.sampling import Sampler, sample
 from nfsearch.proxies.sources import Data, SplitData, identity, open_data
 
@@ -29,7 +32,7 @@ def everything(data: Data) -> list[tuple[str, bool]]:
     return [(text, part) for each in found for text, part, _ in each]
 
 
-def write_jsonl(path: Path, texts: list[str]) -> Path:
+def write_jsonl(path: Path, texts: Sequence[str | None]) -> Path:
     content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
     opener: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
     with opener.get(path.suffix, open)(path, "wb") as stream:
@@ -85,7 +88,7 @@ def test_folder_takes_known_kinds_and_skips_hidden_files(tmp_path: Path) -> None
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.txt").write_text("one")
     (tmp_path / "b.md.gz").write_bytes(gzip.compress(b"two"))
-    write_jsonl(tmp_path / "c.jsonl", ["three", "  \n", ""])
+    write_jsonl(tmp_path / "c.jsonl", ["three", "  \n", "", None])
     (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "d.txt").write_text("hidden")
@@ -118,7 +121,7 @@ def test_separate_validation_data(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"body": "x"}\n', r"a\.jsonl:2: expected an object .* field `text`, found body"),
-        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl:1: .*string field `text`"),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl:1: .*string field `text`, found a `text` that is 3"),
         ("a.jsonl", b"[1, 2]\n", r"a\.jsonl:1: .*found list"),
         ("a.jsonl", b'{"text": \n', r"a\.jsonl:1: not a line of JSON"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not a line of JSON"),
@@ -136,9 +139,25 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message:
         everything(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("spoil", [lambda packed: packed[: len(packed) // 2], lambda packed: packed + b"\xff" * 120])
+def test_the_size_of_a_damaged_file_is_estimated_from_its_beginning(
+    tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    text = random.Random(0).randbytes(2**21).hex().encode()  # compresses to about the half
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(lzma.compress(text, preset=0))
+    assert unpacked_size(path) == len(text)
+    path.write_bytes(spoil(path.read_bytes()))
+    assert len(text) / 3 < unpacked_size(path) < 1.2 * len(text)
+
+
 def test_bad_parquet_columns_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a column `text`, found body"):
+    with pytest.raises(ValueError, match="expected one column `text`, found body"):
         everything(str(write_parquet(tmp_path / "a.parquet", "body")))
+    twice = pa.table([["one"], ["two"]], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match="expected one column `text`, found text, text"):
+        everything(str(tmp_path / "twice.parquet"))
     with pytest.raises(ValueError, match="to hold strings, found int64"):
         everything(str(write_parquet(tmp_path / "b.parquet", "text", [1, 2])))
     cut = tmp_path / "c.parquet"
