@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nfsearch.latency_lut import verify
 from nfsearch.latency_lut.timing import CPU
+from nfsearch.latency_lut.verification import Check
 from nfsearch.report.result import MISFIT, RunResult
 from nfsearch.run.finalists import near_front, peeled
 from nfsearch.support.metrics import Measurement
+from tests.latency_lut.helpers import made_up_check
 from tests.nfsearch.fake_run import fake_timings, fake_verification, make_result
 from tests.nfsearch.runs import tiny_config
 
@@ -62,6 +65,24 @@ def test_a_bad_table_is_told_everywhere_and_the_front_is_measured(
     assert "DO NOT TRUST" not in err
     again = RunResult.load(tmp_path / "run" / "result.json")
     assert (again.front, again.table and again.table.trusted) == (result.front, True)
+
+
+def test_who_leaves_the_front_by_a_limit_when_timed_is_named(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(table: object, models: Any, *rest: object, **how: object) -> Iterator[tuple[str, dict[str, Check]]]:
+        for architecture, workloads in models:
+            yield (
+                architecture.digest,
+                {name: made_up_check(1, 7000, digest=architecture.digest, workload=name) for name in workloads},
+            )
+
+    monkeypatch.setattr(verify, "time_whole", slow)
+    monkeypatch.setattr(verify, "warm_up", lambda kind: None)
+    config = tiny_config(tmp_path, latency={"verify": 2}, limits={"tpot_ms": 6000}, search={"evaluations": 4})
+    _, err = command("run", config, "--out", "run")
+    assert "leaves the front: as a whole model it is over the limit on tpot (7,000 ms against 6,000 ms)" in err
+    assert RunResult.load(tmp_path / "run" / "result.json").front == []
 
 
 def test_without_a_check_strict_fails_too(tmp_path: Path, command: Command) -> None:

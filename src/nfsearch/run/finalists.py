@@ -70,6 +70,10 @@ def time_front(config: Config, store: Store, table: LatencyTable) -> None:
     if len(near) > most:
         say(f"{len(near)} candidates lie within the error bars of the front; the nearest {most} of them are timed")
     time_whole(config, store, lambda: table, near[:most])
+    timed = result_of(store)
+    for number in result.front:
+        for name, (_, words) in config.limit_values.excess(timed.candidate(number).metrics).items():
+            say(f"#{number} leaves the front: as a whole model it is over the limit on {name} ({words})")
 
 
 def time_whole(
