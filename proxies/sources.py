@@ -215,7 +215,7 @@ def _labels(files: Iterable[Path]) -> dict[Path, str]:
     if len(sizes) <= _MOST_LABELS:
         return labels
     largest = {label for label, _ in sizes.most_common(_MOST_LABELS - 1)}
-    others = f"{len(sizes) - len(largest)} others"
+    others = f"{len(sizes) - len(largest)} other files"
     return {path: label if label in largest else others for path, label in labels.items()}
 
 

@@ -101,7 +101,8 @@ def test_notation(fails: Run, tmp_path: Path, layers: str, message: str) -> None
         (
             "space: {width: 64, layers: F}\nlimits: {tpt_ms: 3}\n",
             "config.yaml:2: limits.tpt_ms: expected NAME_UNIT of sized_loss, loss, bits_per_byte, perplexity, tpot, "
-            "memory, parameters, state, tpot_energy (such as tpot_ms); latency.workloads defines workloads",
+            "memory, parameters, state, tpot_energy (such as tpot_ms; latency.workloads defines workloads), "
+            "did you mean tpot_ms?",
         ),
         (
             "space: {width: 64, layers: F}\nsearch:\n  strategy: random\n  populaton: 3\n",

@@ -62,7 +62,10 @@ def test_the_sentence_says_which_order_holds() -> None:
     found = confirmed(LOSSES)
     assert found.order() == "3 is better than 7 with probability >0.99; 7 and 9 cannot be told apart (0.63)."
     assert confirmed({3: [2.0, 2.1]}).order() == "There is one finalist only."
-    assert confirmed({3: [2.0], 7: [2.5]}).order() == "One seed each says nothing of the order."
+    assert (
+        confirmed({3: [2.0], 7: [2.5]}).order()
+        == "One other seed each says nothing of the order; two (--seeds 2) would."
+    )
     assert confirmed({3: [2.0, 2.0], 7: [2.5, 2.5]}).order() == "3 is better than 7 with probability >0.99."
     assert confirmed({3: [2.0, 2.0], 7: [2.0, 2.0]}).order() == "3 and 7 cannot be told apart (0.50)."
 

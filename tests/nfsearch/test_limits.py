@@ -65,20 +65,24 @@ def test_the_tighter_of_two_limits_counts() -> None:
         ),
         (
             {"limits": {"tpot_gb": 1}},
-            "limits.tpot_gb: limits tpot, which is in seconds: expected us, ms, s, tokens_per_s, not 'gb'",
+            "limits.tpot_gb: limits tpot, which is in seconds: expected tpot_us, tpot_ms, tpot_s, tpot_tokens_per_s",
         ),
-        ({"limits": {"memory_ms": 1}}, "limits.memory_ms: limits memory, which is in bytes: expected mb, gb, not 'ms'"),
-        ({"limits": {"tpot_8k_hours": 1}}, "limits tpot_8k, which is in seconds: expected us, .* not 'hours'"),
+        (
+            {"limits": {"memory_ms": 1}},
+            "limits.memory_ms: limits memory, which is in bytes: expected memory_mb, memory_gb",
+        ),
+        ({"limits": {"tpot_8k_hours": 1}}, "limits tpot_8k, which is in seconds: expected tpot_8k_us, .*tpot_8k_s"),
         (
             {"limits": {"memory": 1}},
-            "limits.memory: limits memory, which is in bytes: expected mb, gb, not without a unit",
+            "limits.memory: limits memory, which is in bytes: expected memory_mb, memory_gb",
         ),
         (
             {"limits": {"loss_ms": 1}},
-            "limits.loss_ms: limits loss, which is in nats per token: expected no unit, not 'ms'",
+            "limits.loss_ms: limits loss, which is in nats per token: expected loss",
         ),
-        ({"limits": {"parameters_gb": 1}}, "which is a number: expected no unit, m, b, not 'gb'"),
-        ({"limits": {"bits_per_byte_mb": 1}}, "limits bits_per_byte, which is a number: expected no unit, not 'mb'"),
+        ({"limits": {"params": 1}}, "limits.params: expected NAME_UNIT .*, did you mean parameters"),
+        ({"limits": {"parameters_gb": 1}}, "which is a number: expected parameters, parameters_m, parameters_b"),
+        ({"limits": {"bits_per_byte_mb": 1}}, "limits bits_per_byte, which is a number: expected bits_per_byte"),
         ({"limits": {"tpot_ms": 0}}, "limits.tpot_ms: expected a number above 0, found 0"),
         (
             {"limits": {"tpot_tokens_per_s": 1e-320}},

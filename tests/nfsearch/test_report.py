@@ -203,7 +203,10 @@ def test_which_operators_the_proxy_favours_is_told_where_it_was_studied(
     result: RunResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert result.favourites is None
-    assert "Whether this proxy favours some operators was not studied." in Page(render(result)).text
+    assert (
+        "Whether this proxy favours some operators was not studied; `nfsearch study fidelity` would tell."
+        in Page(render(result)).text
+    )
     bias = {"A": Bias(error=0.05, low=0, high=0.1), "M2": Bias(error=-0.21, low=-0.3, high=-0.1)}
     of = {"metric": result.objectives[0], "fidelity": result.candidates[0].fidelity, "tokens": 48_000_000}
     known = Favourites(**of, architectures=40, operators=bias)

@@ -35,7 +35,7 @@ def test_a_value_that_cannot_be_read(tmp_path: Path, value: str, message: str) -
     [
         (
             "limits:\n  loss: 3\n  tpot_gb: 3\n",
-            "4: limits.tpot_gb: limits tpot, which is in seconds: expected us, ms, s",
+            "4: limits.tpot_gb: limits tpot, which is in seconds: expected tpot_us, tpot_ms, ",
         ),
         ("limits:\n  loss: 3\n  tpt_ms: 3\n", "4: limits.tpt_ms: expected NAME_UNIT of sized_loss, loss, "),
         ("limits:\n  loss: 0\n", "3: limits.loss: expected a number above 0, found 0"),

@@ -172,7 +172,7 @@ def test_many_files_are_counted_together(tmp_path: Path) -> None:
     for number in range(30):
         write(tmp_path / f"{number:02d}.txt", documents("abc"[number % 3], 2000 + 100 * number))
     names = [one.name for one in prepared(str(tmp_path), validation_tokens=1000).sources]
-    assert set(names) == {"19 others", *(f"{number}.txt" for number in range(19, 30))}
+    assert set(names) == {"19 other files", *(f"{number}.txt" for number in range(19, 30))}
 
 
 def test_much_more_than_is_needed_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,10 +37,9 @@ def fidelity(
 @study.command("report")
 def report(folder: StudyFolder) -> None:
     """Tell what a study has found so far: tables, a figure, and which budget to use."""
-    from nfsearch.studies.report import write_report
+    from nfsearch.studies.report import print_report
 
-    for path in write_report(folder):
-        print(path)
+    print_report(folder)
 
 
 @study.command("tasks")

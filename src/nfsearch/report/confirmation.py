@@ -108,7 +108,7 @@ class Confirmed(Part):
         if len(self.finalists) < 2:
             return "There is one finalist only."
         if not self.pairs:
-            return "One seed each says nothing of the order."
+            return "One other seed each says nothing of the order; two (--seeds 2) would."
         parts = []
         for one, other in pairwise(self.finalists):
             p = self.probability(one.number, other.number) or 0.0

@@ -58,7 +58,7 @@ class Favourites(Part):
 def sentence(found: Favourites | None) -> str:
     """What a report says of it."""
     if found is None:
-        return "Whether this proxy favours some operators was not studied."
+        return "Whether this proxy favours some operators was not studied; `nfsearch study fidelity` would tell."
     if found.architectures < FEWEST:
         return (
             f"Whether this proxy favours some operators is not known yet: {found.architectures} architectures have "

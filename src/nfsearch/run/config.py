@@ -21,6 +21,7 @@ from nfsearch.run.yaml_file import YamlFile, read_yaml
 from nfsearch.search import EXECUTORS, RULES, STRATEGIES, Limits, RuleSettings, SearchSettings, WorkerSettings
 from nfsearch.space import SpaceSettings
 from nfsearch.support.metrics import Metric
+from nfsearch.support.names import nearest
 from nfsearch.support.settings import SettingError, Settings
 
 # Sections that name a kind: the key that names it, and where kinds are found.
@@ -184,17 +185,22 @@ def _limit(limit: str, metrics: Mapping[str, Metric]) -> tuple[str, str]:
     if not name:
         example = next((each for each, metric in metrics.items() if "ms" in metric.limit_units), "tpot")
         raise SettingError(
-            f"expected NAME_UNIT of {', '.join(metrics)} (such as {example}_ms); latency.workloads defines workloads",
+            f"expected NAME_UNIT of {', '.join(metrics)} (such as {example}_ms; "
+            f"latency.workloads defines workloads){nearest(limit, _keys(metrics))}",
             "limits",
             limit,
         )
     unit = fitting[name]
     if unit not in metrics[name].limit_units:
         kind = f"in {metrics[name].unit.name}" if metrics[name].unit.name else "a number"
-        known = ", ".join(each or "no unit" for each in metrics[name].limit_units)
-        found = repr(unit) if unit else "without a unit"
-        raise SettingError(f"limits {name}, which is {kind}: expected {known}, not {found}", "limits", limit)
+        known = ", ".join(_keys({name: metrics[name]}))
+        raise SettingError(f"limits {name}, which is {kind}: expected {known}", "limits", limit)
     return name, unit
+
+
+def _keys(metrics: Mapping[str, Metric]) -> list[str]:
+    """What `limits` may name: metrics with their units."""
+    return [f"{name}_{unit}" if unit else name for name, metric in metrics.items() for unit in metric.limit_units]
 
 
 def load_config(path: Path, assignments: Sequence[str] = ()) -> tuple[Config, YamlFile]:

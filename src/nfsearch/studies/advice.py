@@ -52,9 +52,14 @@ def sentences(
 ) -> list[str]:
     """Which budget to use, and what to beware of; the same of the config's proxy, where that is another."""
     agrees = f"Spearman {best.spearman} with the long order over {best.architectures} architectures"
-    if best.spearman.value >= TARGET:
+    if best.architectures < FEW:
+        found = [
+            f"{best.architectures} architectures are too few to advise a budget. So far {_named(best)} has {agrees}."
+        ]
+    elif best.spearman.value >= TARGET:
         close = _close(best.regret_first, noise)
-        too = f" with a first choice within {CLOSE:g} seed deviations of the true best" if close else ""
+        within = f" with first choices, of all and of half, within {CLOSE:g} seed deviations of the true best"
+        too = within if close else ""
         found = [f"Use this budget: {_named(best)}. {agrees}; it is the cheapest that reaches {TARGET}{too}."]
     else:
         found = [f"No budget reaches a Spearman of {TARGET}. The nearest is {_named(best)}: {agrees}."]
@@ -83,11 +88,7 @@ def _qualified(
         f"{_nats(three.of_all, noise)}; among half of the architectures, the mean over random halves, "
         f"{_nats(first.of_half, noise)} and {_nats(three.of_half, noise)}."
     ]
-    if judged.architectures < FEW:
-        found.append(
-            f"Only {judged.architectures} architectures were compared: that says little, whatever the interval."
-        )
-    elif judged.spearman.low < TARGET <= judged.spearman.value:
+    if judged.spearman.low < TARGET <= judged.spearman.value:
         found.append(f"The interval reaches below {TARGET}: that it gets there may be luck.")
     return [*found, *_beware(favours(judged.predictor, truth)), *_said_of_size(judged, config, frame, truth)]
 
@@ -124,4 +125,6 @@ def _nats(nats: float, noise: float | None) -> str:
 
 def millions(count: float) -> str:
     """A number of tokens or parameters."""
+    if count < 1e5:
+        return f"{count:,.0f}"
     return f"{count / 1e6:.3g}M"

@@ -88,7 +88,10 @@ class StudySettings(Settings):
             raise SettingError(text, "reference", "recipe")
         for name, recipe in self.recipes.items():
             if (warm := recipe.warmup * recipe.tokens) >= recipe.budgets[0]:
-                text = f"the first one ends within the warm-up of {warm:,.0f} tokens, which is warmup x tokens"
+                text = (
+                    f"the first one ends within the warm-up of {warm:,.0f} tokens, which is {recipe.warmup:g} (warmup) "
+                    f"of {recipe.tokens:,} (tokens): set `tokens` to what a search would train on"
+                )
                 raise SettingError(text, "recipes", name, "budgets")
             if name == self.reference.recipe and recipe.budgets[-1] > self.reference.tokens:
                 text = f"{recipe.budgets[-1]:,} tokens are more than the reference has ({self.reference.tokens:,})"

@@ -80,10 +80,9 @@ def study_fidelity(config_path: Path, folder: Path, share: str, assignments: Seq
     if left := sum(bool(training.lacking(known)) for training in trainings(config.study, architectures)):
         say(f"{counted(left, 'training')} left to other shares; `nfsearch study report {folder}` tells what there is")
         return 0
-    from nfsearch.studies.report import write_report
+    from nfsearch.studies.report import print_report
 
-    for path in write_report(folder):
-        print(path)
+    print_report(folder)
     return 0
 
 

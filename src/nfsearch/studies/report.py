@@ -68,6 +68,13 @@ def write_report(folder: Path) -> list[Path]:
     return [folder / name for name in ("results.parquet", *files)]
 
 
+def print_report(folder: Path) -> None:
+    """Writes the report of a study, and prints where it is and what it advises. Raises ValueError as `write_report`."""
+    for path in write_report(folder):
+        print(path)
+    print((folder / "report.md").read_text(encoding="utf-8").split("\n\n")[1])
+
+
 def _judged(frame: pd.DataFrame, truth: Truth, config: StudyConfig) -> list[Judged]:
     """Every predictor that can be judged, the best order first."""
     recipes = config.study.recipes
@@ -168,7 +175,7 @@ def _markdown(
         "",
         f"The long training is {truth.recipe} at {millions(truth.tokens)} tokens: {len(order)} architectures of "
         f"{millions(sizes.min())} to {millions(sizes.max())} parameters (median {millions(sizes.median())}) and "
-        f"{depths.min()} to {depths.max()} layers, losses {order.min():.4f} to {order.max():.4f} nats; "
+        f"{_span(depths.min(), depths.max())} layers, losses {order.min():.4f} to {order.max():.4f} nats; "
         f"{_seeds_move(noise)}. {len(frame)} losses on "
         f"{', '.join(sorted(set(frame['device'])))}; {failed} trainings failed.",
         "",
@@ -195,6 +202,10 @@ def _markdown(
             tau = f"Kendall's tau between the orders by {of} at two learning rates (all losses: rates.csv, rates.png):"
             lines += [tau, "", _table(agreements(losses)), ""]
     return "\n".join(lines)
+
+
+def _span(least: int, most: int) -> str:
+    return f"{least} to {most}" if most > least else str(least)
 
 
 def _seeds_move(spread: float | None) -> str:

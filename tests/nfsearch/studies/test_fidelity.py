@@ -43,7 +43,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes seconds; the study that is left alone has one."""
-    monkeypatch.setattr(report, "write_report", lambda folder: [])
+    monkeypatch.setattr(report, "print_report", lambda folder: None)
 
 
 def losses(folder: Path) -> dict[Any, float]:
