@@ -276,7 +276,7 @@ def _find(storage: str | Path, name: str | None) -> tuple[optuna.Study, BaseStor
 def require_same(then: Mapping[str, Any], now: Mapping[str, Any], run: str | Path) -> None:
     """Raises ValueError, naming each setting that differs, unless a run is to go on with the settings it began with."""
     before, after = (dict(_leaves(json.loads(json.dumps(values)))) for values in (then, now))
-    keys = [key for key in {**before, **after} if before.get(key, ...) != after.get(key, ...)]
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]  # what is missing is null
     if keys:
         changes = "; ".join(f"{key} was {_short(before.get(key))} and is now {_short(after.get(key))}" for key in keys)
         raise ValueError(f"{run} was made with other settings ({changes}): use those, or search anew (--out)")

@@ -144,6 +144,7 @@ def estimate_from_table(
 ) -> None:
     """Prints the estimate and its parts. What is None is the table's own: its only head, its longest context."""
     table = _load(path, device)
+    Architecture.parse(notation, width=width, vocab=1)  # what is wrong with it comes before what is wrong with the ends
     vocab, head_norm = _head(table, vocab, head_norm)
     asked = {name: value for name, value in workload.items() if value is not None}
     architecture = Architecture.parse(notation, width=width, vocab=vocab, meta_tokens=meta_tokens, head_norm=head_norm)

@@ -49,12 +49,12 @@ class Registry(Generic[T]):
         return {name: self.find(name) for name in self.names}
 
     def find(self, name: str) -> T:
-        """The extension of that name. Raises ValueError, with the nearest known name, if there is none, and for one
+        """The extension of that name. Raises ValueError, with the known names, if there is none, and for one
         that cannot be imported."""
         entry = self._entries.get(name)
         if entry is None:
-            hint = nearest(name, self.names) or f"; known: {', '.join(self.names)}"
-            raise ValueError(f"unknown {self.kind} {name!r}{hint}")
+            known = ", ".join(self.names)
+            raise ValueError(f"unknown {self.kind} {name!r}{nearest(name, self.names)}; known: {known}")
         try:
             return cast(T, entry.load())
         except Exception as error:  # whatever the package of another raises
