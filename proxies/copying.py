@@ -39,6 +39,10 @@ class SelectiveCopyingSettings(TaskSettings):
     def asked(self) -> int:
         return self.copied
 
+    @property
+    def answers(self) -> int:
+        return self.symbols - 2
+
 
 class SelectiveCopyingProxy(TaskProxy):
     """Selective copying of MAD (Poli et al., arXiv 2403.17844, appendix B.4): some tokens stand at random places
@@ -72,6 +76,10 @@ class CompressionSettings(TaskSettings):
     @property
     def asked(self) -> int:
         return self.sequence - 1
+
+    @property
+    def answers(self) -> int:
+        return self.symbols - 1
 
 
 class CompressionProxy(TaskProxy):

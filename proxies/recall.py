@@ -48,6 +48,10 @@ class MqarSettings(TaskSettings):
     def asked(self) -> int:
         return self.pairs
 
+    @property
+    def answers(self) -> int:
+        return self.pairs
+
 
 class MqarProxy(TaskProxy):
     """Multi-query associative recall (Arora et al., "Zoology", arXiv 2312.04927, section 4): a sequence begins with
@@ -97,6 +101,10 @@ class InContextRecallSettings(TaskSettings):
     @property
     def asked(self) -> int:
         return self.sequence // 2
+
+    @property
+    def answers(self) -> int:
+        return self.symbols // 2
 
 
 class InContextRecallProxy(TaskProxy):

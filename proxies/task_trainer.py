@@ -17,6 +17,7 @@ from nfsearch.proxies.tasks import UNASKED, Task
 from nfsearch.proxies.trainer import REPORTS, Diverged, repeatable
 from nfsearch.space import Architecture
 from nfsearch.support.metrics import Z_95, Measurement
+from nfsearch.support.notes import note
 
 _TEST_SEED = 20_260_101  # of the sequences that all candidates are scored on; seeds of jobs are small
 
@@ -71,7 +72,8 @@ def train_on_task(
     Wilson's 95 % interval, each answer taken for itself.
 
     `seed` decides the weights and the sequences; the caller's random state is left alone. The host waits for the device
-    at reports only, about every 2 % of the run. Raises `Diverged` when a loss is not finite.
+    at reports only, about every 2 % of the run. That a model does no better than guessing is noted. Raises `Diverged`
+    when a loss is not finite.
     """
     started = time.perf_counter()
     device, recipe = torch.device(device), task.settings.recipe
@@ -95,6 +97,10 @@ def train_on_task(
                     if report:
                         report(*curve[-1])
         found = _score(model, task, device)
+    guessing = 1 - 1 / task.settings.answers
+    if found.value + found.error >= guessing:
+        remedy = "more `examples`, or a smaller task, would tell more"
+        note(f"{task.name}: no better than guessing ({guessing:.3g} wrong); {remedy}")
     seconds = time.perf_counter() - started
     return Evaluation({task.name: found}, schedule.steps * per_step, seconds, tuple(curve))
 

@@ -50,6 +50,11 @@ class TaskSettings(ProxySettings):
         """Positions of a sequence at which something is asked."""
 
     @property
+    @abstractmethod
+    def answers(self) -> int:
+        """How many answers there are to guess from, for who knows what is asked and nothing of where it stood."""
+
+    @property
     def recipe(self) -> TrainingSettings:
         """How it is trained: as the training proxy trains, but for what is said here, and with free weights, as in
         Zoology."""

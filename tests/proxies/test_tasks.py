@@ -17,6 +17,7 @@ from nfsearch.proxies.tasks import UNASKED
 from nfsearch.proxies.trainer import Diverged
 from nfsearch.proxies.zero_cost import ZeroCostProxy, ZeroCostSettings, flops_per_token
 from nfsearch.space import Architecture, SpaceSettings
+from nfsearch.support.notes import listening
 from tests.proxies.small import architecture
 
 EASY = {"pairs": 3, "sequence": 9, "symbols": 7, "examples": 64 * 240, "batch": 64, "test": 128}
@@ -93,10 +94,15 @@ def test_compression_asks_for_everything_at_one_place() -> None:
 @pytest.mark.slow
 def test_attention_learns_mqar_and_layers_without_memory_stay_at_chance() -> None:
     proxy = proxy_of(MqarProxy, **EASY)
-    attention = scored(proxy, "A[head_dim=16,kv_heads=2]{2}")
+    with listening() as said:
+        attention = scored(proxy, "A[head_dim=16,kv_heads=2]{2}")
+    assert not said
     assert attention.metrics["mqar"].value < 0.02
     assert attention.curve[-1][1] < 0.3
-    no_memory = scored(proxy, "F[ratio=2]{2}")
+    with listening() as said:
+        no_memory = scored(proxy, "F[ratio=2]{2}")
+    (note,) = said
+    assert note.startswith("mqar: no better than guessing (0.667 wrong)")
     assert no_memory.metrics["mqar"].value == pytest.approx(2 / 3, abs=0.08)  # one of three values, whatever is told
     assert no_memory.curve[-1][1] == pytest.approx(math.log(3), abs=0.1)
 
