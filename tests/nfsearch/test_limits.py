@@ -119,10 +119,16 @@ def test_any_metric_can_be_the_first_objective() -> None:
 
 
 KINDS = [
-    ("search", "strategy", "agin", "unknown strategy 'agin', did you mean aging?"),
-    ("proxy", "kind", "trainign", "unknown proxy 'trainign', did you mean training?"),
-    ("rule", "kind", "medain", "unknown stopping rule 'medain', did you mean median?"),
-    ("workers", "executor", "locl", "unknown executor 'locl', did you mean local?"),
+    ("search", "strategy", "agin", "unknown strategy 'agin', did you mean aging?; known: aging, random"),
+    (
+        "proxy",
+        "kind",
+        "trainign",
+        "unknown proxy 'trainign', did you mean training?; known: compression, in_context_recall, "
+        "long-context, mqar, selective_copying, training, zero-cost",
+    ),
+    ("rule", "kind", "medain", "unknown stopping rule 'medain', did you mean median?; known: median"),
+    ("workers", "executor", "locl", "unknown executor 'locl', did you mean local?; known: local, ray"),
     ("search", "strategy", "zzz", "unknown strategy 'zzz'; known: aging, random"),
 ]
 
