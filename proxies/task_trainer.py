@@ -98,7 +98,7 @@ def train_on_task(
                         report(*curve[-1])
         found = _score(model, task, device)
     guessing = 1 - 1 / task.settings.answers
-    if found.value + found.error >= guessing:
+    if 0 < guessing <= found.value + found.error:
         remedy = "more `examples`, or a smaller task, would tell more"
         note(f"{task.name}: no better than guessing ({guessing:.3g} wrong); {remedy}")
     seconds = time.perf_counter() - started
