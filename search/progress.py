@@ -89,9 +89,12 @@ class Progress:
 
 def eta_seconds(candidates: Sequence[Candidate], running: Sequence[Training], left: int, workers: int) -> float | None:
     """Time until `left` candidates have finished, the running ones among them, from the mean of the recent ones; before
-    one has finished, from how far those have come that report."""
+    one has finished, from how far those have come that report. Who has seen all tokens and goes on, with tasks that
+    follow, tells nothing."""
     seconds = [candidate.seconds for candidate in candidates[-RECENT:]]
-    seconds = seconds or [task.seconds * task.of / task.tokens for task in running if task.tokens and task.of]
+    seconds = seconds or [
+        task.seconds * task.of / task.tokens for task in running if task.tokens and task.tokens < task.of
+    ]
     if not seconds:
         return None
     mean = sum(seconds) / len(seconds)

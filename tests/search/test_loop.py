@@ -358,6 +358,7 @@ def test_the_time_left_is_told_from_the_first_report_on() -> None:
         Training(2, "F", 2.0, 1, of=400),
     ]
     assert eta_seconds([], running[2:], 10, 2) is None
+    assert eta_seconds([], [Training(0, "D", 40.0, 1, tokens=400, loss=3.0, of=400)], 10, 2) is None  # tasks follow
     assert eta_seconds([], running, 10, 2) == pytest.approx((10 * 50 - 42) / 2)  # a whole one takes 40 and 60 s
     first = search(strategy(), 1)
     assert eta_seconds(first, running, 10, 1) == pytest.approx(max(10 * first[0].seconds - 3 * first[0].seconds, 0.0))
