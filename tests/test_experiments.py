@@ -66,7 +66,9 @@ def test_what_the_check_of_a_member_says(tmp_path: Path, capsys: pytest.CaptureF
         "A D": (0, "a member: A D @ 128\n"),
         "D D": (1, "not a member: D D breaks limits.required (no A)\n"),
         "A D A": (1, "not a member: A D A breaks limits.params"),
-        "F": (1, "not a member: no choices lead to F"),
+        "A F": (1, "not a member: layer 2 is F, and the space has no F\n"),
+        "A[window=8]": (1, "not a member: layer 1 is A[window=8], and the space has A\n"),
+        "A A A A": (1, "not a member: no choices lead to A{4}\n"),
     }
     for notation, (status, text) in answers.items():
         assert check_member(space, notation) == status

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nfsearch.run.config import load_config
 from nfsearch.run.tables import vocabulary
-from nfsearch.space import SearchSpace
+from nfsearch.space import Layer, SearchSpace
 from nfsearch.space.counting import in_full
 from nfsearch.space.family import find_family
 from nfsearch.space.notation import Node, parse, parse_definitions, parse_layers, print_layers
@@ -77,6 +77,16 @@ def sample_members(space: SearchSpace, number: int, seed: int) -> None:
         print(space.sample(rng).architecture)
 
 
+def _unknown(space: SearchSpace, layers: Sequence[Layer]) -> str:
+    """Which of the layers the space does not have, in words; empty where it has all."""
+    known = space.alphabet()
+    for number, layer in enumerate(layers, start=1):
+        if layer not in known:
+            alike = ", ".join(str(each) for each in known if each.op == layer.op)
+            return f"layer {number} is {layer}, and the space has {alike or f'no {layer.op}'}"
+    return ""
+
+
 def check_member(space: SearchSpace, notation: str) -> int:
     """Prints whether the layers are a member, and the answers that lead to them; the exit status is 0 if they are."""
     layers = parse_layers(notation)
@@ -88,7 +98,7 @@ def check_member(space: SearchSpace, notation: str) -> int:
         return 1
     sizes = [size for size, refusal in zip(sizes, refused, strict=True) if not refusal]
     if answers is None:
-        print(f"not a member: no choices lead to {print_layers(layers)}")
+        print(f"not a member: {_unknown(space, layers) or f'no choices lead to {print_layers(layers)}'}")
         return 1
     broken = {size.width: space.limits.broken_by([], size) for size in sizes}
     fitting = [width for width, limit in broken.items() if limit is None]
