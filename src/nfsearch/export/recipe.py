@@ -16,7 +16,8 @@ FORMAT = "nfsearch.architecture/1"
 
 _HEADER = """\
 # A candidate of an architecture search. `architecture` is the model; nfsearch.export.load_architecture reads it.
-# `training` is a recipe for a full run, after Nemotron-Flash (arXiv 2511.18890); what the paper leaves open is marked.
+# `training` is how Nemotron-Flash trained its models of 1B and 3B parameters (arXiv 2511.18890): set tokens and batch
+# for yours, and a rate that fits them. What the paper leaves open is marked.
 # `proxy` is the short run that the search scored it with, and `measured` is what that run gave.
 """
 
