@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from nfsearch.latency_lut.device import provenance, resolve
 from nfsearch.latency_lut.errors import OutOfMemory, TableError
@@ -99,13 +100,32 @@ def time_whole(
     looks: dict[str, list[Mapping[str, Check | None]]] = {}
     for number in range(1, rounds + 1):
         for architecture, workloads in models:
+            look = partial(_look, table, architecture, workloads, dtype, kind, within)
             seen = looks.setdefault(architecture.digest, [])
-            for again in range(1 if number < rounds else 1 + _AGAIN):
-                if again == 0 or any(_disturbed([look[name] for look in seen]) for name in workloads):
-                    seen.append(_checks(table, architecture, workloads, dtype, kind, within))
-                    clean_up(kind)
-            found = {name: _fastest([look[name] for look in seen]) for name in workloads}
-            yield architecture.digest, found if number == rounds else {}
+            seen.append(look())
+            if number < rounds:
+                yield architecture.digest, {}
+                continue
+            while len(seen) < rounds + _AGAIN and any(map(_disturbed, _by_workload(seen).values())):
+                seen.append(look())
+            yield architecture.digest, {name: _fastest(each) for name, each in _by_workload(seen).items()}
+
+
+def _look(
+    table: LatencyTable,
+    architecture: Architecture,
+    workloads: Mapping[str, Workload],
+    dtype: str,
+    kind: str,
+    within: Bounds,
+) -> dict[str, Check | None]:
+    found = _checks(table, architecture, workloads, dtype, kind, within)
+    clean_up(kind)
+    return found
+
+
+def _by_workload(looks: Sequence[Mapping[str, Check | None]]) -> dict[str, list[Check | None]]:
+    return {name: [look[name] for look in looks] for name in looks[0]}
 
 
 def _disturbed(looks: Sequence[Check | None]) -> bool:
